@@ -1,0 +1,1 @@
+"""Numpy, Pillow and onnxruntime; never torch."""

@@ -1,0 +1,139 @@
+"""Files and folders that appear whole or not at all, and their digests."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .errors import OutputError
+
+STAGING = ".partial-"
+"""What the names of unfinished files and folders begin with; leftovers of a killed process carry it."""
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk, so that a rename after it cannot be reordered before it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(error: OSError, path: Path) -> OutputError:
+    """Say in one sentence why `path` could not be written and what to do."""
+    where = path if path.is_dir() else path.parent
+    reasons = {
+        errno.ENOSPC: f"the disk that holds {where} is full: free some space or choose another place",
+        errno.EDQUOT: f"the disk quota for {where} is used up: free some space or choose another place",
+        errno.EROFS: f"{where} is on a read-only file system: choose another place",
+        errno.EACCES: f"{where} may not be written to: change its permissions or choose another place",
+        errno.EPERM: f"{where} may not be written to: change its permissions or choose another place",
+        errno.ENOTDIR: f"{where} is not a folder: choose another place",
+        errno.EEXIST: f"{path} is in the way: move it or choose another place",
+    }
+    reason = reasons.get(error.errno or 0, f"{where} cannot be written to ({error.strerror or error})")
+    return OutputError(f"Could not write {path.name}: {reason}.")
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of writing `path` into an `OutputError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise _explain(error, path) from error
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its parents; an `OutputError` says why where that cannot be."""
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
+    """Put `content` at `path` in one step, replacing what was there.
+
+    Args:
+        path: the file to write; its folder must exist.
+        content: the bytes, or a function that writes the file it is given the path of.
+
+    Raises:
+        OutputError: the disk is full, the folder is read-only, and so on; `path` is as it was before.
+    """
+    staged = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
+    with explained(path):
+        try:
+            if isinstance(content, bytes):
+                staged.write_bytes(content)
+            else:
+                content(staged)
+            _sync(staged)
+            os.replace(staged, path)
+            _sync(path.parent)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what processes that were killed while writing into `folder` left unfinished."""
+    for path in folder.glob(f"{STAGING}*"):
+        pid = path.name.removeprefix(STAGING).split("-")[0]
+        if pid.isdigit() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid():
+            continue  # its writer still runs
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends, and vanishes if the block fails.
+
+    Args:
+        path: the folder to make.
+        replace: whether an existing `path` may be replaced; it stays until the new one is complete.
+
+    Raises:
+        OutputError: `path` exists and `replace` is false, or it cannot be written.
+    """
+    if path.exists() and not replace:
+        raise OutputError(f"{path} exists already: choose another folder or pass --force to replace it.")
+    make_folder(path.parent)
+    with explained(path):
+        remove_leftovers(path.parent)
+        staged = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
+        staged.mkdir()
+        old = path.with_name(f"{STAGING}{os.getpid()}-old-{path.name}")
+        try:
+            yield staged
+            for file in sorted(staged.rglob("*")):
+                _sync(file)
+            _sync(staged)
+            if path.exists():
+                os.rename(path, old)  # a folder that is not empty cannot be replaced in one step
+            os.rename(staged, path)
+            _sync(path.parent)
+        except BaseException:
+            if old.exists() and not path.exists():
+                os.rename(old, path)
+            raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)

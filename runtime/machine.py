@@ -1,0 +1,107 @@
+"""Facts about the machine: processor, its features, the cores this process may use, versions."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("edgecifar", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnx", "torch", "torchvision")
+
+
+def cpu_info() -> tuple[str, frozenset[str]]:
+    """Return the processor's name and its feature flags, such as `avx512_vnni`; no flags where Linux is not."""
+    name, flags = platform.processor() or platform.machine(), frozenset[str]()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return name, flags
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags = frozenset(value.split())
+            break
+    return name, flags
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Return how many processors' worth of time the control group grants, or None where there is no limit.
+
+    Reads `cpu.max` (version 2) of this process's group and of all above it, or `cpu.cfs_quota_us` and
+    `cpu.cfs_period_us` (version 1), and takes the smallest.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, read = root, _quota_v2
+        elif "cpu" in controllers.split(","):
+            base, read = root / "cpu", _quota_v1
+            if not base.is_dir():
+                base = root / controllers
+        else:
+            continue
+        folder = base / group.strip("/")
+        for place in (folder, *folder.parents):
+            quotas.append(read(place))
+            if place == base:
+                break
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if quota < 0 else quota / period
+
+
+def usable_cpus() -> int:
+    """Return how many threads can run at once: the affinity mask, cut to the control group's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
+
+
+def describe() -> dict[str, object]:
+    """Return what a measurement must be reported with: processor, features, cores, system, versions."""
+    name, flags = cpu_info()
+    telling = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+    return {
+        "cpu": name,
+        "cpu_features": [flag for flag in telling if flag in flags],
+        "usable_cpus": usable_cpus(),
+        "cpu_quota": cpu_quota(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of each package that results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

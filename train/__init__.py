@@ -1,0 +1,1 @@
+"""Training Net with torch: data, recipes, the loop, run folders."""

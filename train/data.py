@@ -1,0 +1,159 @@
+"""CIFAR-10 through torchvision, or a small synthetic set of the same shape; as plain numpy arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..runtime.contract import LABELS, SIDE
+from ..runtime.errors import DataError
+from ..runtime.files import make_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 [N, 32, 32, 3] RGB and labels int64 [N], for training and for testing.
+
+    Attributes:
+        name: "CIFAR-10" or "synthetic"; nothing made from the latter may be reported as the former.
+        digest: SHA-256 over all images and labels.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    digest: str
+
+    def hold_out(self, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Split the training images into those to train on and the `share` held out for decisions.
+
+        The held-out images are the last ones of each class, the same for every seed, so that
+        decisions taken in different runs are comparable and never see an image trained on.
+
+        Args:
+            share: 0 to 0.5; 0.1 of CIFAR-10 holds out 500 images of each class.
+
+        Returns:
+            Two int64 arrays of indices into `train_images`, ascending.
+        """
+        held_out = np.zeros(len(self.train_labels), bool)
+        for label in range(len(LABELS)):
+            indices = np.flatnonzero(self.train_labels == label)
+            held_out[indices[len(indices) - round(share * len(indices)) :]] = True
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def load(data: str | Path | None = None, say: Callable[[str], object] = lambda line: None) -> Dataset:
+    """Load the data set that `data` names.
+
+    Args:
+        data: a folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or "synthetic";
+            by default `$EDGECIFAR_DATA`, else `~/.cache/edgecifar`, where CIFAR-10 is downloaded to.
+        say: called with a line about what takes long.
+
+    Raises:
+        DataError: the files are missing and cannot be downloaded, or one of them is corrupt.
+    """
+    data = data or os.environ.get("EDGECIFAR_DATA") or Path("~/.cache/edgecifar").expanduser()
+    if str(data) == SYNTHETIC:
+        return synthetic()
+    root = Path(data)
+    if (root / "test_batch").exists():  # the inner folder was named
+        root = root.parent
+    return _load_cifar10(root, say)
+
+
+def _load_cifar10(root: Path, say: Callable[[str], object]) -> Dataset:
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    folder, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
+    files = {name: digest for name, digest in (*CIFAR10.train_list, *CIFAR10.test_list)}
+    files[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+    missing = [name for name in files if not (folder / name).exists()]
+    corrupt = [name for name, md5 in files.items() if name not in missing and not check_integrity(folder / name, md5)]
+    if corrupt:
+        raise DataError(
+            f"Corrupt in {folder}: {', '.join(corrupt)}; delete {'it' if len(corrupt) == 1 else 'them'} to have "
+            "CIFAR-10 extracted or downloaded anew, or copy intact files there."
+        )
+    if missing:
+        if archive.exists() and not check_integrity(archive, CIFAR10.tgz_md5):
+            raise DataError(
+                f"{archive} is not the official CIFAR-10 archive (its MD5 should be {CIFAR10.tgz_md5}): "
+                "delete or replace it."
+            )
+        say(f"{'Extracting' if archive.exists() else 'Downloading'} CIFAR-10 in {root} …")
+        make_folder(root)
+    try:
+        train = CIFAR10(str(root), train=True, download=bool(missing))
+        test = CIFAR10(str(root), train=False)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise DataError(
+            f"CIFAR-10 is not in {root} and could not be downloaded ({_first_line(error)}): copy "
+            f"{CIFAR10.filename} or its folder {CIFAR10.base_folder} there, name another place with --data or "
+            "$EDGECIFAR_DATA, or try the pipeline with --data synthetic."
+        ) from error
+    return _dataset(
+        "CIFAR-10", train.data, np.asarray(train.targets), test.data, np.asarray(test.targets)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _dataset(name: str, *arrays: np.ndarray) -> Dataset:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return Dataset(name, *arrays, digest=digest.hexdigest())
+
+
+def synthetic(train: int = 2_000, test: int = 500, seed: int = 0) -> Dataset:
+    """Draw a labelled set of coloured shapes with CIFAR-10's shapes and dtypes; the classes are learnable.
+
+    Each class is a shape (disc, square, cross, stripes or ring) in a warm or a cold colour, at a random
+    place and size on a noisy background.
+
+    Args:
+        train: number of training images.
+        test: number of test images.
+        seed: what all randomness derives from.
+    """
+    rng = np.random.default_rng(seed)
+    images, labels = zip(*(_draw(rng, count) for count in (train, test)), strict=True)
+    return _dataset(SYNTHETIC, images[0], labels[0], images[1], labels[1])
+
+
+def _draw(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = rng.permutation(np.arange(count) % len(LABELS)).astype(np.int64)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    images = rng.normal(110, 25, (count, SIDE, SIDE, 3))
+    for image, label in zip(images, labels, strict=True):
+        dy, dx = y - rng.uniform(11, 20), x - rng.uniform(11, 20)
+        size = rng.uniform(6, 10)
+        distance, square = np.hypot(dx, dy), np.maximum(abs(dx), abs(dy))
+        mask = (
+            distance < size,
+            square < size * 0.85,
+            (square < size) & (np.minimum(abs(dx), abs(dy)) < size / 4),
+            (square < size) & (np.floor(dy / 2.5) % 2 == 0),
+            (distance < size) & (distance > size * 0.6),
+        )[label % 5]
+        colour = np.array((220, 80, 50) if label < 5 else (50, 90, 220)) + rng.normal(0, 15, 3)
+        image[mask] = colour + rng.normal(0, 10, (int(mask.sum()), 3))
+    return images.clip(0, 255).astype(np.uint8), labels

@@ -1,0 +1,306 @@
+"""The training loop: from a data set and a recipe to a finished run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..runtime import machine
+from ..runtime.errors import RunError
+from ..runtime.metrics import Evaluation, evaluate
+from . import plots
+from .augment import augment, normalise
+from .calibration import fit_temperature
+from .data import Dataset
+from .net import Net
+from .recipes import Recipe
+from .run import Run, load_state
+
+WINDOW = 2_000
+"""Mini-batches over which the reference experiment averages the loss it prints."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is, for a display; made about five times a second, as reading the loss waits for the device.
+
+    Attributes:
+        epoch: counted from 1.
+        step: steps done in this epoch.
+        steps: steps in an epoch.
+        loss: mean of the epoch so far.
+        images_per_second: of the epoch so far.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+
+
+class Listener:
+    """What training tells; the methods do nothing here and are overridden by a display."""
+
+    def say(self, line: str) -> None:
+        """Take a line of prose."""
+
+    def progress(self, progress: Progress) -> None:
+        """Take the state of the running epoch."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Take the finished epoch's line of metrics.jsonl."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device that `name` means: CUDA, else MPS, else the CPU for "auto".
+
+    Raises:
+        RunError: the device is not known or not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in there.items() if is_there))
+    if name not in there:
+        raise RunError(f"There is no device called {name}: choose auto, {', '.join(there)}.")
+    if not there[name]:
+        remedy = "install a driver and a CUDA build of torch" if name == "cuda" else "it needs an Apple GPU"
+        raise RunError(f"torch finds no {name} device here: {remedy}, or use --device cpu.")
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the name of the hardware behind `device`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else machine.cpu_info()[0]
+
+
+def classify_with(net: nn.Module, temperature: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from uint8 [N, 32, 32, 3] to probabilities, float32 [N, 10], by `net` in eval mode."""
+    logits = logits_with(net)
+    return lambda images: torch.softmax(torch.from_numpy(logits(images)) / temperature, 1).numpy()
+
+
+def logits_with(net: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from uint8 [N, 32, 32, 3] to logits, float32 [N, 10], by `net` in eval mode."""
+    device = next(net.parameters()).device
+
+    @torch.inference_mode()
+    def logits(images: np.ndarray) -> np.ndarray:
+        net.eval()
+        return net(normalise(torch.from_numpy(images).to(device))).float().cpu().numpy()
+
+    return logits
+
+
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: Path,
+    device: torch.device,
+    seed: int = 0,
+    listener: Listener | None = None,
+) -> Evaluation:
+    """Train Net into the new run folder `folder` and return its evaluation on the test images.
+
+    Raises:
+        RunError: the folder is taken, the loss is not finite any more, or memory runs out.
+        OutputError: the folder cannot be written; the last complete epoch stays.
+        KeyboardInterrupt: the user stopped; the last complete epoch stays.
+    """
+    record = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "device": str(device),
+        "hardware": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "machine": machine.describe(),
+        "dataset": {"name": dataset.name, "sha256": dataset.digest, "held_out": recipe.held_out},
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "status": "running",
+    }
+    torch.manual_seed(seed)
+    run = Run.create(folder)
+    return _Training(recipe, dataset, run, device, seed, record, listener or Listener()).run()
+
+
+def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener | None = None) -> Evaluation:
+    """Go on with an interrupted run from its last complete epoch, to the weights it would have reached.
+
+    Raises:
+        RunError: there is nothing to resume, it is damaged, or `dataset` is another one.
+    """
+    state, record = run.resume_state(), run.record
+    if record["dataset"]["sha256"] != dataset.digest:
+        raise RunError(f"{run.folder} was trained on other data ({record['dataset']['name']}): name those with --data.")
+    training = _Training(
+        Recipe(**record["recipe"]), dataset, run, device, record["seed"], record, listener or Listener()
+    )
+    training.restore(state)
+    return training.run()
+
+
+class _Training:
+    """The state of one run between its steps."""
+
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, run: Run, device: torch.device, seed: int, record: dict, listener: Listener
+    ) -> None:
+        self.recipe, self.dataset, self.folder, self.device, self.seed = recipe, dataset, run, device, seed
+        self.record, self.listener = record, listener
+        self.trained_on, self.held_out = dataset.hold_out(recipe.held_out)
+        # Channels last is what oneDNN and cuDNN run fastest for these shapes.
+        self.net = Net(recipe.dropout).to(device, memory_format=torch.channels_last)
+        self.optimizer = _optimizer(self.net, recipe)
+        self.epoch, self.seconds, self.metrics = 0, 0.0, []
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `checkpoint` stored."""
+        load_state(self.net, state["net"], self.folder.folder)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
+
+    def run(self) -> Evaluation:
+        """Train the epochs that are left, evaluate, and store everything."""
+        images = torch.from_numpy(self.dataset.train_images[self.trained_on]).to(self.device)
+        labels = torch.from_numpy(self.dataset.train_labels[self.trained_on]).to(self.device)
+        with _explained(self.recipe):
+            while self.epoch < self.recipe.epochs:
+                started = time.perf_counter()
+                losses = self._train_epoch(images, labels)
+                self.seconds += time.perf_counter() - started
+                self.epoch += 1
+                self._end_epoch(losses, time.perf_counter() - started)
+            return self._finish()
+
+    def _train_epoch(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Run one epoch and return the loss of every step, float32 [steps].
+
+        All randomness is a function of (seed, epoch), so a resumed run repeats what was lost.
+        """
+        recipe, epoch, count = self.recipe, self.epoch, len(labels)
+        torch.manual_seed(hash((self.seed, epoch)) % 2**63)  # dropout; a tuple of ints hashes the same everywhere
+        generator = torch.Generator(self.device).manual_seed(hash((self.seed, epoch, 1)) % 2**63)
+        mirror = torch.Generator().manual_seed(self.seed)
+        mirrored_first = torch.randint(2, (count,), generator=mirror).bool().to(self.device)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(hash((self.seed, epoch, 2)) % 2**63))
+        batches = order.to(self.device).split(recipe.batch_size)
+        losses = torch.empty(len(batches), device=self.device)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        self.net.train()
+        started = shown = time.perf_counter()
+        for step, batch in enumerate(batches):
+            for group in self.optimizer.param_groups:
+                group["lr"] = recipe.rate(epoch * len(batches) + step, recipe.epochs * len(batches))
+            shown_images = augment(images[batch], epoch, mirrored_first[batch], recipe, generator)
+            with autocast:
+                logits = self.net(normalise(shown_images))
+            loss = functional.cross_entropy(logits.float(), labels[batch], label_smoothing=recipe.label_smoothing)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            losses[step] = loss.detach()
+            now = time.perf_counter()
+            if now - shown > 0.2 or step + 1 == len(batches):
+                shown = now
+                mean = losses[: step + 1].mean().item()
+                if not math.isfinite(mean):
+                    raise RunError(
+                        f"The loss is not finite any more at step {step + 1} of epoch {epoch + 1}: train again with a "
+                        f"smaller --lr than {recipe.lr:g}. The last complete epoch is kept in {self.folder.folder}."
+                    )
+                rate = (step + 1) * recipe.batch_size / (time.perf_counter() - started)
+                self.listener.progress(Progress(epoch + 1, step + 1, len(batches), mean, rate))
+        return losses
+
+    def _end_epoch(self, losses: Tensor, seconds: float) -> None:
+        """Evaluate on the held-out images, or on the test images where the recipe holds none out; checkpoint."""
+        held_out = self.recipe.held_out > 0
+        result = self._evaluate(self.held_out) if held_out else self._test()
+        windows = losses[: len(losses) // WINDOW * WINDOW].view(-1, WINDOW).mean(1)
+        line = {
+            "epoch": self.epoch,
+            "loss": losses.mean().item(),
+            f"loss_per_{WINDOW}": windows.tolist(),
+            "held_out_accuracy" if held_out else "test_accuracy": result.accuracy,
+            "seconds": seconds,
+            "images_per_second": len(self.trained_on) / seconds,
+        }
+        self.metrics.append(line)
+        state = {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+        }
+        self.record |= {"epochs_done": self.epoch, "training_seconds": self.seconds}
+        self.folder.write(self.net, self.record, self.metrics, state)
+        self.listener.epoch(line)
+
+    def _finish(self) -> Evaluation:
+        """Fit the temperature where images are held out, test, draw, and mark the run finished."""
+        temperature = 1.0
+        if self.recipe.held_out:
+            images, labels = self._training_images(self.held_out)
+            logits = logits_with(self.net)
+            batches = np.array_split(images, math.ceil(len(images) / 250))
+            temperature = fit_temperature(np.concatenate([logits(batch) for batch in batches]), labels)
+        result = self._test(temperature)
+        self.record |= {
+            "status": "finished",
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "temperature": temperature,
+            "test": result.as_json(),
+        }
+        plots.confusion(result, self.folder.folder / "confusion.png")
+        plots.curves(self.metrics, self.folder.folder / "curves.png")
+        self.folder.finish(self.net, self.record, self.metrics)
+        return result
+
+    def _training_images(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.dataset.train_images[indices], self.dataset.train_labels[indices]
+
+    def _evaluate(self, indices: np.ndarray) -> Evaluation:
+        return evaluate(classify_with(self.net), *self._training_images(indices))
+
+    def _test(self, temperature: float = 1.0) -> Evaluation:
+        classify = classify_with(self.net, temperature)
+        return evaluate(classify, self.dataset.test_images, self.dataset.test_labels)
+
+
+def _optimizer(net: Net, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the optimizer, with weight decay on weights only: not on biases, nor on batch norm's parameters."""
+    weights = [parameter for parameter in net.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in net.parameters() if parameter.ndim == 1]
+    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    fused = next(net.parameters()).device.type in ("cpu", "cuda")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
+        )
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=recipe.lr, fused=fused)
+    raise RunError(f"There is no optimizer called {recipe.optimizer}: choose sgd or adam.")
+
+
+@contextlib.contextmanager
+def _explained(recipe: Recipe) -> Iterator[None]:
+    """Turn running out of memory into a sentence."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunError(
+            f"Memory ran out at batch size {recipe.batch_size}: go on with --resume and a smaller --batch-size, "
+            "or train on another device."
+        ) from error

@@ -1,0 +1,59 @@
+"""The pictures that a run or an evaluation leaves: curves over the epochs, and the confusion matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..runtime.contract import LABELS
+from ..runtime.files import write_file
+from ..runtime.metrics import Evaluation
+
+
+def curves(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss and accuracy over the epochs of `metrics` (lines of metrics.jsonl) into a PNG."""
+    figure, (left, right) = _figure(1, 2, (9, 3.6))
+    epochs = [line["epoch"] for line in metrics]
+    left.plot(epochs, [line["loss"] for line in metrics], marker=".")
+    left.set(xlabel="epoch", ylabel="training loss")
+    for key in ("held_out_accuracy", "test_accuracy"):
+        points = [(line["epoch"], 100 * line[key]) for line in metrics if key in line]
+        if points:
+            right.plot(*zip(*points, strict=True), marker=".", label=key.removesuffix("_accuracy").replace("_", "-"))
+    right.set(xlabel="epoch", ylabel="accuracy, %")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _save(figure, path)
+
+
+def confusion(result: Evaluation, path: Path) -> None:
+    """Draw the confusion matrix of `result`, as shares of each true class, into a PNG."""
+    figure, axes = _figure(1, 1, (6.4, 5.6))
+    total = result.confusion.sum(axis=1, keepdims=True).clip(min=1)
+    share = 100 * result.confusion / total
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for row in range(len(LABELS)):
+        for column in range(len(LABELS)):
+            if result.confusion[row, column]:
+                colour = "white" if share[row, column] > 60 else "black"
+                axes.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=7)
+    axes.set_xticks(range(len(LABELS)), LABELS, rotation=45)
+    axes.set_yticks(range(len(LABELS)), LABELS)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{100 * result.accuracy:.2f} % of {result.images:,} images")
+    figure.colorbar(image, label="% of the true class", fraction=0.046)
+    _save(figure, path)
+
+
+def _figure(rows: int, columns: int, inches: tuple[float, float]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def _save(figure: Any, path: Path) -> None:
+    write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=110))
