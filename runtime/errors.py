@@ -8,6 +8,7 @@
     ├── VariantError     the bundle has no such variant
     ├── ParityError      an exported model does not agree with the net it was made from
     ├── PictureError     a picture cannot be read
+    ├── InputError       an array given to the classifier has another dtype or shape (a ValueError too)
     ├── ProviderError    an execution provider is unknown or cannot run here
     └── OutputError      a file or folder cannot be written, or would be overwritten
 
@@ -47,6 +48,10 @@ class ParityError(EdgecifarError):
 
 class PictureError(EdgecifarError):
     """A picture cannot be read."""
+
+
+class InputError(EdgecifarError, ValueError):
+    """An array given to the classifier has another dtype or shape than its contract says."""
 
 
 class ProviderError(EdgecifarError):

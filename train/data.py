@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SYNTHETIC = "synthetic"
+
+_SUPPLY = (
+    "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place with --data or "
+    "$EDGECIFAR_DATA, or try the pipeline with --data synthetic"
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,15 @@ class Dataset:
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def load(data: str | Path | None = None, say: Callable[[str], object] = lambda line: None) -> Dataset:
+def load(
+    data: str | Path | None = None, download: bool = True, say: Callable[[str], object] = lambda line: None
+) -> Dataset:
     """Load the data set that `data` names.
 
     Args:
         data: a folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or "synthetic";
             by default `$EDGECIFAR_DATA`, else `~/.cache/edgecifar`, where CIFAR-10 is downloaded to.
+        download: whether what is missing may be downloaded.
         say: called with a line about what takes long.
 
     Raises:
@@ -73,10 +80,10 @@ def load(data: str | Path | None = None, say: Callable[[str], object] = lambda l
     root = Path(data)
     if (root / "test_batch").exists():  # the inner folder was named
         root = root.parent
-    return _load_cifar10(root, say)
+    return _load_cifar10(root, download, say)
 
 
-def _load_cifar10(root: Path, say: Callable[[str], object]) -> Dataset:
+def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> Dataset:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
@@ -96,24 +103,19 @@ def _load_cifar10(root: Path, say: Callable[[str], object]) -> Dataset:
                 f"{archive} is not the official CIFAR-10 archive (its MD5 should be {CIFAR10.tgz_md5}): "
                 "delete or replace it."
             )
+        if not archive.exists() and not download:
+            raise DataError(f"CIFAR-10 is not in {root}: {_SUPPLY}.")
         say(f"{'Extracting' if archive.exists() else 'Downloading'} CIFAR-10 in {root} …")
         make_folder(root)
     try:
         train = CIFAR10(str(root), train=True, download=bool(missing))
         test = CIFAR10(str(root), train=False)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise DataError(
-            f"CIFAR-10 is not in {root} and could not be downloaded ({_first_line(error)}): copy "
-            f"{CIFAR10.filename} or its folder {CIFAR10.base_folder} there, name another place with --data or "
-            "$EDGECIFAR_DATA, or try the pipeline with --data synthetic."
-        ) from error
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise DataError(f"CIFAR-10 is not in {root} and could not be downloaded ({reason}): {_SUPPLY}.") from error
     return _dataset(
         "CIFAR-10", train.data, np.asarray(train.targets), test.data, np.asarray(test.targets)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _dataset(name: str, *arrays: np.ndarray) -> Dataset:

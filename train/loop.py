@@ -125,7 +125,7 @@ def train(
         "hardware": describe_device(device),
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
-        "dataset": {"name": dataset.name, "sha256": dataset.digest, "held_out": recipe.held_out},
+        "dataset": {"name": dataset.name, "sha256": dataset.digest, "trained_on": len(dataset.hold_out(recipe.held_out)[0])},
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "status": "running",
     }

@@ -1,0 +1,221 @@
+"""Export a run: write each format, load it back, hold it against the net, and only then let the bundle appear."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime import files
+from ..runtime.bundle import CARD, GOLDEN, MANIFEST, MODELS, PARITY, SUMS, Bundle, Manifest, Variant
+from ..runtime.contract import INPUT_NAME, LABELS
+from ..runtime.errors import DataError, ParityError, RunError
+from ..train.data import SYNTHETIC, Dataset, synthetic
+from ..train.loop import logits_with
+from ..train.run import Run
+from . import card, edge, models, parity, to_onnx, to_pt2, to_torchscript
+from .graph import Deployed
+
+VARIANTS = ("fp32", "edge")
+"""Variants of the ONNX format, the most exact first."""
+
+GOLDEN_PICTURES = 32
+LOSSY_TOLERANCE = 0.05
+"""Largest difference of a probability that int8 may show between processors: their kernels round differently."""
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A model file to make; `write` gets its path and returns how it was made, in a sentence."""
+
+    name: str
+    format: str
+    precision: str
+    exact: bool
+    write: Callable[[Path], str]
+
+    @property
+    def file(self) -> str:
+        stem = "model" if self.exact else f"model.{self.name}"
+        return stem + MODELS[self.format]
+
+
+def export(
+    run: Run,
+    out: Path,
+    formats: Sequence[str] = ("onnx",),
+    variants: Sequence[str] = ("fp32",),
+    dataset: Dataset | None = None,
+    budget: float = 0.2,
+    replace: bool = False,
+    say: Callable[[str], object] = lambda line: None,
+) -> tuple[Bundle, dict[str, parity.Parity]]:
+    """Export `run` into the new bundle `out`.
+
+    Args:
+        run: a run with at least one complete epoch.
+        out: the folder to make; it appears only when every model passed the gate.
+        formats: of "onnx", "torchscript" and "pt2".
+        variants: of the ONNX format, of `VARIANTS`.
+        dataset: the one the run was trained on; None where it is not at hand: parity is then proved on drawn
+            pictures, accuracy stays unknown, and lossy variants cannot be made.
+        budget: points of held-out accuracy that a lossy variant may lose.
+        replace: whether a bundle at `out` may be replaced.
+        say: called with a line about each step.
+
+    Returns:
+        The bundle, and each model's parity.
+
+    Raises:
+        ParityError: a model does not agree with the net; no bundle is made, one that was at `out` stays.
+        DataError: `dataset` is not what the run was trained on, or is missing and needed.
+        RunError, OutputError: as reading the run and writing files say.
+    """
+    record, net = run.record, run.net()
+    name = record["dataset"]["name"]
+    if dataset is not None and dataset.digest != record["dataset"]["sha256"]:
+        raise DataError(f"{run.folder} was trained on other data ({name}): name those with --data.")
+    if name == SYNTHETIC and dataset is None:
+        dataset = synthetic()
+    if dataset is None:
+        drawn = synthetic(train=10, test=1_000)
+        images, labels, data = drawn.test_images, None, "drawn pictures"
+    else:
+        images, labels, data = dataset.test_images, dataset.test_labels, f"{name} test"
+    provenance = _provenance(record, dataset)
+    with files.new_folder(out, replace) as folder:
+        say(f"Computing the net's own logits of {len(images):,} {data} images …")
+        eager = parity.in_batches(logits_with(net), images)
+        made, results = {}, {}
+        for target in _targets(net, record, formats, variants, dataset, budget, provenance, say):
+            say(f"Writing {target.file} …")
+            made[target] = target.write(folder / target.file)
+            say(f"Checking {target.file} …")
+            loaded = models.load(folder / target.file, provider="cpu")
+            results[target.name] = parity.compare(loaded.logits, eager, images, data, labels, target.exact)
+        say(parity.table(results))
+        failed = {name: result for name, result in results.items() if not result.passed}
+        if failed:
+            reasons = "; ".join(f"{name} {result.failure}" for name, result in failed.items())
+            raise ParityError(f"Not the same model, so no bundle was made: {reasons}.")
+        _complete(folder, made, results, name, provenance)
+    return Bundle.open(out), results
+
+
+def _targets(
+    net: Any,
+    record: dict[str, Any],
+    formats: Sequence[str],
+    variants: Sequence[str],
+    dataset: Dataset | None,
+    budget: float,
+    provenance: dict[str, Any],
+    say: Callable[[str], object],
+) -> list[_Target]:
+    """Return what is to be made, the most exact first."""
+    model = Deployed(net, record.get("temperature", 1.0))
+
+    def exactly(write: Callable[[Path], None]) -> Callable[[Path], str]:
+        def call(path: Path) -> str:
+            write(path)
+            return "the net itself, normalisation and batch norm folded in"
+
+        return call
+
+    def write_edge(path: Path) -> str:
+        if dataset is None:
+            raise DataError("The edge variant is calibrated on training images: name the data set with --data.")
+        trained_on, held_out = dataset.hold_out(record["recipe"]["held_out"])
+        if not len(held_out):
+            raise RunError(
+                f"The recipe {record['recipe']['name']} holds no images out, and the edge variant is decided on such: "
+                "train with --recipe fast or best, or with --held-out 0.1."
+            )
+        few = dataset.train_images[trained_on[:: max(1, len(trained_on) // 10_000)]]
+        held_out_images, held_out_labels = dataset.train_images[held_out], dataset.train_labels[held_out]
+        # The search changes the model it is given.
+        search = edge.EdgeExporter(
+            Deployed(net, model.temperature), few, held_out_images, held_out_labels, budget, say
+        )
+        return search.write(path, {**provenance, "variant": "edge"})
+
+    def write_onnx(path: Path) -> None:
+        to_onnx.write(model, path, {**provenance, "variant": "fp32"})
+
+    targets = {
+        ("onnx", "fp32"): _Target("fp32", "onnx", "fp32", True, exactly(write_onnx)),
+        ("onnx", "edge"): _Target("edge", "onnx", "int8", False, write_edge),
+        ("torchscript", ""): _Target(
+            "torchscript", "torchscript", "fp32", True, exactly(lambda path: to_torchscript.write(model, path))
+        ),
+        ("pt2", ""): _Target("pt2", "pt2", "fp32", True, exactly(lambda path: to_pt2.write(model, path))),
+    }
+    wanted = {(format_, variant) for format_ in formats for variant in (variants if format_ == "onnx" else [""])}
+    return [target for key, target in targets.items() if key in wanted]
+
+
+def _provenance(record: dict[str, Any], dataset: Dataset | None) -> dict[str, Any]:
+    """Return what the manifest says of the run. Times are the run's, so that exporting again gives the same bytes."""
+    test = record.get("test")
+    return {
+        "edgecifar": record["machine"]["versions"].get("edgecifar", ""),
+        "recipe": record["recipe"],
+        "seed": record["seed"],
+        "epochs_done": record["epochs_done"],
+        "temperature": record.get("temperature", 1.0),
+        "dataset": record["dataset"],
+        "training_images": record["dataset"]["trained_on"],
+        "checkpoint_sha256": record["weights_sha256"],
+        "checkpoint_test_accuracy": test["accuracy"] if test else None,
+        "started": record["started"],
+        "finished": record.get("finished"),
+        "trained_with": {"hardware": record["hardware"], "device": record["device"], **record["machine"]["versions"]},
+    }
+
+
+def _complete(
+    folder: Path,
+    made: dict[_Target, str],
+    results: dict[str, parity.Parity],
+    dataset: str,
+    provenance: dict[str, Any],
+) -> None:
+    """Write everything beside the models: golden vectors, parity, manifest, card, digests."""
+    variants = tuple(
+        Variant(
+            name=target.name,
+            file=target.file,
+            format=target.format,
+            precision=target.precision,
+            bytes=(folder / target.file).stat().st_size,
+            sha256=files.sha256(folder / target.file),
+            accuracy=results[target.name].accuracy,
+            parity=results[target.name].as_json(),
+            made_by=sentence,
+            golden_tolerance=1e-4 if target.exact else LOSSY_TOLERANCE,
+        )
+        for target, sentence in made.items()
+    )
+    onnx_names = [variant.name for variant in variants if variant.format == "onnx"]
+    default = "edge" if "edge" in onnx_names else variants[0].name
+    manifest = Manifest(LABELS, variants, default, dataset, provenance)
+    pictures = synthetic(train=10, test=GOLDEN_PICTURES).test_images  # drawn: a bundle carries no data set's images
+    golden = {INPUT_NAME: pictures}
+    for variant in variants:
+        golden[variant.name] = models.load(folder / variant.file, provider="cpu").probabilities(pictures)
+    write = files.write_file
+    write(folder / GOLDEN, lambda path: _save_npz(path, golden))
+    write(folder / PARITY, (json.dumps({n: r.as_json() for n, r in results.items()}, indent=2) + "\n").encode())
+    write(folder / MANIFEST, manifest.as_json().encode())
+    write(folder / CARD, card.text(manifest).encode())
+    sums = "".join(f"{files.sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
+    write(folder / SUMS, sums.encode())
+
+
+def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

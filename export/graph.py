@@ -1,0 +1,74 @@
+"""The deployed graph: uint8 pictures in, probabilities and logits out; nothing in it is specific to a format."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..train.net import Net
+
+CONVOLUTIONS = 6
+
+
+class Deployed(nn.Module):
+    """Net as a device runs it: normalisation and batch norm folded into the convolutions, identities gone.
+
+    In exact arithmetic it equals softmax(Net(x / 127.5 - 1) / temperature); the folding is done in float64.
+
+    Args:
+        net: the trained net; it is not changed.
+        temperature: what the logits are divided by before the softmax.
+    """
+
+    def __init__(self, net: Net, temperature: float = 1.0) -> None:
+        super().__init__()
+        for index in range(1, CONVOLUTIONS + 1):
+            convolution = _fold_norm(getattr(net, f"conv{index}"), getattr(net, f"norm{index}"))
+            self.add_module(f"conv{index}", _fold_normalisation(convolution) if index == 1 else convolution)
+        self.fc1, self.fc2, self.fc3 = (_copy(layer) for layer in (net.fc1, net.fc2, net.fc3))
+        self.temperature = temperature
+        self.eval().requires_grad_(False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map uint8 [N, 32, 32, 3] to the float32 [N, 18432] that `fc1` reads."""
+        x = images.permute(0, 3, 1, 2).to(torch.float32)
+        x = torch.relu(self.conv1(x))  # [N, 16, 30, 30]
+        x = torch.max_pool2d(torch.relu(self.conv2(x)), 2)  # [N, 32, 14, 14]
+        x = torch.relu(self.conv3(x))  # [N, 64, 12, 12]
+        x = torch.relu(self.conv4(x))  # [N, 128, 10, 10]
+        x = torch.relu(self.conv5(x))  # [N, 256, 8, 8]
+        x = torch.relu(self.conv6(x))  # [N, 512, 6, 6]
+        return x.flatten(1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map uint8 [N, 32, 32, 3] RGB to probabilities and logits, float32 [N, 10] each."""
+        x = torch.relu(self.fc1(self.features(images)))
+        x = torch.relu(self.fc2(x))
+        logits = self.fc3(x)
+        return torch.softmax(logits / self.temperature, dim=1), logits
+
+
+def _copy(layer: nn.Linear) -> nn.Linear:
+    copy = nn.Linear(layer.in_features, layer.out_features)
+    copy.load_state_dict(layer.state_dict())
+    return copy
+
+
+def _convolution(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    outputs, inputs, height, width = weight.shape
+    layer = nn.Conv2d(inputs, outputs, (height, width))
+    layer.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+    return layer
+
+
+def _fold_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return the convolution that equals `norm(convolution(x))` in eval mode."""
+    weight, bias = convolution.weight.double(), convolution.bias.double()
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    return _convolution(weight * scale[:, None, None, None], (bias - norm.running_mean) * scale + norm.bias)
+
+
+def _fold_normalisation(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Return the convolution that equals `convolution(x / 127.5 - 1)`; exact, as there is no padding."""
+    weight, bias = convolution.weight.double(), convolution.bias.double()
+    return _convolution(weight / 127.5, bias - weight.sum(dim=(1, 2, 3)))

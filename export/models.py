@@ -1,0 +1,93 @@
+"""Any model of this project behind one face: a run folder, TorchScript, `.pt2`, ONNX or a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..runtime.bundle import MANIFEST, Bundle
+from ..runtime.contract import LABELS, SIDE
+from ..runtime.errors import ModelError
+from ..runtime.session import Session
+from ..train.loop import classify_with, logits_with
+from ..train.run import RECORD, Run
+from . import to_pt2, to_torchscript
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        kind: "run", "torchscript", "pt2", "onnx" or "bundle".
+        probabilities: maps uint8 [N, 32, 32, 3] to float32 [N, 10].
+        logits: maps the same to float32 [N, 10].
+        provider: what it runs on.
+    """
+
+    kind: str
+    probabilities: Function
+    logits: Function
+    provider: str
+
+
+def load(path: Path, variant: str | None = None, provider: str = "auto") -> Model:
+    """Load the model at `path`, told apart by what it is.
+
+    Args:
+        path: a run folder, a bundle, or a file ending in .pt, .pt2 or .onnx. The code in a .pt file runs:
+            load only those from a trusted source.
+        variant: of a bundle.
+        provider: of onnxruntime, for ONNX and bundles.
+
+    Raises:
+        ModelError: it is missing, damaged, or of another kind.
+        RunError, BundleError, VariantError, ProviderError: as their loaders say.
+    """
+    if (path / MANIFEST).exists():
+        bundle = Bundle.open(path)
+        session = bundle.load(bundle.variant(variant), provider)
+        return Model("bundle", session.probabilities, session.logits, session.provider)
+    if (path / RECORD).exists():
+        run = Run(path)
+        net = run.net()
+        return Model("run", classify_with(net, run.record.get("temperature", 1.0)), logits_with(net), "torch, cpu")
+    if not path.is_file():
+        raise ModelError(
+            f"{path} is not there." if not path.exists() else f"{path} is neither a run folder nor a bundle."
+        )
+    readers: dict[str, Callable[[Path], torch.nn.Module]] = {".pt": to_torchscript.read, ".pt2": to_pt2.read}
+    if path.suffix == ".onnx":
+        session = Session(path.read_bytes(), provider, name=str(path))
+        return Model("onnx", session.probabilities, session.logits, session.provider)
+    if path.suffix not in readers:
+        raise ModelError(f"{path} has an unknown ending: name a run folder, a bundle, or a .pt, .pt2 or .onnx file.")
+    try:
+        module = readers[path.suffix](path)
+        outputs = [tuple(output.shape) for output in module(torch.zeros(3, SIDE, SIDE, 3, dtype=torch.uint8))]
+        if outputs != [(3, len(LABELS))] * 2:
+            raise ValueError(f"its outputs have the shapes {outputs}")
+    except Exception as error:  # torch's readers raise whatever its parsers and the file's own code raise
+        if isinstance(error, MemoryError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+        raise ModelError(
+            f"{path} is not a model that 'edgecifar export' made, or it is damaged ({reason}): export it again."
+        ) from None
+    kind = "torchscript" if path.suffix == ".pt" else "pt2"
+    return Model(kind, _numpy(module, 0), _numpy(module, 1), "torch, cpu")
+
+
+def _numpy(module: torch.nn.Module, output: int) -> Function:
+    @torch.inference_mode()
+    def call(images: np.ndarray) -> np.ndarray:
+        return module(torch.from_numpy(images))[output].numpy()
+
+    return call

@@ -1,0 +1,123 @@
+"""The parity gate: does an exported model say what the net says, image by image, at every batch size?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+ATOL = RTOL = 1e-4
+"""Bounds on a logit of an exact (fp32) format: |exported - eager| <= ATOL + RTOL * |eager|."""
+
+BATCH_SIZES = (1, 2, 7, 64)
+"""The batch sizes that a model is run at; 1 and 2 expose a batch dimension that was frozen."""
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a model agrees with eager torch in fp32, in eval mode on the CPU.
+
+    Attributes:
+        images: how many images were compared.
+        data: what they were, such as "CIFAR-10 test".
+        agree: how many arg-maxes are equal.
+        accuracy: share of the images classified correctly, 0 to 1; None where there are no true labels.
+        largest_absolute: largest |exported - eager| of a logit.
+        largest_relative: the largest of that over the image's largest |eager|.
+        batch_sizes: those that ran, each on the first images.
+        failure: why the model does not pass; empty where it does.
+    """
+
+    images: int
+    data: str
+    agree: int
+    accuracy: float | None
+    largest_absolute: float
+    largest_relative: float
+    batch_sizes: tuple[int, ...]
+    failure: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model may be shipped."""
+        return not self.failure
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return asdict(self)
+
+
+def in_batches(logits: Function, images: np.ndarray, size: int = 250) -> np.ndarray:
+    """Return the logits of all `images`, float32 [N, 10], computed `size` at a time."""
+    return np.concatenate([logits(images[start : start + size]) for start in range(0, len(images), size)])
+
+
+def compare(
+    exported: Function, eager: np.ndarray, images: np.ndarray, data: str, labels: np.ndarray | None, exact: bool = True
+) -> Parity:
+    """Hold a model against the eager logits of the same images.
+
+    Args:
+        exported: maps uint8 [N, 32, 32, 3] to logits, float32 [N, 10]; as loaded back from the disk.
+        eager: the net's own logits of `images`, float32 [N, 10].
+        images: uint8 [N, 32, 32, 3].
+        data: what the images are.
+        labels: integer [N], for the accuracy; None where they mean nothing.
+        exact: whether every arg-max and the tolerances must hold, as of fp32 formats; lossy variants are held
+            to their accuracy by whoever makes them.
+    """
+    ran: list[int] = []
+    for size in BATCH_SIZES:
+        few = images[: 2 * size]
+        try:
+            logits = in_batches(exported, few, size)
+        except Exception as error:  # whatever an engine raises: the gate names the model and goes on to the next
+            reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+            return Parity(len(images), data, 0, None, float("nan"), float("nan"), tuple(ran), f"cannot run batch size {size}: {reason}")
+        if logits.shape != (len(few), eager.shape[1]):
+            failure = f"gives logits of shape {list(logits.shape)} at batch size {size}"
+            return Parity(len(images), data, 0, None, float("nan"), float("nan"), tuple(ran), failure)
+        ran.append(size)
+        if size == BATCH_SIZES[0]:
+            first = logits
+        elif exact and not np.allclose(logits[: len(first)], first[: len(logits)], atol=ATOL, rtol=RTOL):
+            failure = f"gives other logits at batch size {size} than at {BATCH_SIZES[0]}"
+            break
+    else:
+        failure = ""
+    logits = in_batches(exported, images)
+    difference = np.abs(logits - eager)
+    agree = int((logits.argmax(1) == eager.argmax(1)).sum())
+    if not np.isfinite(logits).all():
+        failure = "gives logits that are not finite"
+    elif exact and agree < len(images):
+        failure = f"disagrees on {len(images) - agree:,} of {len(images):,} arg-maxes"
+    elif exact and (difference > ATOL + RTOL * np.abs(eager)).any():
+        failure = f"logits differ by more than {ATOL:.0e} + {RTOL:.0e} * |logit|"
+    return Parity(
+        images=len(images),
+        data=data,
+        agree=agree,
+        accuracy=None if labels is None else float((logits.argmax(1) == labels).mean()),
+        largest_absolute=float(difference.max()),
+        largest_relative=float((difference / np.abs(eager).max(axis=1, keepdims=True)).max()),
+        batch_sizes=tuple(ran),
+        failure=failure,
+    )
+
+
+def table(results: dict[str, Parity]) -> str:
+    """Return the results as lines of text, a model a line, the verdict first."""
+    lines = [f"{'':4}  {'model':<12}  {'arg-max agrees':>17}  {'max |Δ|':>9}  {'relative':>9}  batch sizes"]
+    for name, parity in results.items():
+        lines.append(
+            f"{'pass' if parity.passed else 'FAIL'}  {name:<12}  {f'{parity.agree:,} / {parity.images:,}':>17}  "
+            f"{parity.largest_absolute:9.1e}  {parity.largest_relative:9.1e}  "
+            + ", ".join(map(str, parity.batch_sizes))
+            + (f"  {parity.failure}" if parity.failure else "")
+        )
+    return "\n".join(lines)

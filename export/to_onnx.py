@@ -1,0 +1,77 @@
+"""The ONNX format: torch's exporter, then names and metadata that make the file self-describing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from ..runtime.bundle import CONTRACT
+from ..runtime.contract import INPUT_NAME, LABELS, LOGITS, PROBABILITIES, SIDE
+from .graph import Deployed
+
+OPSET = 18
+PREFIX = "io.github.edgecifar."
+"""Of our own keys in the model's metadata: ONNX asks for a reverse-DNS prefix."""
+
+
+def write(model: Deployed, path: Path, provenance: dict[str, Any]) -> None:
+    """Write `model` as one self-contained ONNX file whose batch dimension is free.
+
+    Args:
+        model: in eval mode on the CPU.
+        path: where to.
+        provenance: JSON values that go into the file's metadata.
+    """
+    example = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)  # a batch of 1 would be frozen into the graph
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT_NAME],
+            output_names=[PROBABILITIES, LOGITS],
+            dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch")}},
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    save(program.model_proto, path, provenance)
+
+
+def save(model: onnx.ModelProto, path: Path, provenance: dict[str, Any]) -> None:
+    """Name, describe, check and write an ONNX model; the same model gives the same bytes."""
+    model.producer_name, model.producer_version = "edgecifar", str(provenance.get("edgecifar", ""))
+    model.domain, model.model_version, model.doc_string = "", 1, "CIFAR-10 classifier: uint8 pictures to probabilities."
+    model.graph.name, model.graph.doc_string = "edgecifar", ""
+    for node in model.graph.node:
+        del node.metadata_props[:]  # source lines of the exporter's machine
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del model.graph.metadata_props[:], model.metadata_props[:]
+    described = {
+        "model_author": "the edgecifar developers",
+        "model_license": "MIT",
+        PREFIX + "labels": json.dumps(LABELS),
+        PREFIX + "contract": json.dumps(CONTRACT),
+        PREFIX + "provenance": json.dumps(provenance, sort_keys=True),
+    }
+    onnx.helper.set_model_props(model, described)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Return what `save` was given, from the file's metadata; empty where it has none."""
+    properties = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    return json.loads(properties.get(PREFIX + "provenance", "{}"))

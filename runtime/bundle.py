@@ -1,0 +1,318 @@
+"""Bundles: the folder that is copied to a device, its manifest, and the checks that make it trustworthy."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .contract import INPUT_NAME, LABELS, LOGITS, PROBABILITIES, SIDE
+from .errors import BundleError, EdgecifarError, VariantError
+from .session import Session
+
+SCHEMA = 1
+"""Version of the manifest's layout; a reader refuses those it does not know."""
+
+MANIFEST, GOLDEN, PARITY, CARD, SUMS = "manifest.json", "golden.npz", "parity.json", "README.md", "SHA256SUMS"
+MODELS = {"onnx": ".onnx", "torchscript": ".torchscript.pt", "pt2": ".pt2"}
+"""Formats that a variant can have, and how its file's name ends."""
+
+LARGEST = 1 << 30
+"""Bytes above which no file of a bundle is read."""
+
+DEFAULT = Path(__file__).parent / "default_bundle"
+"""The bundle that is installed with the package."""
+
+CONTRACT: dict[str, Any] = {
+    "input": {
+        "name": INPUT_NAME,
+        "dtype": "uint8",
+        "shape": ["batch", SIDE, SIDE, 3],
+        "layout": "NHWC",
+        "colour": "RGB",
+        "range": [0, 255],
+    },
+    "outputs": [
+        {"name": PROBABILITIES, "dtype": "float32", "shape": ["batch", len(LABELS)]},
+        {"name": LOGITS, "dtype": "float32", "shape": ["batch", len(LABELS)]},
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model file of a bundle.
+
+    Attributes:
+        name: what it is asked for by, such as "fp32".
+        file: its name in the bundle's folder.
+        format: "onnx", "torchscript" or "pt2".
+        precision: of its weights and arithmetic, such as "fp32" or "int8".
+        bytes: the file's size.
+        sha256: the file's digest.
+        accuracy: share of the test images classified correctly, 0 to 1; None where they were not at hand.
+        parity: how it agrees with the net it was made from: arg-maxes, largest differences, on what.
+        made_by: how it was made, in a sentence.
+        needs: what the processor needs to give these results, such as "any" or "avx512_vnni".
+        golden_tolerance: largest difference of a probability from golden.npz that `verify` accepts.
+    """
+
+    name: str
+    file: str
+    format: str
+    precision: str
+    bytes: int
+    sha256: str
+    accuracy: float | None
+    parity: dict[str, Any]
+    made_by: str
+    needs: str = "any"
+    golden_tolerance: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of manifest.json.
+
+    Attributes:
+        labels: the classes in the order of the outputs.
+        variants: the models, the most exact first.
+        default_variant: the name of the one to use unless told otherwise.
+        dataset: what the net was trained on; anything but "CIFAR-10" is said wherever results are shown.
+        provenance: recipe, seed, versions, the checkpoint's digest, dates.
+        contract: names, dtypes, shapes and order of the inputs and outputs.
+        schema: version of this layout.
+    """
+
+    labels: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    default_variant: str
+    dataset: str
+    provenance: dict[str, Any]
+    contract: dict[str, Any] = field(default_factory=lambda: CONTRACT)
+    schema: int = SCHEMA
+
+    def as_json(self) -> str:
+        """Return the text of manifest.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def parse(cls, text: str, source: Path) -> Manifest:
+        """Read manifest.json's text, strictly.
+
+        Raises:
+            BundleError: it is not JSON, of an unknown schema, or a field is missing, unknown or of another type.
+        """
+        try:
+            values = json.loads(text)
+            if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
+                raise ValueError("it names no schema")
+            if values["schema"] != SCHEMA:
+                raise BundleError(
+                    f"{source} has schema {values['schema']}, this version of edgecifar reads {SCHEMA}: export the bundle "
+                    "again, or install the version of edgecifar that made it."
+                )
+            variants = tuple(_build(Variant, entry) for entry in values.pop("variants"))
+            manifest = _build(cls, {**values, "labels": tuple(values["labels"]), "variants": variants})
+            _check(manifest)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise BundleError(f"{source} is damaged ({error}): copy the bundle again.") from None
+        return manifest
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "dict[str, Any]": (dict,),
+    "tuple[str, ...]": (tuple,),
+    "tuple[Variant, ...]": (tuple,),
+}
+
+
+def _build(kind: Any, values: Any) -> Any:
+    """Make the dataclass `kind` of a JSON object that has exactly its fields, each of its type."""
+    if not isinstance(values, dict):
+        raise ValueError(f"an object was expected for {kind.__name__.lower()}")
+    known = {entry.name: entry for entry in fields(kind)}
+    if different := known.keys() ^ values.keys():
+        raise ValueError(f"{sorted(different)[0]!r} is {'unknown' if sorted(different)[0] in values else 'missing'}")
+    for name, value in values.items():
+        if not isinstance(value, _TYPES[known[name].type]) or isinstance(value, bool):
+            raise ValueError(f"{name!r} is a {type(value).__name__}")
+    return kind(**values)
+
+
+def _check(manifest: Manifest) -> None:
+    if manifest.labels != LABELS or manifest.contract != CONTRACT:
+        raise ValueError("its labels or its input contract are not those of this project")
+    names = [variant.name for variant in manifest.variants]
+    if len(set(names)) != len(names) or manifest.default_variant not in names:
+        raise ValueError("its variants' names are not unique, or the default is not among them")
+    for variant in manifest.variants:
+        if variant.format not in MODELS or not variant.file.endswith(MODELS[variant.format]):
+            raise ValueError(f"variant {variant.name!r} has an unknown format")
+        if Path(variant.file).name != variant.file or variant.file.startswith(".") or "\\" in variant.file:
+            raise ValueError(f"{variant.file!r} is not a plain file name")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `Bundle.verify`: what was checked, whether it holds, and the figure or the reason."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on the disk, its manifest read and checked; the models are checked when they are read."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | Path | None = None) -> Bundle:
+        """Open the bundle in `folder`, by default the one that is installed with the package.
+
+        Raises:
+            BundleError: it is missing, damaged, of an unknown schema, or its manifest is not the one that was written.
+        """
+        path = DEFAULT if folder is None else Path(folder)
+        if not (path / MANIFEST).is_file():
+            raise BundleError(
+                "No bundle is installed with edgecifar: name one with --bundle, made by 'edgecifar export'."
+                if folder is None
+                else f"{path} is not a bundle ({MANIFEST} is missing): name a folder that 'edgecifar export' made."
+            )
+        content = _read(path, MANIFEST)
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            raise BundleError(f"{path / MANIFEST} is damaged (not UTF-8): copy the bundle again.") from None
+        bundle = cls(path, Manifest.parse(text, path / MANIFEST))
+        bundle._match(MANIFEST, content)
+        return bundle
+
+    def variant(self, name: str | None = None) -> Variant:
+        """Return the variant called `name`, by default the bundle's own choice.
+
+        Raises:
+            VariantError: there is none of that name.
+        """
+        wanted = name or self.manifest.default_variant
+        for variant in self.manifest.variants:
+            if variant.name == wanted:
+                return variant
+        names = ", ".join(variant.name for variant in self.manifest.variants)
+        raise VariantError(f"{self.folder} has no variant called {wanted}: choose one of {names}.")
+
+    def read(self, variant: Variant) -> bytes:
+        """Return the model file of `variant`, its digest checked against the manifest and SHA256SUMS.
+
+        Raises:
+            BundleError: it is missing, or not what was exported.
+        """
+        content = _read(self.folder, variant.file)
+        if len(content) != variant.bytes or sha256(content).hexdigest() != variant.sha256:
+            raise BundleError(f"{self.folder / variant.file} is not what the manifest names: copy the bundle again.")
+        self._match(variant.file, content)
+        return content
+
+    def load(self, variant: Variant, provider: str = "auto", threads: int | None = None) -> Session:
+        """Return a session of `variant`, an ONNX one; see `Session` for the arguments and what is raised.
+
+        Raises:
+            VariantError: its format needs torch.
+        """
+        if variant.format != "onnx":
+            raise VariantError(
+                f"The variant {variant.name} is {variant.format}, which needs torch: choose an ONNX one, or run "
+                f"'edgecifar evaluate {self.folder / variant.file}' where torch is installed."
+            )
+        return Session(self.read(variant), provider, threads, name=str(self.folder / variant.file))
+
+    def golden(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the golden images, uint8 [N, 32, 32, 3], and each variant's probabilities, float32 [N, 10].
+
+        Raises:
+            BundleError: golden.npz is missing or damaged.
+        """
+        content = _read(self.folder, GOLDEN)
+        self._match(GOLDEN, content)
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            return arrays.pop(INPUT_NAME), arrays
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{self.folder / GOLDEN} is damaged ({error}): copy the bundle again.") from None
+
+    def verify(self) -> list[Check]:
+        """Check every file's digest, that no file is unknown, and that each variant gives its golden vectors here.
+
+        Returns:
+            One `Check` a promise; all of them hold in an intact bundle.
+        """
+        checks = [_attempt("manifest", lambda: f"schema {Bundle.open(self.folder).manifest.schema}")]
+        sums = self._sums()
+        for name in sorted(sums):
+            checks.append(_attempt(name, lambda name=name: self._match(name, _read(self.folder, name))))
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if name not in sums and name != SUMS:
+                checks.append(Check(name, False, f"is in the folder but not in {SUMS}: remove it"))
+        for variant in self.manifest.variants:
+            if variant.format == "onnx":
+                checks.append(_attempt(f"golden vectors of {variant.name}", lambda v=variant: self._reproduce(v)))
+        return checks
+
+    def _reproduce(self, variant: Variant) -> str:
+        images, expected = self.golden()
+        if variant.name not in expected:
+            raise BundleError(f"{GOLDEN} holds nothing for it")
+        difference = np.abs(self.load(variant, "cpu").probabilities(images) - expected[variant.name]).max()
+        if not difference <= variant.golden_tolerance:  # not: nan fails too
+            raise BundleError(f"differ by {difference:.2e}, more than {variant.golden_tolerance:.0e} on this machine")
+        return f"{len(images)} images, largest difference {difference:.1e}"
+
+    def _sums(self) -> dict[str, str]:
+        text = _read(self.folder, SUMS).decode(errors="replace")
+        lines = [line.split("  ", 1) for line in text.splitlines()]
+        if any(len(line) != 2 or len(line[0]) != 64 for line in lines):
+            raise BundleError(f"{self.folder / SUMS} is damaged: copy the bundle again.")
+        return {name: digest for digest, name in lines}
+
+    def _match(self, name: str, content: bytes) -> str:
+        if self._sums().get(name) != sha256(content).hexdigest():
+            raise BundleError(f"{self.folder / name} is not what {SUMS} names: copy the bundle again.")
+        return f"{len(content):,} bytes"
+
+
+def _attempt(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check())
+    except EdgecifarError as error:
+        return Check(name, False, str(error))
+
+
+def _read(folder: Path, name: str) -> bytes:
+    """Return a file of a bundle; links, folders, devices and files above `LARGEST` are refused unopened."""
+    path = folder / name
+    if Path(name).name != name or path.is_symlink() or not path.is_file():
+        reason = "is a link" if path.is_symlink() else "is missing"
+        raise BundleError(f"{path} {reason}: copy the bundle again, whole.")
+    try:
+        if path.stat().st_size > LARGEST:
+            raise BundleError(f"{path} is larger than {LARGEST:,} bytes: this is no bundle of edgecifar.")
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): copy the bundle again.") from None

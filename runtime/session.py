@@ -1,0 +1,190 @@
+"""One ONNX model on one onnxruntime execution provider, with no silent fall-back and no oversubscription."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .contract import INPUT_NAME, LABELS, LOGITS, PROBABILITIES, SIDE
+from .errors import InputError, ModelError, ProviderError
+from .machine import usable_cpus
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "directml": ("DmlExecutionProvider", "onnxruntime-directml"),
+    "coreml": ("CoreMLExecutionProvider", "onnxruntime"),
+    "xnnpack": ("XnnpackExecutionProvider", "an onnxruntime built with XNNPACK"),
+}
+"""Name on the command line: (onnxruntime's name, the package that brings it)."""
+
+AUTO = "auto"
+
+
+class Session:
+    """A loaded model: uint8 [N, 32, 32, 3] in, probabilities out. Safe to use from several threads.
+
+    Attributes:
+        provider: the name in `PROVIDERS` that every node runs on.
+        threads: how many threads one call may use on the CPU.
+    """
+
+    def __init__(self, model: bytes, provider: str = AUTO, threads: int | None = None, name: str = "the model") -> None:
+        """Load `model`, the bytes of an ONNX file.
+
+        Args:
+            model: self-contained; references to external data are refused.
+            provider: a name in `PROVIDERS`, or "auto": CUDA where it runs, else the CPU.
+            threads: by default as many as the affinity mask and the control group's quota allow.
+            name: what messages call the model.
+
+        Raises:
+            ProviderError: the provider is unknown, or cannot run every node here.
+            ModelError: the model is damaged, or is not one of this project's.
+        """
+        if threads is not None and threads < 1:
+            raise ProviderError(f"{threads} threads cannot run anything: choose 1 or more.")
+        self.threads = threads or usable_cpus()
+        ort = import_onnxruntime()
+        if provider == AUTO:
+            candidates = [key for key in ("cuda", "cpu") if PROVIDERS[key][0] in ort.get_available_providers()]
+        else:
+            candidates = [provider]
+        for candidate in candidates:
+            try:
+                self._session = _load(ort, model, candidate, self.threads, name)
+                self.provider = candidate
+                break
+            except ProviderError:
+                if candidate == candidates[-1]:
+                    raise
+        _check_contract(self._session, name)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Classify `images`, uint8 [N, 32, 32, 3] RGB; return float32 [N, 10].
+
+        Raises:
+            InputError: another type, dtype or shape.
+        """
+        return self._run(PROBABILITIES, images)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return the logits of `images`, float32 [N, 10], before temperature and softmax; raises as `probabilities`."""
+        return self._run(LOGITS, images)
+
+    def _run(self, output: str, images: np.ndarray) -> np.ndarray:
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
+            got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise InputError(
+                f"Images must be a numpy array, uint8 [N, {SIDE}, {SIDE}, 3] in RGB order, not {got}: read pictures with "
+                "load_picture, and convert floats in 0 to 1 with (x * 255).round().astype('uint8')."
+            )
+        if not len(images):
+            return np.empty((0, len(LABELS)), np.float32)
+        return self._session.run([output], {INPUT_NAME: images})[0]
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime with its telemetry off.
+
+    Raises:
+        ProviderError: no onnxruntime is installed, or two of its packages overwrote one another.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the library is loaded
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ProviderError(
+            f"onnxruntime cannot be imported ({error}): 'pip install onnxruntime', or onnxruntime-gpu for CUDA."
+        ) from None
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise ProviderError(f"onnxruntime is broken here: {_reinstall()}.")
+    return onnxruntime
+
+
+def _installed() -> list[str]:
+    packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+    found = []
+    for package in packages:
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(package)
+    return found
+
+
+def _reinstall(wanted: str = "onnxruntime") -> str:
+    return f"'pip uninstall -y {' '.join(_installed())}' and then 'pip install {wanted}'"
+
+
+def _remedy(provider: str) -> str:
+    """Say what to do where `provider` is not among those of the installed onnxruntime."""
+    package = PROVIDERS[provider][1]
+    installed = _installed()
+    if package in installed and len(installed) > 1:
+        return f"{' and '.join(installed)} are both installed and overwrite one another: {_reinstall(package)}"
+    if package in installed:
+        return "it is not built for this system, choose another provider"
+    if package.startswith("onnxruntime"):
+        return f"it comes with {package}, which replaces {' and '.join(installed)}: {_reinstall(package)}"
+    return f"it needs {package}"
+
+
+def _load(ort: Any, model: bytes, provider: str, threads: int, name: str) -> onnxruntime.InferenceSession:
+    if provider not in PROVIDERS:
+        raise ProviderError(f"There is no provider called {provider}: choose auto, {', '.join(PROVIDERS)}.")
+    full_name, _ = PROVIDERS[provider]
+    available = ort.get_available_providers()
+    if full_name not in available:
+        raise ProviderError(f"The provider {provider} is not in the onnxruntime installed here: {_remedy(provider)}.")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised below, in our own words
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # no processor time between calls
+    if provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(model, options, providers=[full_name], enable_fallback=0)
+    except Exception as error:  # onnxruntime raises a dozen types that share no base of their own
+        if isinstance(error, MemoryError):
+            raise
+        reason = _first_sentence(error)
+        if provider == "cpu":
+            raise ModelError(f"{name} is not a model that onnxruntime can load ({reason}): export it again.") from None
+        raise ProviderError(
+            f"The provider {provider} cannot run {name} here ({reason}): install what it needs, choose another "
+            "--variant, or use --provider cpu."
+        ) from None
+    if session.get_providers()[0] != full_name:
+        raise ProviderError(
+            f"The provider {provider} could not be started here, most often because a driver or one of its libraries "
+            "is missing: install them (for CUDA 'pip install onnxruntime-gpu[cuda,cudnn]'), or use --provider cpu."
+        )
+    return session
+
+
+def _first_sentence(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].split(" : ")[-1].rstrip(".")[:200]
+
+
+def _check_contract(session: onnxruntime.InferenceSession, name: str) -> None:
+    inputs = [(given.name, given.type, given.shape[1:]) for given in session.get_inputs()]
+    outputs = [given.name for given in session.get_outputs()]
+    if inputs != [(INPUT_NAME, "tensor(uint8)", [SIDE, SIDE, 3])] or not {PROBABILITIES, LOGITS} <= set(outputs):
+        raise ModelError(
+            f"{name} is another kind of model (its input is {inputs}, its outputs are {outputs}): name one that "
+            "'edgecifar export' made."
+        )
+    if isinstance(session.get_inputs()[0].shape[0], int):
+        raise ModelError(f"{name} takes only batches of {session.get_inputs()[0].shape[0]}: export it again.")

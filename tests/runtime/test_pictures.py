@@ -1,0 +1,561 @@
+"""Pictures of every kind become 32x32 RGB, and whatever cannot be read says so in one sentence."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edgecifar.runtime import pictures
+from edgecifar.runtime.errors import PictureError
+from edgecifar.runtime.pictures import FITS, find_pictures, load_picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+LOSSLESS = ("PNG", "BMP", "TIFF", "WEBP")
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **({"lossless": True} if kind == "WEBP" else {}), **options)
+    return file.getvalue()
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def quadrants(height: int, width: int) -> np.ndarray:
+    """Red, green / blue, yellow."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = RED
+    pixels[: height // 2, width // 2 :] = GREEN
+    pixels[height // 2 :, : width // 2] = BLUE
+    pixels[height // 2 :, width // 2 :] = YELLOW
+    return pixels
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG whose header claims a size, and whose data does not hold it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def refusal(source, **options) -> str:
+    """The message that `source` is refused with: one sentence."""
+    with pytest.raises(PictureError) as caught:
+        load_picture(source, **options)
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+def assert_is_picture(pixels: np.ndarray) -> None:
+    assert pixels.shape == (32, 32, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+
+
+# what passes unchanged
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_a_32x32_rgb_picture_passes_bit_for_bit(kind, fit):
+    pixels = noise(32, 32)
+    loaded = load_picture(encoded(Image.fromarray(pixels), kind), fit)
+    assert_is_picture(loaded)
+    np.testing.assert_array_equal(loaded, pixels)
+
+
+def test_path_text_bytes_and_stream_give_the_same(tmp_path, monkeypatch):
+    pixels = noise(32, 32)
+    path = tmp_path / "a picture without suffix"
+    path.write_bytes(encoded(Image.fromarray(pixels), "PNG"))
+    np.testing.assert_array_equal(load_picture(path), pixels)
+    np.testing.assert_array_equal(load_picture(str(path)), pixels)
+    np.testing.assert_array_equal(load_picture(path.read_bytes()), pixels)
+    with path.open("rb") as stream:
+        np.testing.assert_array_equal(load_picture(stream), pixels)
+    with path.open("rb", buffering=0) as raw:
+        np.testing.assert_array_equal(load_picture(raw), pixels)
+    with path.open() as text:
+        monkeypatch.setattr("sys.stdin", text)
+        np.testing.assert_array_equal(load_picture("-"), pixels)
+
+
+def test_a_pipe_that_cannot_seek_is_read_to_its_end():
+    pixels = noise(32, 32)
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb", buffering=0) as out, os.fdopen(writer, "wb") as into:
+        into.write(encoded(Image.fromarray(pixels), "BMP"))
+        into.close()
+        np.testing.assert_array_equal(load_picture(out), pixels)
+
+
+# sizes
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 1), (31, 33), (33, 31), (700, 300)])
+def test_any_size_keeps_its_colour(width, height, fit):
+    loaded = load_picture(encoded(Image.new("RGB", (width, height), (200, 100, 50)), "PNG"), fit)
+    assert_is_picture(loaded)
+    colours = {tuple(map(int, pixel)) for pixel in loaded.reshape(-1, 3)}
+    square = fit != "pad" or width == height or (width, height) in {(31, 33), (33, 31)}
+    if fit == "pad" and not square:
+        assert colours == {(200, 100, 50), (128, 128, 128)}
+    else:
+        assert (200, 100, 50) in colours
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (8, 8), (64, 200), (200, 64), (600, 900)])
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_quadrants_keep_their_colours_and_places(height, width, fit):
+    loaded = load_picture(encoded(Image.fromarray(quadrants(height, width)), "PNG"), fit)
+    for where, colour in [((2, 2), RED), ((2, 29), GREEN), ((29, 2), BLUE), ((29, 29), YELLOW)]:
+        assert tuple(loaded[where]) == colour
+
+
+def test_crop_cuts_the_centre_without_resampling_when_the_shorter_side_is_32():
+    pixels = noise(32, 100)
+    np.testing.assert_array_equal(load_picture(encoded(Image.fromarray(pixels), "PNG")), pixels[:, 34:66])
+    pixels = noise(100, 32)
+    np.testing.assert_array_equal(load_picture(encoded(Image.fromarray(pixels), "PNG")), pixels[34:66])
+
+
+def test_pad_keeps_the_whole_picture_between_bands_of_grey():
+    pixels = noise(16, 32)
+    loaded = load_picture(encoded(Image.fromarray(pixels), "PNG"), "pad")
+    np.testing.assert_array_equal(loaded[8:24], pixels)
+    assert np.all(loaded[:8] == 128)
+    assert np.all(loaded[24:] == 128)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_scaling_down_is_antialiased(fit):
+    stripes = np.zeros((320, 320, 3), np.uint8)
+    stripes[:, ::2] = 255
+    loaded = load_picture(encoded(Image.fromarray(stripes), "PNG"), fit)
+    assert loaded.min() >= 126
+    assert loaded.max() <= 129
+
+
+def test_a_big_jpeg_decoded_small_looks_like_the_same_picture_decoded_whole():
+    y, x = np.mgrid[0:1024, 0:1536]
+    smooth = np.stack([x / 6, y / 4, (x + y) / 10], axis=-1).clip(0, 255).astype(np.uint8)
+    jpeg = encoded(Image.fromarray(smooth), "JPEG", quality=95)
+    whole = encoded(Image.open(io.BytesIO(jpeg)), "PNG")
+    np.testing.assert_allclose(load_picture(jpeg).astype(int), load_picture(whole).astype(int), atol=3)
+
+
+# modes
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "JPEG", "GIF"])
+def test_grey_becomes_three_equal_channels(kind):
+    loaded = load_picture(encoded(Image.new("L", (32, 32), 77), kind))
+    assert np.all(loaded == 77)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
+def test_one_bit_becomes_black_and_white(kind):
+    bits = noise(32, 32, 1)[..., 0] > 127
+    loaded = load_picture(encoded(Image.fromarray(bits), kind))
+    np.testing.assert_array_equal(loaded, np.repeat(bits[..., None] * np.uint8(255), 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
+def test_palette_becomes_its_colours(kind):
+    palette = Image.fromarray(quadrants(32, 32)).quantize(4)
+    np.testing.assert_array_equal(load_picture(encoded(palette, kind)), quadrants(32, 32))
+
+
+def test_palette_with_one_transparent_colour_lies_over_white():
+    palette = Image.new("P", (32, 32))
+    palette.putpalette([*RED, *GREEN])
+    palette.paste(1, (16, 0, 32, 32))
+    for kind in ("PNG", "GIF"):
+        loaded = load_picture(encoded(palette, kind, transparency=1))
+        assert np.all(loaded[:, :16] == RED)
+        assert np.all(loaded[:, 16:] == 255)
+
+
+def test_palette_with_an_alpha_per_colour_lies_over_white():
+    palette = Image.new("P", (32, 32))
+    palette.putpalette([*RED, *BLUE, *GREEN])
+    palette.paste(1, (0, 16, 32, 32))
+    loaded = load_picture(encoded(palette, "PNG", transparency=bytes([255, 51])))
+    assert np.all(loaded[:16] == RED)
+    assert np.all(loaded[16:] == (204, 204, 255))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_alpha_lies_over_white(kind):
+    rgba = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    for x, alpha in enumerate((0, 51, 102, 204, 255)):
+        rgba.putpixel((x, 0), (255, 0, 100, alpha))
+    loaded = load_picture(encoded(rgba, kind, **({"exact": True} if kind == "WEBP" else {})))
+    expected = [(255, 255, 255), (255, 204, 224), (255, 153, 193), (255, 51, 131), (255, 0, 100)]
+    assert [tuple(map(int, pixel)) for pixel in loaded[0, :5]] == expected
+    assert np.all(loaded[1:] == 255)
+
+
+def test_grey_with_alpha_lies_over_white():
+    assert np.all(load_picture(encoded(Image.new("LA", (32, 32), (0, 204)), "PNG")) == 51)
+
+
+def test_a_transparent_colour_without_palette_lies_over_white():
+    rgb = Image.fromarray(quadrants(32, 32))
+    expected = quadrants(32, 32)
+    expected[:16, :16] = 255
+    np.testing.assert_array_equal(load_picture(encoded(rgb, "PNG", transparency=RED)), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind):
+    grey = np.zeros((32, 32), np.uint16)
+    grey[0, :6] = [0, 257, 128 * 257, 255 * 257, 256, 300]
+    loaded = load_picture(encoded(Image.fromarray(grey), kind))
+    assert loaded[0, :6, 0].tolist() == [0, 1, 128, 255, 1, 1]
+    assert np.all(loaded[..., 0] == loaded[..., 2])
+
+
+def test_transparent_sixteen_bit_grey_lies_over_white():
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" + struct.pack(">HH", 500, 0))
+    parts = ((b"IHDR", header), (b"tRNS", struct.pack(">H", 500)), (b"IDAT", rows), (b"IEND", b""))
+    loaded = load_picture(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts), "squash")
+    assert np.all(loaded[:, 0] == 255)
+    assert np.all(loaded[:, -1] == 0)
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535, 1e6])
+def test_floats_are_scaled_by_the_range_they_fill(white):
+    values = np.zeros((32, 32), np.float32)
+    values[0, :6] = [white, white * 0.6, -white, np.nan, -np.inf, np.inf]
+    values.view(np.uint32)[0, 6] = 0x7FA00000  # a signalling NaN
+    loaded = load_picture(encoded(Image.fromarray(values), "TIFF"))
+    assert loaded[0, :7, 1].tolist() == [255, 153, 0, 0, 0, 255, 0]
+
+
+def test_integers_beyond_sixteen_bits_are_scaled_by_their_maximum():
+    values = np.zeros((32, 32), np.int32)
+    values[0, :3] = [2**30, 2**29, -5]
+    assert load_picture(encoded(Image.fromarray(values), "TIFF"))[0, :3, 0].tolist() == [255, 128, 0]
+    values[0, :3] = [65535, 257, -5]
+    assert load_picture(encoded(Image.fromarray(values), "TIFF"))[0, :3, 0].tolist() == [255, 1, 0]
+
+
+@pytest.mark.parametrize(("kind", "off"), [("TIFF", 0), ("JPEG", 3)])
+def test_cmyk_becomes_rgb(kind, off):
+    loaded = load_picture(encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 51)), kind))
+    np.testing.assert_allclose(loaded.astype(int), np.broadcast_to([204, 0, 0], loaded.shape), atol=off)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("YCbCr", "TIFF"), ("YCbCr", "JPEG"), ("LAB", "TIFF")])
+def test_other_colour_spaces_become_rgb(mode, kind):
+    loaded = load_picture(encoded(Image.new("RGB", (32, 32), (180, 90, 40)).convert(mode), kind))
+    np.testing.assert_allclose(loaded.astype(int), np.broadcast_to([180, 90, 40], loaded.shape), atol=4)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_is_taken(kind):
+    first, second = Image.new("RGB", (32, 32), RED), Image.new("RGB", (32, 32), BLUE)
+    assert np.all(load_picture(encoded(first, kind, save_all=True, append_images=[second])) == RED)
+
+
+# orientation
+
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_applied(orientation, kind):
+    upright = noise(32, 32)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    np.testing.assert_array_equal(load_picture(encoded(stored, kind, exif=exif)), upright)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("order", [b"II", b"MM"])
+def test_exif_orientation_of_a_big_jpeg_is_applied(orientation, order):
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](quadrants(400, 600))))
+    pack = ">" if order == b"MM" else "<"
+    exif = b"Exif\0\0" + order + struct.pack(pack + "HIHHHIHH", 42, 8, 1, 0x0112, 3, 1, orientation, 0)
+    loaded = load_picture(encoded(stored, "JPEG", exif=exif, quality=95)).astype(int)
+    for where, colour in [((3, 3), RED), ((3, 28), GREEN), ((28, 3), BLUE), ((28, 28), YELLOW)]:
+        np.testing.assert_allclose(loaded[where], colour, atol=3)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0II*\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01",
+        b"Exif\0\0II*\0" + struct.pack("<IHHHIHH", 8, 1, 0x0112, 3, 1, 9, 0),
+        b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 2, 0x010F, 2, 999, 500) + b"\x12",
+        b"nonsense",
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_data_is_no_reason_to_refuse_a_picture(exif, kind):
+    data = encoded(Image.new("RGB", (32, 32), (90, 90, 90)), kind, exif=exif)
+    assert np.all(load_picture(data) == 90)
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_truncated(tmp_path, kind, part):
+    data = encoded(Image.fromarray(noise(64, 64)), kind)
+    path = tmp_path / f"cut.{kind.lower()}"
+    path.write_bytes(data[: int(len(data) * part)])
+    assert refusal(path) == (
+        f"Could not read {path}: its {kind} data is damaged or incomplete; save or download it again."
+    )
+
+
+def test_corrupt_data_inside_a_png():
+    data = bytearray(encoded(Image.fromarray(noise(64, 64)), "PNG"))
+    data[200:300] = bytes(100)
+    assert "PNG data is damaged" in refusal(bytes(data))
+
+
+def test_text_named_png(tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("not a picture at all")
+    message = refusal(path)
+    assert str(path) in message
+    assert "it is not a PNG, JPEG, WebP, BMP, TIFF or GIF picture" in message
+
+
+def test_formats_that_are_not_read_never_reach_a_parser():
+    assert "it is not a PNG" in refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    assert "it is not a PNG" in refusal(encoded(Image.new("RGB", (4, 4)), "PPM"))
+
+
+def test_empty(tmp_path):
+    path = tmp_path / "empty.png"
+    path.touch()
+    assert refusal(path) == f"Could not read {path}: it is empty; save or download it again."
+    assert refusal(b"") == "Could not read the given bytes: it is empty; save or download it again."
+
+
+def test_missing_file(tmp_path):
+    path = tmp_path / "gone.png"
+    assert refusal(path) == f"Could not read {path}: there is no such file; check the path."
+
+
+def test_folder_in_place_of_a_file(tmp_path):
+    assert refusal(tmp_path) == f"Could not read {tmp_path}: it is a folder; name a picture file in it."
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    def deny(*_args, **_kwargs):  # root, whom tests may run as, is denied nothing
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)
+    assert "you may not read it; change its permissions" in refusal(tmp_path / "secret.png")
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "x" * 5000 + ".png", ""])
+def test_impossible_paths(path):
+    assert "check that it is a file" in refusal(path) or "it is a folder" in refusal(path)
+
+
+def test_streams_that_give_no_bytes(tmp_path):
+    assert "the given stream: it gives no bytes; open it in binary mode" in refusal(io.StringIO("text"))
+    closed = io.BytesIO(b"x")
+    closed.close()
+    assert "closed file" in refusal(closed)
+
+
+@pytest.mark.parametrize(("width", "height"), [(8001, 8000), (10_000, 10_000), (60_000, 60_000), (2**31 - 1, 1)])
+def test_too_many_pixels_are_refused_from_the_header(width, height):
+    message = refusal(png_header(width, height), name="bomb.png")
+    assert message == "Could not read bomb.png: it has more than 64 million pixels; scale it down first."
+
+
+def test_too_many_pixels_in_every_format(monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
+    for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"):
+        assert "pixels; scale it down first" in refusal(encoded(Image.new("RGB", (101, 1)), kind))
+        assert_is_picture(load_picture(encoded(Image.new("RGB", (10, 10)), kind)))
+
+
+def test_pillows_own_limit_is_neither_changed_nor_leaked(monkeypatch):
+    limit = Image.MAX_IMAGE_PIXELS
+    load_picture(encoded(Image.new("RGB", (40, 40)), "WEBP"))
+    assert limit == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = encoded(Image.new("RGB", (300, 1)), "WEBP")
+    try:
+        assert_is_picture(load_picture(data))
+    except PictureError as error:
+        assert "pixels; scale it down first" in str(error)  # noqa: PT017 - either is right, as Pillow's version has it
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0)])
+def test_no_width_or_no_height(width, height):
+    assert "PNG data is damaged or incomplete" in refusal(png_header(width, height))
+
+
+def test_too_many_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_BYTES", 2**20)
+    path = tmp_path / "long.bmp"
+    path.write_bytes(bytes(2**20 + 1))
+    assert refusal(path) == f"Could not read {path}: it is longer than 1 MiB; scale it down first."
+    assert "longer than 1 MiB" in refusal(path.read_bytes())
+    with Path("/dev/zero").open("rb") as endless:
+        assert "/dev/zero: it is longer than 1 MiB" in refusal(endless)
+
+
+def test_too_little_memory(monkeypatch):
+    def fail(*_args):
+        raise MemoryError
+
+    monkeypatch.setattr(pictures, "_decode", fail)
+    assert "takes more memory than is free" in refusal(encoded(Image.new("RGB", (4, 4)), "PNG"))
+
+
+def test_an_interrupt_is_not_swallowed(monkeypatch):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pictures, "_decode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_picture(encoded(Image.new("RGB", (4, 4)), "PNG"))
+
+
+def test_unknown_fit():
+    assert refusal(b"", fit="stretch") == "There is no fit 'stretch': choose one of crop, squash, pad."
+
+
+def test_a_given_name_is_what_messages_say():
+    assert refusal(b"text", name="upload 3").startswith("Could not read upload 3: ")
+
+
+SAMPLES = [
+    *(encoded(Image.fromarray(noise(20, 24)), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")),
+    encoded(Image.fromarray(noise(20, 24, 4)), "PNG"),
+    encoded(Image.fromarray(noise(20, 24, 4)), "WEBP"),
+    encoded(Image.fromarray(noise(20, 24)).quantize(16), "GIF", transparency=3),
+    encoded(Image.fromarray(noise(20, 24)), "TIFF", compression="tiff_lzw"),
+    encoded(Image.fromarray(noise(20, 24)[..., 0].astype(np.uint16) * 257), "PNG"),
+    encoded(Image.fromarray(noise(20, 24)[..., 0].astype(np.float32)), "TIFF"),
+]
+
+
+@settings(deadline=None, max_examples=60, database=None)
+@given(
+    data=st.sampled_from(SAMPLES),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+    in_header=st.booleans(),
+    keep=st.one_of(st.just(1.0), st.floats(0, 1)),
+    fit=st.sampled_from(FITS),
+)
+def test_whatever_happens_to_the_bytes_no_other_exception_escapes(data, edits, in_header, keep, fit):
+    mutated = bytearray(data)
+    for place, byte in edits:
+        mutated[int(place * (min(64, len(data)) if in_header else len(data)))] = byte
+    try:
+        assert_is_picture(load_picture(bytes(mutated[: int(len(mutated) * keep)]), fit))
+    except PictureError as error:
+        assert str(error).startswith("Could not read the given bytes: ")  # noqa: PT017 - both outcomes are right
+
+
+@settings(deadline=None, max_examples=30, database=None)
+@given(
+    start=st.sampled_from([b"", b"BM", b"GIF89a", b"\xff\xd8\xff", b"II*\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n"]),
+    rest=st.binary(max_size=200),
+)
+def test_random_bytes_are_refused_or_read(start, rest):
+    try:
+        assert_is_picture(load_picture(start + rest))
+    except PictureError as error:
+        assert str(error).startswith("Could not read the given bytes: ")  # noqa: PT017 - both outcomes are right
+
+
+# finding pictures
+
+
+@pytest.fixture
+def album(tmp_path, monkeypatch) -> Path:
+    """A folder `album` in the current one, with pictures on two levels among other files."""
+    monkeypatch.chdir(tmp_path)
+    names = ("b.png", "a.JPG", "notes.txt", ".hidden.png", "trip/c.webp", "trip/d.tiff", ".cache/e.png", "none/f.txt")
+    for name in names:
+        path = tmp_path / "album" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "album"
+
+
+def test_files_stay_as_they_are_and_in_order():
+    assert find_pictures(["z.png", "-", "a.txt", "z.png"]) == ["z.png", "-", "a.txt", "z.png"]
+    assert find_pictures([]) == []
+
+
+@pytest.mark.usefixtures("album")
+def test_a_folder_gives_its_pictures_sorted_without_hidden_ones():
+    inside = ["album/a.JPG", "album/b.png", "album/trip/c.webp", "album/trip/d.tiff"]
+    assert find_pictures(["album"]) == inside
+    assert find_pictures(["first.png", "album/", "-"]) == ["first.png", *inside, "-"]
+
+
+def test_a_pattern_gives_the_files_that_match(album):
+    assert find_pictures(["album/*.png", "album/?.JPG"]) == ["album/b.png", "album/a.JPG"]
+    assert find_pictures([f"{album}/**/[cd].*"]) == [f"{album}/trip/c.webp", f"{album}/trip/d.tiff"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(album):
+    (album / "b[1].png").touch()
+    assert find_pictures(["album/b[1].png"]) == ["album/b[1].png"]
+
+
+@pytest.mark.usefixtures("album")
+def test_a_folder_without_pictures_is_named():
+    with pytest.raises(PictureError, match=r"There are no pictures in album/none: .* ends with \.bmp, .*, \.webp; "):
+        find_pictures(["album/b.png", "album/none"])
+
+
+@pytest.mark.usefixtures("album")
+@pytest.mark.parametrize("pattern", ["album/*.gif", "album/tri*", "nowhere/*"])
+def test_a_pattern_without_pictures_is_named(pattern):
+    with pytest.raises(PictureError) as caught:
+        find_pictures([pattern])
+    assert str(caught.value) == f"There are no pictures in {pattern}: no file matches it; check the path."
+
+
+def test_impossible_names_stay_as_they_are():
+    names = ["x" * 5000, "a\0b", ""]
+    assert find_pictures(names) == names
