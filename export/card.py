@@ -50,7 +50,9 @@ def text(manifest: Manifest) -> str:
     synthetic = manifest.dataset != "CIFAR-10"
     return TEMPLATE.format(
         title=f"edgecifar: {manifest.dataset} classifier",
-        warning=f"**Trained on {manifest.dataset} data, not on CIFAR-10: a trial of the pipeline.**\n\n" if synthetic else "",
+        warning=f"**Trained on {manifest.dataset} data, not on CIFAR-10: a trial of the pipeline.**\n\n"
+        if synthetic
+        else "",
         labels=", ".join(manifest.labels),
         rows=rows,
         default=manifest.default_variant,

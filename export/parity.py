@@ -77,7 +77,16 @@ def compare(
             logits = in_batches(exported, few, size)
         except Exception as error:  # whatever an engine raises: the gate names the model and goes on to the next
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            return Parity(len(images), data, 0, None, float("nan"), float("nan"), tuple(ran), f"cannot run batch size {size}: {reason}")
+            return Parity(
+                len(images),
+                data,
+                0,
+                None,
+                float("nan"),
+                float("nan"),
+                tuple(ran),
+                f"cannot run batch size {size}: {reason}",
+            )
         if logits.shape != (len(few), eager.shape[1]):
             failure = f"gives logits of shape {list(logits.shape)} at batch size {size}"
             return Parity(len(images), data, 0, None, float("nan"), float("nan"), tuple(ran), failure)

@@ -12,12 +12,10 @@ import onnx
 import torch
 
 from ..runtime.bundle import CONTRACT
-from ..runtime.contract import INPUT_NAME, LABELS, LOGITS, PROBABILITIES, SIDE
+from ..runtime.contract import INPUT_NAME, LABELS, LOGITS, METADATA_PREFIX, PROBABILITIES, SIDE
 from .graph import Deployed
 
 OPSET = 18
-PREFIX = "io.github.edgecifar."
-"""Of our own keys in the model's metadata: ONNX asks for a reverse-DNS prefix."""
 
 
 def write(model: Deployed, path: Path, provenance: dict[str, Any]) -> None:
@@ -62,16 +60,10 @@ def save(model: onnx.ModelProto, path: Path, provenance: dict[str, Any]) -> None
     described = {
         "model_author": "the edgecifar developers",
         "model_license": "MIT",
-        PREFIX + "labels": json.dumps(LABELS),
-        PREFIX + "contract": json.dumps(CONTRACT),
-        PREFIX + "provenance": json.dumps(provenance, sort_keys=True),
+        METADATA_PREFIX + "labels": json.dumps(LABELS),
+        METADATA_PREFIX + "contract": json.dumps(CONTRACT),
+        METADATA_PREFIX + "provenance": json.dumps(provenance, sort_keys=True),
     }
     onnx.helper.set_model_props(model, described)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def provenance_of(path: Path) -> dict[str, Any]:
-    """Return what `save` was given, from the file's metadata; empty where it has none."""
-    properties = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    return json.loads(properties.get(PREFIX + "provenance", "{}"))

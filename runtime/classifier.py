@@ -146,7 +146,9 @@ class Classifier:
 
 def _check_top_k(top_k: int) -> None:
     if not 1 <= top_k <= len(LABELS):
-        raise InputError(f"The {top_k} most probable of {len(LABELS)} classes cannot be listed: choose 1 to {len(LABELS)}.")
+        raise InputError(
+            f"The {top_k} most probable of {len(LABELS)} classes cannot be listed: choose 1 to {len(LABELS)}."
+        )
 
 
 def _prediction(row: np.ndarray, top_k: int, source: str) -> Prediction:

@@ -16,3 +16,6 @@ PROBABILITIES = "probabilities"
 
 LOGITS = "logits"
 """Name of the output float32 [batch, 10] before temperature and softmax."""
+
+METADATA_PREFIX = "io.github.edgecifar."
+"""Of our own keys in an ONNX file's metadata, whose values are JSON; ONNX asks for a reverse-DNS prefix."""

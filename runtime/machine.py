@@ -8,7 +8,17 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("edgecifar", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnx", "torch", "torchvision")
+PACKAGES = (
+    "edgecifar",
+    "numpy",
+    "pillow",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnx",
+    "torch",
+    "torchvision",
+)
 
 
 def cpu_info() -> tuple[str, frozenset[str]]:

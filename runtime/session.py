@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .contract import INPUT_NAME, LABELS, LOGITS, PROBABILITIES, SIDE
+from .contract import INPUT_NAME, LABELS, LOGITS, METADATA_PREFIX, PROBABILITIES, SIDE
 from .errors import InputError, ModelError, ProviderError
 from .machine import usable_cpus
 
@@ -90,6 +91,15 @@ class Session:
         if not len(images):
             return np.empty((0, len(LABELS)), np.float32)
         return self._session.run([output], {INPUT_NAME: images})[0]
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the file says of itself: its metadata, the JSON values read, keys without their prefix."""
+        entries = self._session.get_modelmeta().custom_metadata_map
+        found: dict[str, Any] = {}
+        for key, value in sorted(entries.items()):
+            own = key.startswith(METADATA_PREFIX)
+            found[key.removeprefix(METADATA_PREFIX)] = json.loads(value) if own else value
+        return found
 
 
 def import_onnxruntime() -> Any:

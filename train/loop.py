@@ -51,10 +51,7 @@ class Progress:
 
 
 class Listener:
-    """What training tells; the methods do nothing here and are overridden by a display."""
-
-    def say(self, line: str) -> None:
-        """Take a line of prose."""
+    """What training tells; the methods do nothing here, a display has its own."""
 
     def progress(self, progress: Progress) -> None:
         """Take the state of the running epoch."""
@@ -125,7 +122,11 @@ def train(
         "hardware": describe_device(device),
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
-        "dataset": {"name": dataset.name, "sha256": dataset.digest, "trained_on": len(dataset.hold_out(recipe.held_out)[0])},
+        "dataset": {
+            "name": dataset.name,
+            "sha256": dataset.digest,
+            "trained_on": len(dataset.hold_out(recipe.held_out)[0]),
+        },
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "status": "running",
     }
@@ -143,18 +144,35 @@ def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener 
     state, record = run.resume_state(), run.record
     if record["dataset"]["sha256"] != dataset.digest:
         raise RunError(f"{run.folder} was trained on other data ({record['dataset']['name']}): name those with --data.")
-    training = _Training(
-        Recipe(**record["recipe"]), dataset, run, device, record["seed"], record, listener or Listener()
-    )
+    training = _Training(recipe_of(run), dataset, run, device, record["seed"], record, listener or Listener())
     training.restore(state)
     return training.run()
+
+
+def recipe_of(run: Run) -> Recipe:
+    """Return the recipe that `run` was begun with.
+
+    Raises:
+        RunError: run.json is missing or damaged.
+    """
+    try:
+        return Recipe(**run.record["recipe"])
+    except TypeError as error:
+        raise RunError(f"{run.folder} was made by another version of edgecifar ({error}): train again.") from None
 
 
 class _Training:
     """The state of one run between its steps."""
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, run: Run, device: torch.device, seed: int, record: dict, listener: Listener
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        run: Run,
+        device: torch.device,
+        seed: int,
+        record: dict,
+        listener: Listener,
     ) -> None:
         self.recipe, self.dataset, self.folder, self.device, self.seed = recipe, dataset, run, device, seed
         self.record, self.listener = record, listener
@@ -286,9 +304,7 @@ def _optimizer(net: Net, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = next(net.parameters()).device.type in ("cpu", "cuda")
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
-        )
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.lr, fused=fused)
     raise RunError(f"There is no optimizer called {recipe.optimizer}: choose sgd or adam.")
@@ -301,6 +317,6 @@ def _explained(recipe: Recipe) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RunError(
-            f"Memory ran out at batch size {recipe.batch_size}: go on with --resume and a smaller --batch-size, "
-            "or train on another device."
+            f"Memory ran out at batch size {recipe.batch_size}: train again with a smaller --batch-size, or on "
+            "another device."
         ) from error

@@ -32,20 +32,29 @@ class Run:
 
     folder: Path
 
+    def check_free(self) -> None:
+        """Make sure that a run can begin here.
+
+        Raises:
+            RunError: the folder exists and is not empty: nothing is ever overwritten.
+        """
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise RunError(
+                f"{self.folder} exists already and is not empty: go on with it by --resume, or choose another --out."
+            )
+
     @classmethod
     def create(cls, folder: Path) -> Run:
         """Make an empty run folder.
 
         Raises:
-            RunError: the folder exists and is not empty: nothing is ever overwritten.
+            RunError: the folder exists and is not empty.
             OutputError: it cannot be written.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(
-                f"{folder} exists already and is not empty: go on with it by --resume, or choose another --out."
-            )
+        run = cls(folder)
+        run.check_free()
         make_folder(folder)
-        return cls(folder)
+        return run
 
     @classmethod
     def newest(cls, unfinished: bool = False, under: Path = RUNS) -> Run:

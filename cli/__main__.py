@@ -1,0 +1,5 @@
+"""So that `python -m edgecifar.cli` is `edgecifar`."""
+
+from .main import main
+
+main()

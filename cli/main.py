@@ -1,0 +1,374 @@
+"""The `edgecifar` command: what each subcommand takes; what it does is in the library, what it prints in `display`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Train a CIFAR-10 classifier, prove its exports equal, and serve it without torch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXTRAS = {"train": "train", "evaluate": "export", "export": "export"}
+"""Which extra of the package a command needs beyond the base install."""
+
+
+class RecipeName(str, Enum):
+    """Names on the command line of `train.recipes.RECIPES`; a test holds the two together."""
+
+    reference = "reference"
+    fast = "fast"
+    best = "best"
+
+
+class Optimizer(str, Enum):
+    """Optimizers that a recipe can name."""
+
+    sgd = "sgd"
+    adam = "adam"
+
+
+class Format(str, Enum):
+    """Formats that `export` writes."""
+
+    onnx = "onnx"
+    torchscript = "torchscript"
+    pt2 = "pt2"
+    all = "all"
+
+
+class VariantName(str, Enum):
+    """Variants of the ONNX format that `export` makes."""
+
+    fp32 = "fp32"
+    edge = "edge"
+    all = "all"
+
+
+class Fit(str, Enum):
+    """How a picture is made square."""
+
+    crop = "crop"
+    squash = "squash"
+    pad = "pad"
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a subcommand; known failures become one sentence and exit code 1, never a traceback."""
+
+    @functools.wraps(function)
+    def reported(*args: Any, **kwargs: Any) -> None:
+        from ..runtime.errors import EdgecifarError
+
+        name = function.__name__
+        try:
+            function(*args, **kwargs)
+            sys.stdout.flush()
+        except EdgecifarError as error:
+            _fail(str(error))
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("edgecifar"):
+                raise
+            extra = f"edgecifar[{EXTRAS[name]}]" if name in EXTRAS else "edgecifar"
+            _fail(f"edgecifar {name} needs {error.name}, which is not installed: pip install '{extra}'.")
+        except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return app.command()(reported)
+
+
+def _fail(sentence: str) -> None:
+    print(f"edgecifar: {sentence}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"edgecifar {version('edgecifar')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder with the CIFAR-10 files, or 'synthetic' to try the pipeline without them. "
+        "Default: $EDGECIFAR_DATA, else ~/.cache/edgecifar, where they are downloaded to.",
+        show_default=False,
+    ),
+]
+BundleFolder = Annotated[
+    Path | None, typer.Option("--bundle", help="A bundle made by 'edgecifar export'. Default: the one installed.")
+]
+Provider = Annotated[
+    str, typer.Option(help="cpu, cuda, tensorrt, openvino, directml, coreml; auto: cuda where it runs, else cpu.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of one call. Default: what affinity and cgroup quota allow.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+
+
+@command
+def train(
+    recipe: Annotated[RecipeName, typer.Option(help="How to train.")] = RecipeName.fast,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. Default: the recipe's.")] = None,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run. Default: runs/RECIPE-TIME.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    seed: Annotated[int, typer.Option(help="What all randomness derives from.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, by default the newest unfinished one.")
+    ] = False,
+    optimizer: Annotated[Optimizer | None, typer.Option(help="Default: the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step. Default: the recipe's.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate. Default: the recipe's.")] = None,
+    momentum: Annotated[float | None, typer.Option(min=0, max=1, help="Of SGD. Default: the recipe's.")] = None,
+    held_out: Annotated[
+        float | None, typer.Option(min=0, max=0.5, help="Share of the training images kept for decisions.")
+    ] = None,
+) -> None:
+    """Train Net and leave a run folder: weights, settings, metrics, pictures."""
+    from dataclasses import replace
+    from datetime import datetime
+
+    from ..train import data as datasets
+    from ..train import loop
+    from ..train.recipes import RECIPES
+    from ..train.run import RUNS, Run
+    from .display import TrainingDisplay, evaluation_table
+
+    chosen = {
+        "epochs": epochs,
+        "optimizer": optimizer and optimizer.value,
+        "batch_size": batch_size,
+        "lr": lr,
+        "momentum": momentum,
+        "held_out": held_out,
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if resume and chosen:
+        raise typer.BadParameter(
+            f"a run is resumed as it was begun: leave out --{next(iter(chosen)).replace('_', '-')}."
+        )
+    where = loop.choose_device(device)
+    if resume:
+        run = Run(out) if out else Run.newest(unfinished=True)
+        run.resume_state()  # before the data is read: what is wrong is said at once
+        settings = loop.recipe_of(run)
+    else:
+        settings = replace(RECIPES[recipe.value], **chosen)
+        run = Run(out or RUNS / f"{recipe.value}-{datetime.now():%Y%m%d-%H%M%S}")
+        run.check_free()
+    dataset = datasets.load(data, say=_say)
+    with TrainingDisplay(settings, dataset, where, run.folder) as display:
+        if resume:
+            result = loop.resume(run, dataset, where, display)
+        else:
+            result = loop.train(settings, dataset, run.folder, where, seed, display)
+    print(evaluation_table(result, dataset.name))
+    _say(f"\nThe run is in {run.folder}. Next: edgecifar export {run.folder} --format onnx")
+
+
+@command
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run folder, .pt (TorchScript), .pt2, .onnx or a bundle.")],
+    data: Data = None,
+    variant: Annotated[str | None, typer.Option(help="Of a bundle. Default: the bundle's own choice.")] = None,
+    provider: Provider = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on the test images: accuracy, per class, confusion, NLL, calibration, speed."""
+    from ..export import models
+    from ..runtime.metrics import evaluate as measure
+    from ..train import data as datasets
+    from .display import counting, evaluation_table
+
+    loaded = models.load(model, variant, provider)
+    dataset = datasets.load(data, say=_say)
+    with counting("Evaluating", len(dataset.test_labels), "images") as progress:
+        result = measure(loaded.probabilities, dataset.test_images, dataset.test_labels, progress=progress)
+    if plot:
+        from ..train.plots import confusion
+
+        confusion(result, plot)
+    if as_json:
+        described = {"model": str(model), "kind": loaded.kind, "provider": loaded.provider, "dataset": dataset.name}
+        print(json.dumps({**described, **result.as_json()}, indent=2))
+    else:
+        print(evaluation_table(result, dataset.name))
+
+
+@command
+def export(
+    run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest under runs/.")] = None,
+    formats: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.onnx],  # noqa: B006
+    variants: Annotated[
+        list[VariantName], typer.Option("--variant", help="Of the ONNX format: fp32 exact, edge small and fast.")
+    ] = [VariantName.fp32],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="The bundle to make. Default: RUN/bundle.")] = None,
+    data: Data = None,
+    budget: Annotated[
+        float, typer.Option(min=0, help="Points of held-out accuracy that the edge variant may lose.")
+    ] = 0.2,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
+) -> None:
+    """Export a run into a bundle, after proving that each model in it agrees with the net."""
+    from ..export.build import export as build
+    from ..train import data as datasets
+    from ..train.run import Run
+
+    source = Run(run) if run else Run.newest()
+    name = source.record["dataset"]["name"]
+    dataset = datasets.load_for_export(name, data, _say)
+    target = out or source.folder / "bundle"
+    bundle, _ = build(
+        source, target, _expand(formats, Format), _expand(variants, VariantName), dataset, budget, force, say=_say
+    )
+    _say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
+
+
+def _expand(chosen: list[Any], kind: type[Enum]) -> list[str]:
+    """Return the values chosen, in the order they are declared, "all" spelt out."""
+    names = [member.value for member in kind if member.value != "all"]
+    wanted = {member.value for member in chosen}
+    return [name for name in names if "all" in wanted or name in wanted]
+
+
+@command
+def predict(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders, globs; '-' is standard input.")
+    ],
+    bundle: BundleFolder = None,
+    variant: Annotated[str | None, typer.Option(help="Of the bundle. Default: its own choice.")] = None,
+    provider: Provider = "auto",
+    threads: Threads = None,
+    top_k: Annotated[int, typer.Option(min=1, max=10, help="How many classes to list.")] = 3,
+    fit: Annotated[Fit, typer.Option(help="How a picture is made square.")] = Fit.crop,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row a picture instead.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs, and where.")] = False,
+) -> None:
+    """Classify pictures of any format and size; a bad one is reported and the rest are classified."""
+    from ..runtime import Classifier
+    from ..runtime.errors import PictureError
+    from ..runtime.pictures import find_pictures
+    from .display import PREDICTION_PRINTERS
+
+    if as_json and as_csv:
+        raise typer.BadParameter("choose one of --json and --csv.")
+    sources = find_pictures(images)
+    classifier = Classifier(bundle, variant, provider, threads)
+    if verbose:
+        _say(
+            f"{classifier.bundle.folder}: variant {classifier.variant.name} ({classifier.variant.precision}) on "
+            f"{classifier.provider}, {classifier.threads} threads"
+        )
+    dataset = classifier.bundle.manifest.dataset
+    if dataset != "CIFAR-10":
+        _say(f"Note: this model was trained on {dataset} data, not on CIFAR-10.")
+    bad = 0
+
+    def results() -> Any:
+        nonlocal bad
+        for source, result in zip(sources, classifier.stream(sources, top_k, fit.value), strict=True):
+            if isinstance(result, PictureError):
+                bad += 1
+                _say(f"edgecifar: {result}")
+            yield source, result
+
+    PREDICTION_PRINTERS["json" if as_json else "csv" if as_csv else "text"](classifier, top_k, results())
+    if bad:
+        raise typer.Exit(1)
+
+
+@command
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle. Default: the one installed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a bundle: every digest, no unknown file, and the golden vectors of each variant on this machine."""
+    from dataclasses import asdict
+
+    from ..runtime import Bundle
+    from .display import check_table
+
+    opened = Bundle.open(bundle)
+    checks = opened.verify()
+    if as_json:
+        print(json.dumps({"bundle": str(opened.folder), "checks": [asdict(check) for check in checks]}, indent=2))
+    else:
+        print(check_table(checks))
+    failed = [check.name for check in checks if not check.passed]
+    if failed:
+        _fail(f"{opened.folder} failed {len(failed)} of {len(checks)} checks: {', '.join(failed)}.")
+
+
+@command
+def benchmark(
+    bundle: BundleFolder = None,
+    provider: Provider = "cpu",
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1 and 64.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1 and all.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each row is measured.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: latency and throughput of each variant, batch size and thread count."""
+    from ..runtime import Bundle
+    from ..runtime.benchmark import measure
+    from .display import benchmark_table
+
+    opened = Bundle.open(bundle)
+    report = measure(opened, provider, batch or (1, 64), threads, seconds, _say)
+    print(json.dumps(report.as_json(), indent=2) if as_json else benchmark_table(report))
+
+
+@command
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(help="A run folder, .onnx or a bundle. Default: the bundle installed.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a model is: layers, sizes, variants, labels, provenance, accuracy."""
+    from .display import describe_model
+
+    print(describe_model(model, as_json))
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="edgecifar")
