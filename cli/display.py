@@ -6,7 +6,6 @@ import contextlib
 import csv
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -77,7 +76,7 @@ def benchmark_table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _print_text(classifier: Classifier, top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
+def _print_text(_classifier: Classifier, _top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
     for source, result in results:
         if isinstance(result, PictureError):
             continue
@@ -86,7 +85,7 @@ def _print_text(classifier: Classifier, top_k: int, results: Iterable[tuple[str,
             print(f"  {label:<6} {100 * probability:5.1f} %  {bar(probability)}")
 
 
-def _print_json(classifier: Classifier, top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
+def _print_json(classifier: Classifier, _top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
     entries: list[dict[str, Any]] = []
     for source, result in results:
         if isinstance(result, PictureError):
@@ -105,7 +104,7 @@ def _print_json(classifier: Classifier, top_k: int, results: Iterable[tuple[str,
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _print_csv(classifier: Classifier, top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
+def _print_csv(_classifier: Classifier, top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     numbered = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "probability")]
     writer.writerow(["source", "error", *numbered])
@@ -159,7 +158,7 @@ class TrainingDisplay:
             TimeRemainingColumn(),
         )
         self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.console.print(_summary(recipe.batch_size), markup=False)
+        self.console.print(_summary(), markup=False)
         self.console.print(
             f"Recipe {recipe.name}: {recipe.epochs} epochs of {len(dataset.train_labels):,} {dataset.name} images"
             f"{f', {100 * recipe.held_out:g} % of them held out' if recipe.held_out else ''}, batch size "
@@ -198,7 +197,7 @@ class TrainingDisplay:
         )
 
 
-def _summary(batch_size: int) -> str:
+def _summary() -> str:
     """Return the per-layer summary of Net: each layer's output shape, parameters and multiply-accumulates."""
     from torchinfo import summary
 
@@ -220,7 +219,7 @@ def describe_model(model: Path | None, as_json: bool) -> str:
         from ..train.run import Run
 
         record = Run(model).record
-        return json.dumps(record, indent=2) if as_json else f"{_summary(1)}\n\n{_run_text(record)}"
+        return json.dumps(record, indent=2) if as_json else f"{_summary()}\n\n{_run_text(record)}"
     if model is not None and model.suffix == ".onnx":
         return _onnx_text(model, as_json)
     from ..runtime.bundle import Bundle
@@ -271,7 +270,7 @@ def _onnx_text(path: Path, as_json: bool) -> str:
     if not path.is_file():
         raise EdgecifarError(f"{path} is not there.")
     described = Session(path.read_bytes(), "cpu", name=str(path)).metadata()
-    document = {"model": str(path), "bytes": os.path.getsize(path), **described}
+    document = {"model": str(path), "bytes": path.stat().st_size, **described}
     if as_json:
         return json.dumps(document, indent=2)
     return "\n".join(

@@ -86,7 +86,7 @@ def export(
         images, labels, data = drawn.test_images, None, "drawn pictures"
     else:
         images, labels, data = dataset.test_images, dataset.test_labels, f"{name} test"
-    provenance = _provenance(record, dataset)
+    provenance = _provenance(record)
     with files.new_folder(out, replace) as folder:
         say(f"Computing the net's own logits of {len(images):,} {data} images …")
         eager = parity.in_batches(logits_with(net), images)
@@ -156,7 +156,7 @@ def _targets(
     return [target for key, target in targets.items() if key in wanted]
 
 
-def _provenance(record: dict[str, Any], dataset: Dataset | None) -> dict[str, Any]:
+def _provenance(record: dict[str, Any]) -> dict[str, Any]:
     """Return what the manifest says of the run. Times are the run's, so that exporting again gives the same bytes."""
     test = record.get("test")
     return {

@@ -15,7 +15,7 @@ Copy this folder to the device, as a whole.
     edgecifar verify THIS_FOLDER
 
 Or with onnxruntime alone: input `images`, uint8 `[batch, 32, 32, 3]`, RGB, 0 to 255, no normalisation; outputs
-`probabilities` and `logits`, float32 `[batch, 10]`. Scale the picture's shorter side to 32 pixels and cut out the middle.
+`probabilities` and `logits`, float32 `[batch, 10]`. Scale the picture's shorter side to 32 pixels, cut out the middle.
 
 ## Variants
 | name | file | precision | bytes | accuracy | arg-max as the net | needs |
@@ -25,11 +25,11 @@ Or with onnxruntime alone: input `images`, uint8 `[batch, 32, 32, 3]`, RGB, 0 to
 The default is `{default}`. {made_by}
 
 Accuracy and agreement: on {images:,} images ({data}). `{parity}` has the details, `{golden}` the probabilities that
-`edgecifar verify` expects on drawn pictures, `{manifest}` everything else, `{sums}` every digest (`sha256sum -c {sums}`).
+`edgecifar verify` expects on drawn pictures, `{manifest}` all else, `{sums}` every digest (`sha256sum -c {sums}`).
 
 ## Training
-Net, six convolutions and three fully connected layers, 20,715,146 parameters, by the recipe `{recipe}`: {epochs_done} of
-{epochs} epochs, batch size {batch_size}, seed {seed}, on {trained_on}. Temperature {temperature:.3f}{fitted}.
+Net, six convolutions and three fully connected layers, 20,715,146 parameters, by the recipe `{recipe}`:
+{epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {trained_on}. Temperature {temperature:.3f}{fitted}.
 
 ## Limits
 - Ten classes and nothing else: a picture of something else gets one of them too, at times with confidence.

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -118,17 +118,17 @@ class EdgeExporter:
     def _search_rank(self, full: float) -> int:
         """Return the smallest rank that keeps half of the budget for int8."""
         mean, directions = principal_outputs(self.model, self.training_images)
+        original = cast("nn.Linear", self.model.fc1)
         for rank in RANKS:
-            self.model.fc1, original = low_rank(self.model.fc1, mean, directions, rank), self.model.fc1
+            self.model.fc1 = low_rank(original, mean, directions, rank)
             accuracy = self._accuracy(self._head_logits(self.model.fc1))
             self._note(f"rank {rank}", accuracy, full)
             if 100 * (full - accuracy) <= self.budget / 2:
                 return rank
-            self.model.fc1 = original
         raise self._over_budget()
 
     def _search_int8(self, rank: int, full: float, path: Path, provenance: dict[str, Any]) -> tuple[str, float]:
-        found: tuple[float, str, onnx.ModelProto] | None = None
+        found: list[tuple[float, str, onnx.ModelProto]] = []
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "float.onnx"
             to_onnx.write(self.model, source, provenance)
@@ -137,13 +137,12 @@ class EdgeExporter:
                 session = Session(quantized.SerializeToString(), "cpu")
                 accuracy = self._accuracy(in_batches(session.logits, self.images))
                 self._note(f"rank {rank}, int8, {calibrator}", accuracy, full)
-                if found is None or accuracy > found[0]:
-                    found = accuracy, calibrator, quantized
-        assert found is not None
-        if 100 * (full - found[0]) > self.budget:
+                found.append((accuracy, calibrator, quantized))
+        accuracy, calibrator, quantized = max(found, key=lambda trial: trial[0])
+        if 100 * (full - accuracy) > self.budget:
             raise self._over_budget()
-        to_onnx.save(found[2], path, provenance)
-        return found[1], found[0]
+        to_onnx.save(quantized, path, provenance)
+        return calibrator, accuracy
 
     def _head_logits(self, fc1: nn.Module) -> np.ndarray:
         with torch.inference_mode():
@@ -170,15 +169,15 @@ class EdgeExporter:
         best = max(self.tried[1:], key=lambda trial: trial["held_out_accuracy"])
         lost = 100 * (self.tried[0]["held_out_accuracy"] - best["held_out_accuracy"])
         return ParityError(
-            f"No edge variant keeps the budget of {self.budget:g} points: the closest ({best['tried']}) loses {lost:.2f}; "
-            "allow more with --budget, or train longer."
+            f"No edge variant keeps the budget of {self.budget:g} points: the closest ({best['tried']}) loses "
+            f"{lost:.2f}; allow more with --budget, or train longer."
         )
 
 
 def quantize(source: Path, images: np.ndarray, calibrator: str) -> onnx.ModelProto:
     """Return the static int8 form of an ONNX file of `Deployed`: QDQ, uint8 activations, int8 weights per channel.
 
-    Weights use 7 of their 8 bits (`reduce_range`): on x86 without VNNI a product of two full-range bytes saturates the
+    Weights use 7 of their 8 bits (`reduce_range`): on x86 without VNNI, products of two full-range bytes saturate the
     16-bit sums of `vpmaddubsw`, so that only this form gives the same answers on every processor.
 
     Args:
@@ -241,11 +240,8 @@ def _quiet() -> Iterator[None]:
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        sink = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             warnings.simplefilter("ignore")
             yield
     finally:

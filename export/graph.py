@@ -20,6 +20,14 @@ class Deployed(nn.Module):
         temperature: what the logits are divided by before the softmax.
     """
 
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
+    conv4: nn.Conv2d
+    conv5: nn.Conv2d
+    conv6: nn.Conv2d
+    fc1: nn.Module
+
     def __init__(self, net: Net, temperature: float = 1.0) -> None:
         super().__init__()
         for index in range(1, CONVOLUTIONS + 1):
@@ -61,14 +69,22 @@ def _convolution(weight: Tensor, bias: Tensor) -> nn.Conv2d:
     return layer
 
 
+def _parameters(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return the weight and the bias in float64."""
+    if layer.bias is None:
+        raise ValueError("every convolution of Net has a bias")
+    return layer.weight.double(), layer.bias.double()
+
+
 def _fold_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Return the convolution that equals `norm(convolution(x))` in eval mode."""
-    weight, bias = convolution.weight.double(), convolution.bias.double()
-    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    return _convolution(weight * scale[:, None, None, None], (bias - norm.running_mean) * scale + norm.bias)
+    weight, bias = _parameters(convolution)
+    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+    scale = norm.weight.double() / torch.sqrt(variance + norm.eps)
+    return _convolution(weight * scale[:, None, None, None], (bias - mean) * scale + norm.bias.double())
 
 
 def _fold_normalisation(convolution: nn.Conv2d) -> nn.Conv2d:
     """Return the convolution that equals `convolution(x / 127.5 - 1)`; exact, as there is no padding."""
-    weight, bias = convolution.weight.double(), convolution.bias.double()
+    weight, bias = _parameters(convolution)
     return _convolution(weight / 127.5, bias - weight.sum(dim=(1, 2, 3)))

@@ -1,4 +1,4 @@
-"""The parity gate: does an exported model say what the net says, image by image, at every batch size?"""
+"""The parity gate: whether an exported model says what the net says, image by image, at every batch size."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def compare(
             to their accuracy by whoever makes them.
     """
     ran: list[int] = []
+    first = np.empty(0)
     for size in BATCH_SIZES:
         few = images[: 2 * size]
         try:

@@ -41,8 +41,7 @@ def write(model: Deployed, path: Path, provenance: dict[str, Any]) -> None:
             external_data=False,
             verbose=False,
         )
-    assert program is not None
-    save(program.model_proto, path, provenance)
+    save(program.model_proto, path, provenance)  # pyright: ignore[reportOptionalMemberAccess]: with dynamo never None
 
 
 def save(model: onnx.ModelProto, path: Path, provenance: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ def measure(
             for batch in batches:
                 say(f"Measuring {variant.name}, batch {batch}, {count} threads …")
                 images = rng.integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
-                times = time_calls(lambda: session.probabilities(images), seconds)  # noqa: B023: called at once
+                times = time_calls(lambda: session.probabilities(images), seconds)  # noqa: B023
                 rows.append(
                     Row(
                         variant=variant.name,

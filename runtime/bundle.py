@@ -116,8 +116,8 @@ class Manifest:
                 raise ValueError("it names no schema")
             if values["schema"] != SCHEMA:
                 raise BundleError(
-                    f"{source} has schema {values['schema']}, this version of edgecifar reads {SCHEMA}: export the bundle "
-                    "again, or install the version of edgecifar that made it."
+                    f"{source} has schema {values['schema']}, this version of edgecifar reads {SCHEMA}: export the "
+                    "bundle again, or install the version of edgecifar that made it."
                 )
             variants = tuple(_build(Variant, entry) for entry in values.pop("variants"))
             manifest = _build(cls, {**values, "labels": tuple(values["labels"]), "variants": variants})
@@ -146,7 +146,7 @@ def _build(kind: Any, values: Any) -> Any:
     if different := known.keys() ^ values.keys():
         raise ValueError(f"{sorted(different)[0]!r} is {'unknown' if sorted(different)[0] in values else 'missing'}")
     for name, value in values.items():
-        if not isinstance(value, _TYPES[known[name].type]) or isinstance(value, bool):
+        if not isinstance(value, _TYPES[str(known[name].type)]) or isinstance(value, bool):
             raise ValueError(f"{name!r} is a {type(value).__name__}")
     return kind(**values)
 

@@ -18,14 +18,10 @@ STAGING = ".partial-"
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file) -> str:  # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -87,7 +83,7 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
             else:
                 content(staged)
             _sync(staged)
-            os.replace(staged, path)
+            staged.replace(path)
             _sync(path.parent)
         finally:
             staged.unlink(missing_ok=True)
@@ -127,12 +123,12 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
                 _sync(file)
             _sync(staged)
             if path.exists():
-                os.rename(path, old)  # a folder that is not empty cannot be replaced in one step
-            os.rename(staged, path)
+                path.rename(old)  # a folder that is not empty cannot be replaced in one step
+            staged.rename(path)
             _sync(path.parent)
         except BaseException:
             if old.exists() and not path.exists():
-                os.rename(old, path)
+                old.rename(path)
             raise
         finally:
             shutil.rmtree(staged, ignore_errors=True)

@@ -85,12 +85,12 @@ class Session:
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
             got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
             raise InputError(
-                f"Images must be a numpy array, uint8 [N, {SIDE}, {SIDE}, 3] in RGB order, not {got}: read pictures with "
-                "load_picture, and convert floats in 0 to 1 with (x * 255).round().astype('uint8')."
+                f"Images must be a numpy array, uint8 [N, {SIDE}, {SIDE}, 3] in RGB order, not {got}: read pictures "
+                "with load_picture, and convert floats in 0 to 1 with (x * 255).round().astype('uint8')."
             )
         if not len(images):
             return np.empty((0, len(LABELS)), np.float32)
-        return self._session.run([output], {INPUT_NAME: images})[0]
+        return np.asarray(self._session.run([output], {INPUT_NAME: images})[0])
 
     def metadata(self) -> dict[str, Any]:
         """Return what the file says of itself: its metadata, the JSON values read, keys without their prefix."""

@@ -110,7 +110,7 @@ def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> D
     from torchvision.datasets.utils import check_integrity
 
     folder, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
-    files = {name: digest for name, digest in (*CIFAR10.train_list, *CIFAR10.test_list)}
+    files = dict((*CIFAR10.train_list, *CIFAR10.test_list))
     files[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
     missing = [name for name in files if not (folder / name).exists()]
     corrupt = [name for name, md5 in files.items() if name not in missing and not check_integrity(folder / name, md5)]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -50,14 +50,24 @@ class Progress:
     images_per_second: float
 
 
-class Listener:
-    """What training tells; the methods do nothing here, a display has its own."""
+class Listener(Protocol):
+    """Who is told how training goes on, such as a display."""
 
     def progress(self, progress: Progress) -> None:
         """Take the state of the running epoch."""
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Take the finished epoch's line of metrics.jsonl."""
+
+
+class Silent:
+    """A listener that does nothing."""
+
+    def progress(self, progress: Progress) -> None:
+        """Do nothing."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -132,7 +142,7 @@ def train(
     }
     torch.manual_seed(seed)
     run = Run.create(folder)
-    return _Training(recipe, dataset, run, device, seed, record, listener or Listener()).run()
+    return _Training(recipe, dataset, run, device, seed, record, listener or Silent()).run()
 
 
 def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener | None = None) -> Evaluation:
@@ -144,7 +154,7 @@ def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener 
     state, record = run.resume_state(), run.record
     if record["dataset"]["sha256"] != dataset.digest:
         raise RunError(f"{run.folder} was trained on other data ({record['dataset']['name']}): name those with --data.")
-    training = _Training(recipe_of(run), dataset, run, device, record["seed"], record, listener or Listener())
+    training = _Training(recipe_of(run), dataset, run, device, record["seed"], record, listener or Silent())
     training.restore(state)
     return training.run()
 
@@ -178,7 +188,7 @@ class _Training:
         self.record, self.listener = record, listener
         self.trained_on, self.held_out = dataset.hold_out(recipe.held_out)
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
-        self.net = Net(recipe.dropout).to(device, memory_format=torch.channels_last)
+        self.net = Net(recipe.dropout).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimizer = _optimizer(self.net, recipe)
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
 
