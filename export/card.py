@@ -29,7 +29,8 @@ Accuracy and agreement: on {images:,} images ({data}). `{parity}` has the detail
 
 ## Training
 Net, six convolutions and three fully connected layers, 20,715,146 parameters, by the recipe `{recipe}`:
-{epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {trained_on}. Temperature {temperature:.3f}{fitted}.
+{epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {trained_on}.
+Temperature {temperature:.3f}{fitted}.
 
 ## Limits
 - Ten classes and nothing else: a picture of something else gets one of them too, at times with confidence.

@@ -121,7 +121,7 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
         if os.path.isdir(argument):  # noqa: PTH112
             found, why = _walk(argument), f"no name in it and its subfolders ends with {', '.join(_SUFFIXES)}"
         elif re.search(r"[*?[]", argument) and not os.path.lexists(argument):
-            matches = sorted(glob.glob(argument, recursive=True)) - pathlib refuses absolute patterns
+            matches = sorted(glob.glob(argument, recursive=True))  # pathlib refuses absolute patterns
             found, why = [match for match in matches if os.path.isfile(match)], "no file matches it"  # noqa: PTH113
         else:
             found, why = [argument], ""
