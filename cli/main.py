@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ EXTRAS = {"train": "train", "evaluate": "export", "export": "export"}
 """Which extra of the package a command needs beyond the base install."""
 
 
-class RecipeName(str, Enum):
+class RecipeName(StrEnum):
     """Names on the command line of `train.recipes.RECIPES`; a test holds the two together."""
 
     reference = "reference"
@@ -33,14 +33,14 @@ class RecipeName(str, Enum):
     best = "best"
 
 
-class Optimizer(str, Enum):
+class Optimizer(StrEnum):
     """Optimizers that a recipe can name."""
 
     sgd = "sgd"
     adam = "adam"
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """Formats that `export` writes."""
 
     onnx = "onnx"
@@ -49,7 +49,7 @@ class Format(str, Enum):
     all = "all"
 
 
-class VariantName(str, Enum):
+class VariantName(StrEnum):
     """Variants of the ONNX format that `export` makes."""
 
     fp32 = "fp32"
@@ -57,7 +57,7 @@ class VariantName(str, Enum):
     all = "all"
 
 
-class Fit(str, Enum):
+class Fit(StrEnum):
     """How a picture is made square."""
 
     crop = "crop"
@@ -260,7 +260,7 @@ def export(
     _say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
 
 
-def _expand(chosen: list[Any], kind: type[Enum]) -> list[str]:
+def _expand(chosen: list[Any], kind: type[StrEnum]) -> list[str]:
     """Return the values chosen, in the order they are declared, "all" spelt out."""
     names = [member.value for member in kind if member.value != "all"]
     wanted = {member.value for member in chosen}

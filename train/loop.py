@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -137,7 +137,7 @@ def train(
             "sha256": dataset.digest,
             "trained_on": len(dataset.hold_out(recipe.held_out)[0]),
         },
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "running",
     }
     torch.manual_seed(seed)
@@ -287,7 +287,7 @@ class _Training:
         result = self._test(temperature)
         self.record |= {
             "status": "finished",
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "temperature": temperature,
             "test": result.as_json(),
         }
