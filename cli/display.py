@@ -142,14 +142,14 @@ def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 class TrainingDisplay:
     """A `train.loop.Listener` that shows a bar an epoch on stderr, then a line; only lines where it is no terminal."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device, again: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         from ..train.loop import describe_device
 
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.again = recipe, again
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         columns = (
             TextColumn("{task.description}"),
@@ -174,10 +174,7 @@ class TrainingDisplay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.bar.stop()
         if isinstance(error, KeyboardInterrupt):
-            self.console.print(
-                f"Stopped. Go on from the last complete epoch with: edgecifar train --resume --out {self.folder}",
-                markup=False,
-            )
+            self.console.print(f"To go on from the last complete epoch: {self.again}", markup=False)
 
     def progress(self, progress: Progress) -> None:
         """Move the bar."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -85,6 +86,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             _fail(f"edgecifar {name} needs {error.name}, which is not installed: pip install '{extra}'.")
         except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:  # what no library function foresaw: a path that may not be read, or is too long
+            if error.filename is None:
+                raise
+            _fail(f"{error.filename} cannot be used ({error.strerror}): check the path and its permissions.")
         except KeyboardInterrupt:
             print("Stopped.", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -140,14 +145,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 @command
 def train(
-    recipe: Annotated[RecipeName, typer.Option(help="How to train.")] = RecipeName.fast,
+    recipe: Annotated[RecipeName | None, typer.Option(help="How to train. Default: fast.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. Default: the recipe's.")] = None,
     data: Data = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run. Default: runs/RECIPE-TIME.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    seed: Annotated[int, typer.Option(help="What all randomness derives from.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="What all randomness derives from. Default: 0.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, by default the newest unfinished one.")
     ] = False,
@@ -178,25 +185,28 @@ def train(
         "held_out": held_out,
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    if resume and chosen:
-        raise typer.BadParameter(
-            f"a run is resumed as it was begun: leave out --{next(iter(chosen)).replace('_', '-')}."
-        )
+    given = {"recipe": recipe, "seed": seed, **chosen}
+    fixed = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if resume and fixed:
+        raise typer.BadParameter(f"a run is resumed as it was begun: leave out {', '.join(fixed)}.")
     where = loop.choose_device(device)
     if resume:
         run = Run(out) if out else Run.newest(unfinished=True)
         run.resume_state()  # before the data is read: what is wrong is said at once
         settings = loop.recipe_of(run)
     else:
-        settings = replace(RECIPES[recipe.value], **chosen)
-        run = Run(out or RUNS / f"{recipe.value}-{datetime.now():%Y%m%d-%H%M%S}")
+        settings = replace(RECIPES[recipe.value if recipe else "fast"], **chosen)
+        run = Run(out or RUNS / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
         run.check_free()
     dataset = datasets.load(data, say=_say)
-    with TrainingDisplay(settings, dataset, where, run.folder) as display:
+    again = ["edgecifar", "train", "--resume", "--out", str(run.folder)]
+    again += ["--data", data] if data else []
+    again += ["--device", device] if device != "auto" else []
+    with TrainingDisplay(settings, dataset, where, shlex.join(again)) as display:
         if resume:
             result = loop.resume(run, dataset, where, display)
         else:
-            result = loop.train(settings, dataset, run.folder, where, seed, display)
+            result = loop.train(settings, dataset, run.folder, where, seed or 0, display)
     print(evaluation_table(result, dataset.name))
     _say(f"\nThe run is in {run.folder}. Next: edgecifar export {run.folder} --format onnx")
 

@@ -56,5 +56,6 @@ def _shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
 def _cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     count, device = len(images), images.device
     corner = torch.randint(1 - side, SIDE, (2, count, 1), generator=generator, device=device)
-    inside = (torch.arange(SIDE, device=device) - corner) % (2 * SIDE) < side  # [2, N, 32]
+    distance = torch.arange(SIDE, device=device) - corner  # [2, N, 32]
+    inside = (distance >= 0) & (distance < side)
     return images.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[..., None], 128)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +14,14 @@ import numpy as np
 
 from ..runtime.contract import LABELS, SIDE
 from ..runtime.errors import DataError
-from ..runtime.files import make_folder
+from ..runtime.files import STAGING, explained, make_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SYNTHETIC = "synthetic"
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _SUPPLY = (
     "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place with --data or "
@@ -66,21 +70,19 @@ def load(
     """Load the data set that `data` names.
 
     Args:
-        data: a folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or "synthetic";
+        data: a folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or one of these, or "synthetic";
             by default `$EDGECIFAR_DATA`, else `~/.cache/edgecifar`, where CIFAR-10 is downloaded to.
         download: whether what is missing may be downloaded.
         say: called with a line about what takes long.
 
     Raises:
         DataError: the files are missing and cannot be downloaded, or one of them is corrupt.
+        OutputError: they cannot be written.
     """
     data = data or os.environ.get("EDGECIFAR_DATA") or Path("~/.cache/edgecifar").expanduser()
     if str(data) == SYNTHETIC:
         return synthetic()
-    root = Path(data)
-    if (root / "test_batch").exists():  # the inner folder was named
-        root = root.parent
-    return _load_cifar10(root, download, say)
+    return _load_cifar10(Path(data).expanduser().absolute(), download, say)
 
 
 def load_for_export(trained_on: str, data: str | None, say: Callable[[str], object]) -> Dataset | None:
@@ -109,6 +111,8 @@ def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> D
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
+    if root.name in (CIFAR10.base_folder, CIFAR10.filename):  # what the folder holds was named
+        root = root.parent
     folder, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
     files = dict((*CIFAR10.train_list, *CIFAR10.test_list))
     files[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
@@ -128,14 +132,38 @@ def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> D
         if not archive.exists() and not download:
             raise DataError(f"CIFAR-10 is not in {root}: {_SUPPLY}.")
         say(f"{'Extracting' if archive.exists() else 'Downloading'} CIFAR-10 in {root} …")
-        make_folder(root)
-    try:
-        train = CIFAR10(str(root), train=True, download=bool(missing))
-        test = CIFAR10(str(root), train=False)
-    except (OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise DataError(f"CIFAR-10 is not in {root} and could not be downloaded ({reason}): {_SUPPLY}.") from error
+        _supply(root, missing)
+    train, test = CIFAR10(str(root), train=True), CIFAR10(str(root), train=False)
     return _dataset("CIFAR-10", train.data, np.asarray(train.targets), test.data, np.asarray(test.targets))
+
+
+def _supply(root: Path, missing: list[str]) -> None:
+    """Put the `missing` files into the data folder, from the archive in `root` or, where it has none, the network.
+
+    Everything is downloaded and extracted beside its place first, so that what is cut off leaves nothing.
+    """
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_url, extract_archive
+
+    make_folder(root)
+    remove_leftovers(root)
+    folder, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
+    with explained(folder), tempfile.TemporaryDirectory(prefix=f"{STAGING}{os.getpid()}-", dir=root) as staging:
+        if not archive.exists():
+            archive = Path(staging, archive.name)
+            try:
+                download_url(CIFAR10.url, staging, archive.name, CIFAR10.tgz_md5)
+            except (OSError, RuntimeError) as error:
+                if isinstance(error, OSError) and error.errno in NO_SPACE:
+                    raise
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+                raise DataError(
+                    f"CIFAR-10 is not in {root} and could not be downloaded ({reason}): {_SUPPLY}."
+                ) from error
+        extract_archive(str(archive), staging)
+        folder.mkdir(exist_ok=True)
+        for name in missing:
+            Path(staging, folder.name, name).replace(folder / name)
 
 
 def _dataset(name: str, *arrays: np.ndarray) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from .calibration import fit_temperature
 from .data import Dataset
 from .net import Net
 from .recipes import Recipe
-from .run import Run, load_state
+from .run import FINISHED, RUNNING, Run, load_state
 
 WINDOW = 2_000
 """Mini-batches over which the reference experiment averages the loss it prints."""
@@ -120,6 +121,14 @@ def train(
 ) -> Evaluation:
     """Train Net into the new run folder `folder` and return its evaluation on the test images.
 
+    Args:
+        recipe: how to train.
+        dataset: what to train and test on.
+        folder: the run folder to make.
+        device: what to train on.
+        seed: what all randomness derives from, 0 to 2**63 - 1.
+        listener: what is told how training goes.
+
     Raises:
         RunError: the folder is taken, the loss is not finite any more, or memory runs out.
         OutputError: the folder cannot be written; the last complete epoch stays.
@@ -138,15 +147,15 @@ def train(
             "trained_on": len(dataset.hold_out(recipe.held_out)[0]),
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "running",
+        "status": RUNNING,
     }
-    torch.manual_seed(seed)
-    run = Run.create(folder)
-    return _Training(recipe, dataset, run, device, seed, record, listener or Silent()).run()
+    run = Run.create(folder, record)
+    with _explained(recipe):
+        return _Training(recipe, dataset, run, device, seed, record, listener or Silent()).run()
 
 
 def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener | None = None) -> Evaluation:
-    """Go on with an interrupted run from its last complete epoch, to the weights it would have reached.
+    """Go on with an interrupted run from its last complete epoch, or its start, to the weights it would have reached.
 
     Raises:
         RunError: there is nothing to resume, it is damaged, or `dataset` is another one.
@@ -154,9 +163,12 @@ def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener 
     state, record = run.resume_state(), run.record
     if record["dataset"]["sha256"] != dataset.digest:
         raise RunError(f"{run.folder} was trained on other data ({record['dataset']['name']}): name those with --data.")
-    training = _Training(recipe_of(run), dataset, run, device, record["seed"], record, listener or Silent())
-    training.restore(state)
-    return training.run()
+    recipe = recipe_of(run)
+    with _explained(recipe):
+        training = _Training(recipe, dataset, run, device, record["seed"], record, listener or Silent())
+        if state:
+            training.restore(state)
+        return training.run()
 
 
 def recipe_of(run: Run) -> Recipe:
@@ -188,40 +200,44 @@ class _Training:
         self.record, self.listener = record, listener
         self.trained_on, self.held_out = dataset.hold_out(recipe.held_out)
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
+        torch.manual_seed(seed)
         self.net = Net(recipe.dropout).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimizer = _optimizer(self.net, recipe)
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `checkpoint` stored."""
+        """Take over what `_end_epoch` stored."""
         load_state(self.net, state["net"], self.folder.folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
+        self._count()  # run.json was written later, and may be an epoch behind
+
+    def _count(self) -> None:
+        self.record |= {"epochs_done": self.epoch, "training_seconds": self.seconds}
 
     def run(self) -> Evaluation:
         """Train the epochs that are left, evaluate, and store everything."""
         images = torch.from_numpy(self.dataset.train_images[self.trained_on]).to(self.device)
         labels = torch.from_numpy(self.dataset.train_labels[self.trained_on]).to(self.device)
-        with _explained(self.recipe):
-            while self.epoch < self.recipe.epochs:
-                started = time.perf_counter()
-                losses = self._train_epoch(images, labels)
-                self.seconds += time.perf_counter() - started
-                self.epoch += 1
-                self._end_epoch(losses, time.perf_counter() - started)
-            return self._finish()
+        while self.epoch < self.recipe.epochs:
+            started = time.perf_counter()
+            losses = self._train_epoch(images, labels)
+            self.seconds += time.perf_counter() - started
+            self.epoch += 1
+            self._end_epoch(losses, time.perf_counter() - started)
+        return self._finish()
 
     def _train_epoch(self, images: Tensor, labels: Tensor) -> Tensor:
         """Run one epoch and return the loss of every step, float32 [steps].
 
-        All randomness is a function of (seed, epoch), so a resumed run repeats what was lost.
+        All randomness is a function of the seed and the epoch, so a resumed run repeats what was lost.
         """
         recipe, epoch, count = self.recipe, self.epoch, len(labels)
-        torch.manual_seed(hash((self.seed, epoch)) % 2**63)  # dropout; a tuple of ints hashes the same everywhere
-        generator = torch.Generator(self.device).manual_seed(hash((self.seed, epoch, 1)) % 2**63)
+        torch.manual_seed(_derive(self.seed, epoch, 0))  # dropout
+        generator = torch.Generator(self.device).manual_seed(_derive(self.seed, epoch, 1))
         mirror = torch.Generator().manual_seed(self.seed)
         mirrored_first = torch.randint(2, (count,), generator=mirror).bool().to(self.device)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(hash((self.seed, epoch, 2)) % 2**63))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(_derive(self.seed, epoch, 2)))
         batches = order.to(self.device).split(recipe.batch_size)
         losses = torch.empty(len(batches), device=self.device)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
@@ -242,19 +258,16 @@ class _Training:
             if now - shown > 0.2 or step + 1 == len(batches):
                 shown = now
                 mean = losses[: step + 1].mean().item()
-                if not math.isfinite(mean):
-                    raise RunError(
-                        f"The loss is not finite any more at step {step + 1} of epoch {epoch + 1}: train again with a "
-                        f"smaller --lr than {recipe.lr:g}. The last complete epoch is kept in {self.folder.folder}."
-                    )
+                self._check_finite(mean, epoch, f"at step {step + 1} of epoch {epoch + 1}")
                 rate = (step + 1) * recipe.batch_size / (time.perf_counter() - started)
                 self.listener.progress(Progress(epoch + 1, step + 1, len(batches), mean, rate))
         return losses
 
     def _end_epoch(self, losses: Tensor, seconds: float) -> None:
         """Evaluate on the held-out images, or on the test images where the recipe holds none out; checkpoint."""
-        held_out = self.recipe.held_out > 0
+        held_out = len(self.held_out) > 0
         result = self._evaluate(self.held_out) if held_out else self._test()
+        self._check_finite(result.nll, self.epoch - 1, f"after epoch {self.epoch}")  # the last step was one too many
         windows = losses[: len(losses) // WINDOW * WINDOW].view(-1, WINDOW).mean(1)
         line = {
             "epoch": self.epoch,
@@ -272,21 +285,21 @@ class _Training:
             "seconds": self.seconds,
             "metrics": self.metrics,
         }
-        self.record |= {"epochs_done": self.epoch, "training_seconds": self.seconds}
+        self._count()
         self.folder.write(self.net, self.record, self.metrics, state)
         self.listener.epoch(line)
 
     def _finish(self) -> Evaluation:
         """Fit the temperature where images are held out, test, draw, and mark the run finished."""
         temperature = 1.0
-        if self.recipe.held_out:
+        if len(self.held_out):
             images, labels = self._training_images(self.held_out)
             logits = logits_with(self.net)
             batches = np.array_split(images, math.ceil(len(images) / 250))
             temperature = fit_temperature(np.concatenate([logits(batch) for batch in batches]), labels)
         result = self._test(temperature)
         self.record |= {
-            "status": "finished",
+            "status": FINISHED,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "temperature": temperature,
             "test": result.as_json(),
@@ -295,6 +308,12 @@ class _Training:
         plots.curves(self.metrics, self.folder.folder / "curves.png")
         self.folder.finish(self.net, self.record, self.metrics)
         return result
+
+    def _check_finite(self, loss: float, complete: int, when: str) -> None:
+        if not math.isfinite(loss):
+            kept = f" The last complete epoch is kept in {self.folder.folder}." if complete else ""
+            remedy = f"train again with a smaller --lr than {self.recipe.lr:g}"
+            raise RunError(f"The loss is not finite any more {when}: {remedy}.{kept}")
 
     def _training_images(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.dataset.train_images[indices], self.dataset.train_labels[indices]
@@ -314,10 +333,16 @@ def _optimizer(net: Net, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = next(net.parameters()).device.type in ("cpu", "cuda")
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
+        nesterov = recipe.nesterov and recipe.momentum > 0  # torch refuses the one without the other
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.lr, fused=fused)
     raise RunError(f"There is no optimizer called {recipe.optimizer}: choose sgd or adam.")
+
+
+def _derive(seed: int, epoch: int, purpose: int) -> int:
+    """Return the seed of one stream of random numbers; numpy promises the same on every machine and version."""
+    return int(np.random.SeedSequence(seed, spawn_key=(epoch, purpose)).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextlib.contextmanager
@@ -325,7 +350,11 @@ def _explained(recipe: Recipe) -> Iterator[None]:
     """Turn running out of memory into a sentence."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        # CUDA has an exception of its own; the allocators of the CPU and of MPS only have their words.
+        by_words = re.search("can't allocate memory|not enough memory|out of memory", str(error))
+        if not by_words and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            raise
         raise RunError(
             f"Memory ran out at batch size {recipe.batch_size}: train again with a smaller --batch-size, or on "
             "another device."

@@ -49,8 +49,8 @@ class Recipe:
         """Return the learning rate of step `step` (from 0) of `steps` in all."""
         if self.schedule == "constant":
             return self.lr
-        done, peak = (step + 1) / (steps + 1), max(self.warm_up, 1e-9)
-        return self.lr * min(done / peak, (1 - done) / (1 - peak))
+        done = (step + 1) / (steps + 1)
+        return self.lr * min(done / max(self.warm_up, 1e-9), (1 - done) / max(1 - self.warm_up, 1e-9))
 
 
 REFERENCE = Recipe("reference", epochs=50, batch_size=16)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..runtime.errors import RunError
 from ..runtime.files import make_folder, remove_leftovers, sha256, write_file
@@ -20,14 +20,18 @@ RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 
 WEIGHTS, RECORD, METRICS, RESUME = "weights.safetensors", "run.json", "metrics.jsonl", "resume.pt"
+RUNNING, FINISHED = "running", "finished"
+REQUIRED = ("recipe", "dataset")
+"""What no record is without."""
 
 
 @dataclass(frozen=True)
 class Run:
     """A run folder on the disk.
 
-    `run.json` holds every setting and result, `weights.safetensors` the net after the last complete
-    epoch, `metrics.jsonl` a line per epoch, `resume.pt` (until the run is finished) what training goes on from.
+    `run.json`, there from the start, holds every setting and result, `weights.safetensors` the net after the last
+    complete epoch, `metrics.jsonl` a line per epoch, `resume.pt` (until the run is finished) what training goes on
+    from; before the first epoch is complete there is none, and training begins anew.
     """
 
     folder: Path
@@ -44,8 +48,8 @@ class Run:
             )
 
     @classmethod
-    def create(cls, folder: Path) -> Run:
-        """Make an empty run folder.
+    def create(cls, folder: Path, record: dict[str, Any]) -> Run:
+        """Make a run folder that holds `record` alone.
 
         Raises:
             RunError: the folder exists and is not empty.
@@ -54,6 +58,7 @@ class Run:
         run = cls(folder)
         run.check_free()
         make_folder(folder)
+        run._write_record(record)
         return run
 
     @classmethod
@@ -63,12 +68,15 @@ class Run:
         Raises:
             RunError: there is none.
         """
-        wanted = RESUME if unfinished else WEIGHTS
-        found = [path.parent for path in under.glob(f"*/{wanted}") if (path.parent / RECORD).exists()]
+        found = [cls(path.parent) for path in under.glob(f"*/{RECORD}")]
+        if unfinished:
+            found = [run for run in found if run.record.get("status") == RUNNING]
+        else:
+            found = [run for run in found if (run.folder / WEIGHTS).exists()]
         if not found:
-            kind = "an unfinished run" if unfinished else "a trained run"
+            kind = "unfinished run" if unfinished else "trained run"
             raise RunError(f"There is no {kind} under {under}/: train one with 'edgecifar train', or name its folder.")
-        return cls(max(found, key=lambda folder: (Run(folder).record.get("started", ""), folder.name)))
+        return max(found, key=lambda run: (run.record.get("started", ""), run.folder.name))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -79,9 +87,9 @@ class Run:
         """
         try:
             record = json.loads((self.folder / RECORD).read_text())
-            if not isinstance(record, dict) or "recipe" not in record:
+            if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in REQUIRED):
                 raise ValueError
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"{self.folder} is not a run folder ({RECORD} is missing): name one that 'edgecifar train' made."
             ) from None
@@ -105,7 +113,7 @@ class Run:
             ) from None
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path} is damaged ({error}): restore it or train again.") from None
-        net = Net(record["recipe"]["dropout"])
+        net = Net()
         load_state(net, state, path)
         if record.get("weights_sha256") != sha256(path):
             raise RunError(
@@ -121,7 +129,9 @@ class Run:
             OutputError: the disk is full, and so on; what was stored before stays usable.
         """
         remove_leftovers(self.folder)
-        write_file(self.folder / RESUME, lambda path: torch.save(resume, path))
+        packed = io.BytesIO()  # not into the file: torch and safetensors hide what failed in writing one
+        torch.save(resume, packed)
+        write_file(self.folder / RESUME, packed.getvalue())
         self._publish(net, record, metrics)
 
     def finish(self, net: Net, record: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
@@ -132,29 +142,31 @@ class Run:
     def _publish(self, net: Net, record: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
         path = self.folder / WEIGHTS
-        write_file(path, lambda staged: save_file(state, staged))
-        record = {**record, "weights_sha256": sha256(path)}
-        write_file(self.folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        write_file(path, save(state))
         write_file(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in metrics).encode())
+        self._write_record({**record, "weights_sha256": sha256(path)})
 
-    def resume_state(self) -> dict[str, Any]:
-        """Return what `write` was given as `resume`.
+    def _write_record(self, record: dict[str, Any]) -> None:
+        write_file(self.folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+
+    def resume_state(self) -> dict[str, Any] | None:
+        """Return what `write` was given as `resume`, or None where no epoch was completed.
 
         Raises:
             RunError: the run is finished, was never begun, or the state is damaged.
         """
-        path = self.folder / RESUME
+        path, record = self.folder / RESUME, self.record
+        if not path.exists() and record.get("status") == FINISHED:
+            raise RunError(f"{self.folder} is finished: there is nothing to resume.")
+        if not path.exists() and "epochs_done" not in record:
+            return None
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            finished = (self.folder / WEIGHTS).exists()
-            raise RunError(
-                f"{self.folder} is finished: there is nothing to resume."
-                if finished
-                else f"{self.folder} has no {RESUME}: no epoch was completed; train again without --resume."
-            ) from None
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-            raise RunError(f"{path} is damaged: train again without --resume and with another --out.") from None
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict):
+                raise TypeError
+        except Exception:  # torch's unpickler raises whatever the bytes lead it to
+            raise RunError(f"{path} is missing or damaged: train again with another --out.") from None
+        return state
 
 
 def load_state(net: Net, state: dict[str, torch.Tensor], source: Path) -> None:
