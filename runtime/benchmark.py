@@ -12,6 +12,7 @@ import numpy as np
 from . import machine
 from .bundle import Bundle
 from .contract import SIDE
+from .errors import VariantError
 from .session import Session
 
 PERCENTILES = (50, 90, 99)
@@ -96,14 +97,16 @@ def measure(
         say: called with a line about each.
 
     Raises:
+        VariantError: none of the variants is ONNX.
         ProviderError, BundleError, ModelError: as `Bundle.load` says.
     """
+    variants = [variant for variant in bundle.manifest.variants if variant.format == "onnx"]
+    if not variants:
+        raise VariantError(f"{bundle.folder} has no ONNX variant to measure: export one with --format onnx.")
     counts = sorted(set(threads or (1, machine.usable_cpus())))
     rng = np.random.default_rng(0)
     rows = []
-    for variant in bundle.manifest.variants:
-        if variant.format != "onnx":
-            continue
+    for variant in variants:
         for count in counts:
             session: Session = bundle.load(variant, provider, count)
             for batch in batches:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import stat
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -15,7 +18,7 @@ import numpy as np
 
 from .contract import INPUT_NAME, LABELS, LOGITS, PROBABILITIES, SIDE
 from .errors import BundleError, EdgecifarError, VariantError
-from .session import Session
+from .session import Session, check_images
 
 SCHEMA = 1
 """Version of the manifest's layout; a reader refuses those it does not know."""
@@ -24,8 +27,14 @@ MANIFEST, GOLDEN, PARITY, CARD, SUMS = "manifest.json", "golden.npz", "parity.js
 MODELS = {"onnx": ".onnx", "torchscript": ".torchscript.pt", "pt2": ".pt2"}
 """Formats that a variant can have, and how its file's name ends."""
 
-LARGEST = 1 << 30
-"""Bytes above which no file of a bundle is read."""
+LARGEST_MODEL = 1 << 30
+"""Bytes above which no model of a bundle is read."""
+
+LARGEST = 1 << 24
+"""Bytes above which no other file of a bundle is read: the JSON in one can take 20 times its size in memory."""
+
+PLAIN = "[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}"
+"""Regular expression of the names that files and variants may have: safe on every disk, terminal and command line."""
 
 DEFAULT = Path(__file__).parent / "default_bundle"
 """The bundle that is installed with the package."""
@@ -111,7 +120,7 @@ class Manifest:
             BundleError: it is not JSON, of an unknown schema, or a field is missing, unknown or of another type.
         """
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
             if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
                 raise ValueError("it names no schema")
             if values["schema"] != SCHEMA:
@@ -119,12 +128,30 @@ class Manifest:
                     f"{source} has schema {values['schema']}, this version of edgecifar reads {SCHEMA}: export the "
                     "bundle again, or install the version of edgecifar that made it."
                 )
-            variants = tuple(_build(Variant, entry) for entry in values.pop("variants"))
+            shown = json.dumps(values, ensure_ascii=False)
+            if not shown.isprintable() or "\\u00" in shown:  # what is printed must not steer a terminal
+                raise ValueError("it holds characters that cannot be shown")
+            for name in ("labels", "variants"):
+                if not isinstance(values.get(name), list):
+                    raise ValueError(f"{name!r} is missing or not a list")
+            variants = tuple(_build(Variant, entry) for entry in values["variants"])
             manifest = _build(cls, {**values, "labels": tuple(values["labels"]), "variants": variants})
             _check(manifest)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{source} is damaged ({error}): copy the bundle again.") from None
         return manifest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the dictionary of a JSON object in which no name comes twice: readers differ in which one they take."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name comes twice in an object")
+    return values
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -155,13 +182,17 @@ def _check(manifest: Manifest) -> None:
     if manifest.labels != LABELS or manifest.contract != CONTRACT:
         raise ValueError("its labels or its input contract are not those of this project")
     names = [variant.name for variant in manifest.variants]
-    if len(set(names)) != len(names) or manifest.default_variant not in names:
-        raise ValueError("its variants' names are not unique, or the default is not among them")
+    models = {variant.file for variant in manifest.variants}
+    if not len(set(names)) == len(models) == len(names) or manifest.default_variant not in names:
+        raise ValueError("its variants' names or files are not unique, or the default is not among them")
     for variant in manifest.variants:
+        for name in (variant.name, variant.file):
+            if not re.fullmatch(PLAIN, name):
+                raise ValueError(f"{name!r} is not a plain name")
         if variant.format not in MODELS or not variant.file.endswith(MODELS[variant.format]):
             raise ValueError(f"variant {variant.name!r} has an unknown format")
-        if Path(variant.file).name != variant.file or variant.file.startswith(".") or "\\" in variant.file:
-            raise ValueError(f"{variant.file!r} is not a plain file name")
+        if not 0 <= (variant.accuracy or 0) <= 1 or not 0 < variant.golden_tolerance < 1:  # also fails for nan
+            raise ValueError(f"variant {variant.name!r} has an accuracy or a tolerance that is not between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -188,7 +219,7 @@ class Bundle:
             BundleError: it is missing, damaged, of an unknown schema, or its manifest is not the one that was written.
         """
         path = DEFAULT if folder is None else Path(folder)
-        if not (path / MANIFEST).is_file():
+        if not os.path.lexists(path / MANIFEST):
             raise BundleError(
                 "No bundle is installed with edgecifar: name one with --bundle, made by 'edgecifar export'."
                 if folder is None
@@ -222,10 +253,9 @@ class Bundle:
         Raises:
             BundleError: it is missing, or not what was exported.
         """
-        content = _read(self.folder, variant.file)
+        content = self._match(variant.file, _read(self.folder, variant.file))
         if len(content) != variant.bytes or sha256(content).hexdigest() != variant.sha256:
-            raise BundleError(f"{self.folder / variant.file} is not what the manifest names: copy the bundle again.")
-        self._match(variant.file, content)
+            raise BundleError(f"{self.folder / variant.file} is not what {MANIFEST} names: copy the bundle again.")
         return content
 
     def load(self, variant: Variant, provider: str = "auto", threads: int | None = None) -> Session:
@@ -247,29 +277,42 @@ class Bundle:
         Raises:
             BundleError: golden.npz is missing or damaged.
         """
-        content = _read(self.folder, GOLDEN)
-        self._match(GOLDEN, content)
+        content = self._match(GOLDEN, _read(self.folder, GOLDEN))
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            return arrays.pop(INPUT_NAME), arrays
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            arrays = _unpack(content)
+            images = arrays.pop(INPUT_NAME)
+            check_images(images)
+            expected = np.float32, (len(images) or 1, len(LABELS))
+            if any((array.dtype, array.shape) != expected for array in arrays.values()):
+                raise ValueError("its arrays are not those of images and their probabilities")
+        except Exception as error:  # zipfile, zlib and numpy meet hostile bytes with nearly every built-in exception
             raise BundleError(f"{self.folder / GOLDEN} is damaged ({error}): copy the bundle again.") from None
+        return images, arrays
 
     def verify(self) -> list[Check]:
         """Check every file's digest, that no file is unknown, and that each variant gives its golden vectors here.
 
         Returns:
-            One `Check` a promise; all of them hold in an intact bundle.
+            One `Check` a promise; all of them hold in an intact bundle. Damage is never raised.
         """
-        checks = [_attempt("manifest", lambda: f"schema {Bundle.open(self.folder).manifest.schema}")]
-        sums = self._sums()
-        for name in sorted(sums):
-            checks.append(_attempt(name, lambda name=name: self._match(name, _read(self.folder, name))))
-        for path in sorted(self.folder.rglob("*")):
-            name = path.relative_to(self.folder).as_posix()
-            if name not in sums and name != SUMS:
-                checks.append(Check(name, False, f"is in the folder but not in {SUMS}: remove it"))
+        checks = [
+            _attempt("manifest", lambda: f"schema {Bundle.open(self.folder).manifest.schema}"),
+            _attempt(SUMS, lambda: f"{len(self._sums())} files"),
+        ]
+        if not checks[-1].passed:
+            return checks  # no file can be held against it
+        models = {variant.file: variant for variant in self.manifest.variants}
+        files = {MANIFEST, GOLDEN, PARITY, CARD, *models, *self._sums()}
+
+        def measure(name: str) -> str:
+            file = self.read(models[name]) if name in models else self._match(name, _read(self.folder, name))
+            return f"{len(file):,} bytes"
+
+        for name in sorted(files):
+            checks.append(_attempt(name, lambda name=name: measure(name)))
+        for name in sorted(set(os.listdir(self.folder)) - files - {SUMS}):
+            shown = name if name.isprintable() else ascii(name)
+            checks.append(Check(shown, False, f"is in the folder but not in {SUMS}: remove it"))
         for variant in self.manifest.variants:
             if variant.format == "onnx":
                 checks.append(_attempt(f"golden vectors of {variant.name}", lambda v=variant: self._reproduce(v)))
@@ -286,15 +329,18 @@ class Bundle:
 
     def _sums(self) -> dict[str, str]:
         text = _read(self.folder, SUMS).decode(errors="replace")
-        lines = [line.split("  ", 1) for line in text.splitlines()]
-        if any(len(line) != 2 or len(line[0]) != 64 for line in lines):
+        sums = {name: digest for digest, name in re.findall(f"([0-9a-f]{{64}})  ({PLAIN})\n", text)}
+        if text != "".join(f"{digest}  {name}\n" for name, digest in sums.items()):
             raise BundleError(f"{self.folder / SUMS} is damaged: copy the bundle again.")
-        return {name: digest for digest, name in lines}
+        return sums
 
-    def _match(self, name: str, content: bytes) -> str:
-        if self._sums().get(name) != sha256(content).hexdigest():
-            raise BundleError(f"{self.folder / name} is not what {SUMS} names: copy the bundle again.")
-        return f"{len(content):,} bytes"
+    def _match(self, name: str, content: bytes) -> bytes:
+        """Return `content` if it is what SHA256SUMS says of `name`."""
+        digest = self._sums().get(name)
+        if digest != sha256(content).hexdigest():
+            reason = f"is not what {SUMS} names" if digest else f"is not named in {SUMS}"
+            raise BundleError(f"{self.folder / name} {reason}: copy the bundle again.")
+        return content
 
 
 def _attempt(name: str, check: Callable[[], str]) -> Check:
@@ -304,15 +350,39 @@ def _attempt(name: str, check: Callable[[], str]) -> Check:
         return Check(name, False, str(error))
 
 
+def _unpack(content: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file's content, at most `LARGEST` bytes of them.
+
+    Unlike `np.load`, this takes no memory on the word of an array's header, and never knows how to unpickle.
+    """
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+        for entry in archive.infolist():
+            file = io.BytesIO(archive.read(entry))
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("its arrays are of an unknown version")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            arrays[entry.filename.removesuffix(".npy")] = np.frombuffer(file.read(), dtype).reshape(shape)
+    return arrays
+
+
 def _read(folder: Path, name: str) -> bytes:
-    """Return a file of a bundle; links, folders, devices and files above `LARGEST` are refused unopened."""
+    """Return a file of a bundle; links, folders, devices and files that are too large are refused unopened."""
     path = folder / name
-    if Path(name).name != name or path.is_symlink() or not path.is_file():
-        reason = "is a link" if path.is_symlink() else "is missing"
-        raise BundleError(f"{path} {reason}: copy the bundle again, whole.")
+    limit = LARGEST_MODEL if name.endswith(tuple(MODELS.values())) else LARGEST
+    if not re.fullmatch(PLAIN, name):
+        raise BundleError(f"{name!r} is not the name of a file in {folder}: copy the bundle again.")
     try:
-        if path.stat().st_size > LARGEST:
-            raise BundleError(f"{path} is larger than {LARGEST:,} bytes: this is no bundle of edgecifar.")
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a link" if stat.S_ISLNK(found.st_mode) else "not a file"
+            raise BundleError(f"{path} is {kind}: copy the bundle again, whole.")
+        if found.st_size > limit:
+            raise BundleError(f"{path} is larger than {limit:,} bytes: this is no bundle of edgecifar.")
         return path.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing: copy the bundle again, whole.") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}): copy the bundle again.") from None

@@ -12,7 +12,7 @@ import numpy as np
 from .bundle import Bundle
 from .contract import LABELS
 from .errors import InputError, PictureError
-from .session import AUTO
+from .session import AUTO, check_images
 
 if TYPE_CHECKING:
     from .bundle import Variant
@@ -98,6 +98,7 @@ class Classifier:
         """
         if isinstance(images_or_paths, np.ndarray):
             _check_top_k(top_k)
+            check_images(images_or_paths)
             batches = (images_or_paths[start : start + BATCH] for start in range(0, len(images_or_paths) or 1, BATCH))
             rows = np.concatenate([self.probabilities(batch) for batch in batches])
             return [_prediction(row, top_k, str(index)) for index, row in enumerate(rows)]

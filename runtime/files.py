@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from .errors import OutputError
 
 STAGING = ".partial-"
 """What the names of unfinished files and folders begin with; leftovers of a killed process carry it."""
+
+REPLACED = ".replaced-"
+"""What the name of a folder begins with while its successor takes its place."""
 
 
 def sha256(path: Path) -> str:
@@ -43,6 +47,8 @@ def _explain(error: OSError, path: Path) -> OutputError:
         errno.EROFS: f"{where} is on a read-only file system: choose another place",
         errno.EACCES: f"{where} may not be written to: change its permissions or choose another place",
         errno.EPERM: f"{where} may not be written to: change its permissions or choose another place",
+        errno.ENOENT: f"{where} is not there: make it or choose another place",
+        errno.EISDIR: f"{path} is a folder: choose another place",
         errno.ENOTDIR: f"{where} is not a folder: choose another place",
         errno.EEXIST: f"{path} is in the way: move it or choose another place",
     }
@@ -90,12 +96,35 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what processes that were killed while writing into `folder` left unfinished."""
-    for path in folder.glob(f"{STAGING}*"):
-        pid = path.name.removeprefix(STAGING).split("-")[0]
-        if pid.isdigit() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid():
-            continue  # its writer still runs
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    """Delete what processes that were killed while writing into `folder` left unfinished.
+
+    A folder that was about to be replaced, and whose successor did not make it, is put back.
+    """
+    for path in list(folder.iterdir()):
+        found = re.fullmatch(f"({re.escape(STAGING)}|{re.escape(REPLACED)})([0-9]+)-(.+)", path.name)
+        if not found or _runs(int(found[2])):
+            continue
+        if found[1] == REPLACED and not os.path.lexists(folder / found[3]):
+            path.rename(folder / found[3])
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    """Return whether another process has this number; our own says nothing, in a container every run may have it."""
+    if pid == os.getpid():
+        return False
+    if os.name == "nt":
+        return True  # os.kill would end it there
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
 
 
 @contextlib.contextmanager
@@ -107,16 +136,19 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         replace: whether an existing `path` may be replaced; it stays until the new one is complete.
 
     Raises:
-        OutputError: `path` exists and `replace` is false, or it cannot be written.
+        OutputError: `path` exists and `replace` is false or it is no folder, or it cannot be written.
     """
-    if path.exists() and not replace:
-        raise OutputError(f"{path} exists already: choose another folder or pass --force to replace it.")
+    given, path = path, path.resolve()  # a link stays one, and what it leads to is replaced
     make_folder(path.parent)
     with explained(path):
         remove_leftovers(path.parent)
+        if path.exists() and not replace:
+            raise OutputError(f"{given} exists already: choose another folder or pass --force to replace it.")
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{given} is a file: choose another place for the folder.")
         staged = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
         staged.mkdir()
-        old = path.with_name(f"{STAGING}{os.getpid()}-old-{path.name}")
+        old = path.with_name(f"{REPLACED}{os.getpid()}-{path.name}")
         try:
             yield staged
             for file in sorted(staged.rglob("*")):

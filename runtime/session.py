@@ -67,6 +67,7 @@ class Session:
             except ProviderError:
                 if candidate == candidates[-1]:
                     raise
+        self._name = name
         _check_contract(self._session, name)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -74,6 +75,7 @@ class Session:
 
         Raises:
             InputError: another type, dtype or shape.
+            ModelError: the model fails while it runs, as only a damaged one does, or where memory runs out.
         """
         return self._run(PROBABILITIES, images)
 
@@ -82,24 +84,42 @@ class Session:
         return self._run(LOGITS, images)
 
     def _run(self, output: str, images: np.ndarray) -> np.ndarray:
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
-            got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise InputError(
-                f"Images must be a numpy array, uint8 [N, {SIDE}, {SIDE}, 3] in RGB order, not {got}: read pictures "
-                "with load_picture, and convert floats in 0 to 1 with (x * 255).round().astype('uint8')."
-            )
+        check_images(images)
         if not len(images):
             return np.empty((0, len(LABELS)), np.float32)
-        return np.asarray(self._session.run([output], {INPUT_NAME: images})[0])
+        try:
+            return np.asarray(self._session.run([output], {INPUT_NAME: images})[0])
+        except Exception as error:  # as in _load
+            raise ModelError(
+                f"{self._name} cannot classify {len(images)} images ({_first_sentence(error)}): export it again, or "
+                "give fewer at once."
+            ) from None
 
     def metadata(self) -> dict[str, Any]:
-        """Return what the file says of itself: its metadata, the JSON values read, keys without their prefix."""
+        """Return what the file says of itself: its metadata, the JSON values read, keys without their prefix.
+
+        Raises:
+            ModelError: a value of ours is not JSON.
+        """
         entries = self._session.get_modelmeta().custom_metadata_map
         found: dict[str, Any] = {}
         for key, value in sorted(entries.items()):
             own = key.startswith(METADATA_PREFIX)
-            found[key.removeprefix(METADATA_PREFIX)] = json.loads(value) if own else value
+            try:
+                found[key.removeprefix(METADATA_PREFIX)] = json.loads(value) if own else value
+            except (ValueError, RecursionError):
+                raise ModelError(f"{self._name} is damaged (its {key} is not JSON): export it again.") from None
         return found
+
+
+def check_images(images: object) -> None:
+    """Raise an `InputError` unless `images` is an array that a model takes, uint8 [N, 32, 32, 3]."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
+        got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise InputError(
+            f"Images must be a numpy array, uint8 [N, {SIDE}, {SIDE}, 3] in RGB order, not {got}: read pictures with "
+            "load_picture, and convert floats in 0 to 1 with (x * 255).round().astype('uint8')."
+        )
 
 
 def import_onnxruntime() -> Any:
@@ -133,7 +153,8 @@ def _installed() -> list[str]:
 
 
 def _reinstall(wanted: str = "onnxruntime") -> str:
-    return f"'pip uninstall -y {' '.join(_installed())}' and then 'pip install {wanted}'"
+    first = f"'pip uninstall -y {' '.join(_installed())}' and then " if _installed() else ""
+    return f"{first}'pip install {wanted}'"
 
 
 def _remedy(provider: str) -> str:
@@ -145,7 +166,8 @@ def _remedy(provider: str) -> str:
     if package in installed:
         return "it is not built for this system, choose another provider"
     if package.startswith("onnxruntime"):
-        return f"it comes with {package}, which replaces {' and '.join(installed)}: {_reinstall(package)}"
+        replaced = ", which replaces " + " and ".join(installed) if installed else ""
+        return f"it comes with {package}{replaced}: {_reinstall(package)}"
     return f"it needs {package}"
 
 
@@ -161,6 +183,9 @@ def _load(ort: Any, model: bytes, provider: str, threads: int, name: str) -> onn
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised below, in our own words
     options.add_session_config_entry("session.force_spinning_stop", "1")  # no processor time between calls
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # nothing else, whatever the bytes look like
+    # A model of bytes alone would take external data from the working directory. Nothing lies below this path.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
@@ -190,8 +215,11 @@ def _first_sentence(error: Exception) -> str:
 
 def _check_contract(session: onnxruntime.InferenceSession, name: str) -> None:
     inputs = [(given.name, given.type, given.shape[1:]) for given in session.get_inputs()]
-    outputs = [given.name for given in session.get_outputs()]
-    if inputs != [(INPUT_NAME, "tensor(uint8)", [SIDE, SIDE, 3])] or not {PROBABILITIES, LOGITS} <= set(outputs):
+    outputs = {given.name: (given.type, given.shape[1:]) for given in session.get_outputs()}
+    scores = ("tensor(float)", [len(LABELS)])
+    if inputs != [(INPUT_NAME, "tensor(uint8)", [SIDE, SIDE, 3])] or not (
+        outputs.get(PROBABILITIES) == outputs.get(LOGITS) == scores
+    ):
         raise ModelError(
             f"{name} is another kind of model (its input is {inputs}, its outputs are {outputs}): name one that "
             "'edgecifar export' made."

@@ -1,0 +1,86 @@
+"""What the tests of the runtime share: the tiny bundle, ways to change it, and pictures whose labels are known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TINY = Path(__file__).parents[1] / "fixtures" / "tiny_bundle"
+
+COLOURS = {
+    "plane": (255, 255, 255),
+    "car": (255, 0, 0),
+    "bird": (0, 255, 255),
+    "cat": (255, 128, 0),
+    "deer": (0, 0, 0),
+    "dog": (128, 128, 128),
+    "frog": (0, 255, 0),
+    "horse": (255, 0, 255),
+    "ship": (0, 0, 255),
+    "truck": (255, 255, 0),
+}
+"""The colour that the models of the tiny bundle take for each label, in label order."""
+
+
+def seal(folder: Path) -> None:
+    """Write SHA256SUMS anew over all files, as whoever makes a bundle would."""
+    from edgecifar.runtime.files import sha256
+
+    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
+    (folder / "SHA256SUMS").write_bytes("".join(f"{sha256(path)}  {path.name}\n" for path in files).encode())
+
+
+@pytest.fixture
+def tiny() -> Path:
+    """The committed bundle; nobody writes into it."""
+    return TINY
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path) -> Path:
+    """A copy of the tiny bundle, to break at will."""
+    return Path(shutil.copytree(TINY, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def resealed(tiny_bundle) -> Callable[..., Path]:
+    """Change files of the tiny bundle and make SHA256SUMS agree: `resealed(**{"README.md": b"..."})`.
+
+    `manifest` is a function that changes the manifest's values in place.
+    """
+
+    def change(manifest: Callable[[dict], object] = lambda values: None, **contents: bytes) -> Path:
+        path = tiny_bundle / "manifest.json"
+        values = json.loads(path.read_text())
+        manifest(values)
+        path.write_text(json.dumps(values))
+        for name, content in contents.items():
+            (tiny_bundle / name).write_bytes(content)
+        seal(tiny_bundle)
+        return tiny_bundle
+
+    return change
+
+
+@pytest.fixture
+def colours() -> dict[str, tuple[int, int, int]]:
+    """Label: the colour, RGB, that the tiny bundle takes for it; in label order."""
+    return COLOURS
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """uint8 [10, 32, 32, 3]: one picture a label, in label order, each of that label's colour."""
+    return np.broadcast_to(np.array(list(COLOURS.values()), np.uint8)[:, None, None], (10, 32, 32, 3)).copy()
+
+
+@pytest.fixture
+def expected() -> np.ndarray:
+    """float64 [10, 10]: the logits of `images`, by the definition: how far each colour is from all others, squared."""
+    colour = np.array(list(COLOURS.values()), np.float64)  # [10, 3]
+    return (2 * colour @ colour.T - (colour**2).sum(1)) / 4096

@@ -1,0 +1,425 @@
+"""Files and folders appear whole or not at all, and what cannot be written says why."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgecifar.runtime import files
+from edgecifar.runtime.errors import OutputError
+from edgecifar.runtime.files import make_folder, new_folder, remove_leftovers, sha256, write_file
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def living():
+    """The number of a process that runs until the test is over."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process.pid
+    process.communicate(b"\n")
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 << 20])
+@pytest.mark.parametrize("old_python", [False, True])
+def test_sha256(tmp_path, monkeypatch, size, old_python):
+    if old_python:
+        monkeypatch.delattr(hashlib, "file_digest", raising=False)
+    content = bytes(range(256)) * (size // 256) if size > 1 else b"x" * size
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+class TestWriteFile:
+    def test_bytes_and_functions(self, tmp_path):
+        write_file(tmp_path / "a", b"one")
+        write_file(tmp_path / "b", lambda path: path.write_bytes(b"two"))
+        assert contents(tmp_path) == {"a": "one", "b": "two"}
+
+    def test_replaces(self, tmp_path):
+        (tmp_path / "a").write_text("old and long")
+        write_file(tmp_path / "a", b"new")
+        assert contents(tmp_path) == {"a": "new"}
+
+    def test_the_old_file_stays_until_the_new_one_is_complete(self, tmp_path):
+        (tmp_path / "a").write_text("old")
+        seen = []
+
+        def write(path: Path) -> None:
+            path.write_text("half")
+            seen.append((tmp_path / "a").read_text())
+
+        write_file(tmp_path / "a", write)
+        assert seen == ["old"]
+        assert contents(tmp_path) == {"a": "half"}
+
+    @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+    def test_a_failure_leaves_what_was_there(self, tmp_path, error):
+        (tmp_path / "a").write_text("old")
+
+        def write(path: Path) -> None:
+            path.write_text("half")
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            write_file(tmp_path / "a", write)
+        assert caught.value is error
+        assert contents(tmp_path) == {"a": "old"}
+
+    def test_a_failed_flush_leaves_what_was_there(self, tmp_path, monkeypatch):
+        (tmp_path / "a").write_text("old")
+
+        def fail(descriptor: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OutputError, match=r"Could not write a: .* cannot be written to \(Input/output error\)\."):
+            write_file(tmp_path / "a", b"new")
+        assert contents(tmp_path) == {"a": "old"}
+
+    @pytest.mark.parametrize(
+        ("code", "says"),
+        [
+            (errno.ENOSPC, "the disk that holds {folder} is full: free some space or choose another place"),
+            (errno.EDQUOT, "the disk quota for {folder} is used up: free some space or choose another place"),
+            (errno.EROFS, "{folder} is on a read-only file system: choose another place"),
+            (errno.EACCES, "{folder} may not be written to: change its permissions or choose another place"),
+            (errno.EPERM, "{folder} may not be written to: change its permissions or choose another place"),
+            (errno.EIO, "{folder} cannot be written to (Input/output error)"),
+        ],
+    )
+    def test_says_why(self, tmp_path, code, says):
+        (tmp_path / "a").write_text("old")
+
+        def write(path: Path) -> None:
+            path.write_text("half")
+            raise OSError(code, os.strerror(code))
+
+        with pytest.raises(OutputError) as caught:
+            write_file(tmp_path / "a", write)
+        assert str(caught.value) == f"Could not write a: {says.format(folder=tmp_path)}."
+        assert contents(tmp_path) == {"a": "old"}
+
+    def test_an_error_without_a_number(self, tmp_path):
+        def write(path: Path) -> None:
+            raise OSError("the writer gave up")
+
+        with pytest.raises(OutputError) as caught:
+            write_file(tmp_path / "a", write)
+        assert str(caught.value) == f"Could not write a: {tmp_path} cannot be written to (the writer gave up)."
+
+    def test_a_folder_in_the_way(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        with pytest.raises(OutputError) as caught:
+            write_file(tmp_path / "a", b"new")
+        assert str(caught.value) == f"Could not write a: {tmp_path / 'a'} is a folder: choose another place."
+        assert names(tmp_path) == ["a"]
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(OutputError) as caught:
+            write_file(tmp_path / "b" / "a", b"new")
+        assert (
+            str(caught.value) == f"Could not write a: {tmp_path / 'b'} is not there: make it or choose another place."
+        )
+        assert names(tmp_path) == []
+
+    def test_below_a_file(self, tmp_path):
+        (tmp_path / "b").write_text("a file")
+        with pytest.raises(OutputError, match=r"Could not write a: .*/b is not a folder: choose another place\."):
+            write_file(tmp_path / "b" / "a", b"new")
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_without_write_permission(self, tmp_path):
+        tmp_path.chmod(0o500)
+        try:
+            with pytest.raises(OutputError, match=r"may not be written to: change its permissions"):
+                write_file(tmp_path / "a", b"new")
+            with (
+                pytest.raises(OutputError, match=r"may not be written to: change its permissions"),
+                new_folder(tmp_path / "b"),
+            ):
+                pass
+        finally:
+            tmp_path.chmod(0o700)
+        assert names(tmp_path) == []
+
+
+def test_make_folder(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert names(tmp_path / "a") == ["b"]
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError) as caught:
+        make_folder(tmp_path / "file")
+    assert (
+        str(caught.value)
+        == f"Could not write file: {tmp_path / 'file'} is in the way: move it or choose another place."
+    )
+
+
+class TestNewFolder:
+    def break_off(self, path: Path, error: BaseException, replace: bool = False) -> None:
+        with new_folder(path, replace) as folder:
+            (folder / "a").write_text("half")
+            raise error
+
+    def test_appears_at_the_end(self, tmp_path):
+        target = tmp_path / "deep" / "made"
+        with new_folder(target) as folder:
+            (folder / "a").write_text("one")
+            (folder / "sub").mkdir()
+            (folder / "sub" / "b").write_text("two")
+            assert not target.exists()
+            assert folder.parent == target.parent
+        assert names(target.parent) == ["made"]
+        assert (target / "a").read_text() == "one"
+        assert (target / "sub" / "b").read_text() == "two"
+
+    @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+    def test_vanishes_when_the_block_fails(self, tmp_path, error):
+        with pytest.raises(type(error)) as caught:
+            self.break_off(tmp_path / "made", error)
+        assert caught.value is error
+        assert names(tmp_path) == []
+
+    def test_a_full_disk(self, tmp_path):
+        with pytest.raises(OutputError) as caught:
+            self.break_off(tmp_path / "made", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        assert str(caught.value) == (
+            f"Could not write made: the disk that holds {tmp_path} is full: free some space or choose another place."
+        )
+        assert names(tmp_path) == []
+
+    def test_an_existing_one_is_kept(self, tmp_path):
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "a").write_text("old")
+        entered = False
+        with pytest.raises(OutputError) as caught, new_folder(tmp_path / "made"):
+            entered = True
+        assert not entered
+        assert str(caught.value) == (
+            f"{tmp_path / 'made'} exists already: choose another folder or pass --force to replace it."
+        )
+        assert names(tmp_path) == ["made"]
+        assert contents(tmp_path / "made") == {"a": "old"}
+
+    def test_replace(self, tmp_path):
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "a").write_text("old")
+        with new_folder(tmp_path / "made", replace=True) as folder:
+            (folder / "b").write_text("new")
+            assert contents(tmp_path / "made") == {"a": "old"}
+        assert names(tmp_path) == ["made"]
+        assert contents(tmp_path / "made") == {"b": "new"}
+
+    def test_replace_keeps_the_old_one_when_the_block_fails(self, tmp_path):
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "a").write_text("old")
+        with pytest.raises(RuntimeError, match="broken"):
+            self.break_off(tmp_path / "made", RuntimeError("broken"), replace=True)
+        assert names(tmp_path) == ["made"]
+        assert contents(tmp_path / "made") == {"a": "old"}
+
+    def test_replace_keeps_the_old_one_when_the_last_step_fails(self, tmp_path, monkeypatch):
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "a").write_text("old")
+        rename = os.rename
+
+        def fail(source, target) -> None:
+            if Path(source).name.startswith(files.STAGING):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", fail)
+        with pytest.raises(OutputError, match="may not be written to"), new_folder(tmp_path / "made", True) as folder:
+            (folder / "b").write_text("new")
+        assert names(tmp_path) == ["made"]
+        assert contents(tmp_path / "made") == {"a": "old"}
+
+    def test_replace_takes_no_file(self, tmp_path):
+        (tmp_path / "made").write_text("a file")
+        with pytest.raises(OutputError) as caught, new_folder(tmp_path / "made", replace=True):
+            pass
+        assert str(caught.value) == f"{tmp_path / 'made'} is a file: choose another place for the folder."
+        assert contents(tmp_path) == {"made": "a file"}
+
+    def test_a_link_stays_one(self, tmp_path):
+        (tmp_path / "real").mkdir()
+        (tmp_path / "real" / "a").write_text("old")
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        with new_folder(tmp_path / "link", replace=True) as folder:
+            (folder / "b").write_text("new")
+        assert names(tmp_path) == ["link", "real"]
+        assert (tmp_path / "link").is_symlink()
+        assert contents(tmp_path / "real") == {"b": "new"}
+
+    def test_the_working_directory(self, tmp_path, monkeypatch):
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        with pytest.raises(OutputError, match=r"^\. exists already"), new_folder(Path()):
+            pass
+        with new_folder(Path("made")) as folder:
+            (folder / "a").write_text("one")
+        assert contents(tmp_path / "here" / "made") == {"a": "one"}
+
+    def test_below_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match=r"is in the way|is not a folder"), new_folder(tmp_path / "file" / "made"):
+            pass
+        assert names(tmp_path) == ["file"]
+
+
+class TestLeftovers:
+    def test_of_dead_processes_are_removed_and_of_living_ones_kept(self, tmp_path, dead, living):
+        for pid in (dead, living):
+            (tmp_path / f".partial-{pid}-file").write_text("half")
+            (tmp_path / f".partial-{pid}-folder").mkdir()
+            (tmp_path / f".partial-{pid}-folder" / "a").write_text("half")
+        (tmp_path / "mine").write_text("whole")
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == sorted([f".partial-{living}-file", f".partial-{living}-folder", "mine"])
+
+    def test_with_our_own_number_are_from_an_earlier_life(self, tmp_path):
+        (tmp_path / f".partial-{os.getpid()}-file").write_text("half")
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == []
+
+    def test_other_peoples_files_are_kept(self, tmp_path, dead):
+        kept = [".partial-", ".partial-film.mp4", f".partial-{dead}", f".partial-{dead}x-film", f"x.partial-{dead}-a"]
+        for name in kept:
+            (tmp_path / name).touch()
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == sorted(kept)
+
+    def test_a_number_that_no_process_can_have(self, tmp_path):
+        (tmp_path / f".partial-{10**30}-a").touch()
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == []
+
+    def test_another_users_process_is_a_living_one(self, tmp_path, monkeypatch, dead):
+        def refuse(pid: int, signal: int) -> None:
+            raise PermissionError
+
+        (tmp_path / f".partial-{dead}-a").touch()
+        monkeypatch.setattr(os, "kill", refuse)
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == [f".partial-{dead}-a"]
+
+    def test_links_are_not_followed(self, tmp_path, dead):
+        (tmp_path / "real").mkdir()
+        (tmp_path / "real" / "a").write_text("one")
+        (tmp_path / f".partial-{dead}-link").symlink_to(tmp_path / "real")
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == ["real"]
+        assert contents(tmp_path / "real") == {"a": "one"}
+
+    def test_new_folder_removes_them(self, tmp_path, dead):
+        (tmp_path / f".partial-{dead}-made").mkdir()
+        with new_folder(tmp_path / "made"):
+            pass
+        assert names(tmp_path) == ["made"]
+
+    def test_a_folder_that_was_being_replaced_is_put_back(self, tmp_path, dead):
+        (tmp_path / f".replaced-{dead}-made").mkdir()
+        (tmp_path / f".replaced-{dead}-made" / "a").write_text("old")
+        (tmp_path / f".partial-{dead}-made").mkdir()
+        with pytest.raises(OutputError, match="exists already"), new_folder(tmp_path / "made"):
+            pass
+        assert names(tmp_path) == ["made"]
+        assert contents(tmp_path / "made") == {"a": "old"}
+
+    def test_a_folder_that_has_been_replaced_is_removed(self, tmp_path, dead):
+        for name in (f".replaced-{dead}-made", "made"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "a").write_text(name)
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == ["made"]
+        assert contents(tmp_path / "made") == {"a": "made"}
+
+    KILLED = """
+import os, signal, sys
+from pathlib import Path
+from edgecifar.runtime.files import new_folder
+rename, left = os.rename, int(sys.argv[2])
+def count(source, target):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    rename(source, target)
+os.rename = count
+with new_folder(Path(sys.argv[1]), replace=True) as folder:
+    (folder / "a").write_text("new")
+"""
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+    @pytest.mark.parametrize("renames", [0, 1])
+    def test_killed_while_replacing(self, tmp_path, renames):
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "a").write_text("old")
+        process = subprocess.run([sys.executable, "-c", self.KILLED, tmp_path / "made", str(renames)], check=False)
+        assert process.returncode == -9
+        assert (tmp_path / "made").exists() == (renames == 0)
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == ["made"]
+        assert contents(tmp_path / "made") == {"a": "old"}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = (
+        sys.platform == "linux"
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("only root on Linux may mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+class TestRealDisk:
+    def test_full(self, small_disk):
+        write_file(small_disk / "a", b"old")
+        says = (
+            rf"Could not write a: the disk that holds {small_disk} is full: free some space or choose another place\."
+        )
+        with pytest.raises(OutputError, match=says):
+            write_file(small_disk / "a", bytes(1 << 20))
+        with pytest.raises(OutputError, match="is full"), new_folder(small_disk / "b") as folder:
+            (folder / "a").write_bytes(bytes(1 << 20))
+        assert contents(small_disk) == {"a": "old"}
+
+    def test_read_only(self, small_disk):
+        write_file(small_disk / "a", b"old")
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+        says = rf"Could not write a: {small_disk} is on a read-only file system: choose another place\."
+        with pytest.raises(OutputError, match=says):
+            write_file(small_disk / "a", b"new")
+        with pytest.raises(OutputError, match="is on a read-only file system"), new_folder(small_disk / "b"):
+            pass
+        assert contents(small_disk) == {"a": "old"}

@@ -1,0 +1,186 @@
+"""How many threads to use: the affinity mask cut to the control group's quota, both versions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgecifar.runtime import machine
+from edgecifar.runtime.machine import cpu_info, cpu_quota, describe, usable_cpus, versions
+
+
+@pytest.fixture
+def quota(tmp_path):
+    """Lay out a control group tree and a membership file, and return the quota found in them."""
+
+    def find(membership: str, **limits: str) -> float | None:
+        for name, text in limits.items():
+            path = tmp_path / "cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        (tmp_path / "membership").write_text(membership)
+        return cpu_quota(tmp_path / "cgroup", tmp_path / "membership")
+
+    return find
+
+
+class TestVersion2:
+    @pytest.mark.parametrize(
+        ("limit", "cpus"),
+        [
+            ("200000 100000\n", 2.0),
+            ("150000 100000\n", 1.5),
+            ("5000 10000", 0.5),
+            ("max 100000\n", None),
+            ("max\n", None),
+            ("", None),
+            ("much too\n", None),
+            ("1000 0\n", None),
+        ],
+    )
+    def test_own_group(self, quota, limit, cpus):
+        assert quota("0::/\n", **{"cpu.max": limit}) == cpus
+
+    def test_the_smallest_of_all_groups_above(self, quota):
+        limits = {
+            "cpu.max": "max 100000",
+            "a/cpu.max": "300000 100000",
+            "a/b/cpu.max": "100000 50000",
+            "a/b/c/cpu.max": "800000 100000",
+            "a/other/cpu.max": "1000 100000",
+        }
+        assert quota("0::/a/b/c\n", **limits) == 2.0
+
+    def test_a_container_that_sees_its_own_group_as_the_root(self, quota):
+        assert quota("0::/docker/0123456789abcdef\n", **{"cpu.max": "50000 100000"}) == 0.5
+
+    def test_a_group_above_the_root(self, quota):
+        assert quota("0::/../../user.slice\n", **{"cpu.max": "50000 100000"}) == 0.5
+
+    def test_no_limit_anywhere(self, quota):
+        assert quota("0::/a/b\n") is None
+
+
+class TestVersion1:
+    @pytest.mark.parametrize(
+        ("time", "period", "cpus"),
+        [
+            ("400000", "100000", 4.0),
+            ("25000", "50000", 0.5),
+            ("-1", "100000", None),
+            ("", "100000", None),
+            ("1000", "0", None),
+        ],
+    )
+    @pytest.mark.parametrize("folder", ["cpu", "cpu,cpuacct"])
+    def test_own_group(self, quota, folder, time, period, cpus):
+        limits = {f"{folder}/a/cpu.cfs_quota_us": time, f"{folder}/a/cpu.cfs_period_us": period}
+        assert quota("7:cpuset:/a\n3:cpu,cpuacct:/a\n1:name=systemd:/a\n", **limits) == cpus
+
+    def test_the_smallest_of_all_groups_above(self, quota):
+        limits = {}
+        for group, time in {"": "-1", "/a": "150000", "/a/b": "300000"}.items():
+            limits |= {f"cpu{group}/cpu.cfs_quota_us": time, f"cpu{group}/cpu.cfs_period_us": "100000"}
+        assert quota("3:cpu:/a/b\n", **limits) == 1.5
+
+    def test_both_versions_at_once(self, quota):
+        limits = {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}
+        assert quota("3:cpu,cpuacct:/a\n0::/a\n", **limits) == 3.0
+        assert quota("3:cpu,cpuacct:/a\n0::/a\n", **{"a/cpu.max": "200000 100000"}) == 2.0
+
+    def test_other_controllers_do_not_count(self, quota):
+        limits = {"cpuset/cpu.cfs_quota_us": "1000", "cpuset/cpu.cfs_period_us": "100000"}
+        assert quota("3:cpuset:/\n4:cpuacct:/\n", **limits) is None
+
+
+@pytest.mark.parametrize("membership", ["", "\n", "nonsense\n", "0:\n", "::", ":::::\n"])
+def test_a_membership_that_says_nothing(quota, membership):
+    assert quota(membership) is None
+
+
+def test_no_control_groups(tmp_path):
+    assert cpu_quota(tmp_path, tmp_path / "missing") is None
+
+
+class TestUsable:
+    @pytest.mark.parametrize(
+        ("cpus", "limit", "threads"),
+        [(8, None, 8), (8, 2.0, 2), (8, 1.5, 2), (8, 0.1, 1), (2, 16.0, 2), (1, None, 1)],
+    )
+    def test_affinity_cut_to_the_quota(self, monkeypatch, cpus, limit, threads):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)), raising=False)
+        monkeypatch.setattr(machine, "cpu_quota", lambda: limit)
+        assert usable_cpus() == threads
+
+    @pytest.mark.parametrize(("count", "threads"), [(6, 6), (None, 1)])
+    def test_without_affinity(self, monkeypatch, count, threads):
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: count)
+        monkeypatch.setattr(machine, "cpu_quota", lambda: None)
+        assert usable_cpus() == threads
+
+    @pytest.mark.skipif(not shutil.which("taskset"), reason="taskset is not installed")
+    def test_one_core_of_many(self):
+        core = str(min(os.sched_getaffinity(0)))
+        code = "from edgecifar.runtime.machine import usable_cpus; print(usable_cpus())"
+        command = ["taskset", "--cpu-list", core, sys.executable, "-c", code]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+class TestProcessor:
+    def answer(self, monkeypatch, text: str) -> tuple[str, frozenset[str]]:
+        monkeypatch.setattr(Path, "read_text", lambda path: text if str(path) == "/proc/cpuinfo" else None)
+        return cpu_info()
+
+    def test_x86(self, monkeypatch):
+        text = (
+            "processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nflags\t\t: fpu avx2 avx512_vnni\n\nmodel name\t: Another\n"
+        )
+        assert self.answer(monkeypatch, text) == ("Some CPU: 3 GHz", {"fpu", "avx2", "avx512_vnni"})
+
+    def test_arm(self, monkeypatch):
+        name, flags = self.answer(monkeypatch, "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd asimddp\n")
+        assert flags == {"fp", "asimd", "asimddp"}
+        assert name == (machine.platform.processor() or machine.platform.machine())
+
+    def test_not_linux(self, monkeypatch):
+        def missing(path: Path) -> str:
+            raise FileNotFoundError
+
+        monkeypatch.setattr(Path, "read_text", missing)
+        monkeypatch.setattr(machine.platform, "processor", lambda: "")
+        monkeypatch.setattr(machine.platform, "machine", lambda: "arm64")
+        assert cpu_info() == ("arm64", frozenset())
+
+
+def test_versions_names_what_is_installed(monkeypatch):
+    installed = {"numpy": "1.2", "onnxruntime-gpu": "3.4"}
+
+    def version(package: str) -> str:
+        if package not in installed:
+            raise machine.metadata.PackageNotFoundError
+        return installed[package]
+
+    monkeypatch.setattr(machine.metadata, "version", version)
+    assert versions() == installed
+
+
+def test_describe(monkeypatch):
+    monkeypatch.setattr(machine, "cpu_info", lambda: ("Some CPU", frozenset({"fpu", "avx512_vnni", "avx2"})))
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(machine, "versions", lambda: {"numpy": "1.2"})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert describe() == {
+        "cpu": "Some CPU",
+        "cpu_features": ["avx2", "avx512_vnni"],
+        "usable_cpus": 2,
+        "cpu_quota": 1.5,
+        "system": machine.platform.platform(terse=True),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "versions": {"numpy": "1.2"},
+    }
