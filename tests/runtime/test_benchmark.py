@@ -1,0 +1,139 @@
+"""Timing by a clock that the test winds, and figures against numpy's on known samples."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from edgecifar.runtime import Bundle, benchmark, machine
+from edgecifar.runtime.benchmark import Report, Row, measure, time_calls
+from edgecifar.runtime.errors import ProviderError, VariantError
+
+
+class Clock:
+    """Stands still but for calls, each of which takes the next of the given times, the last one for ever."""
+
+    def __init__(self, *takes: float) -> None:
+        self.now, self.calls, self.takes = 100.0, 0, takes
+
+    def __call__(self) -> float:
+        return self.now
+
+    def call(self) -> None:
+        self.now += self.takes[min(self.calls, len(self.takes) - 1)]
+        self.calls += 1
+
+
+class TestTimeCalls:
+    def test_the_first_calls_are_not_counted(self):
+        clock = Clock(64, 64, 64, 64, 64, *range(1, 11), 0.5)
+        assert time_calls(clock.call, 1.0, clock).tolist() == list(range(1, 11))
+        assert clock.calls == 15
+
+    def test_as_long_as_told(self):
+        clock = Clock(0.25)
+        times = time_calls(clock.call, 5.0, clock)
+        assert times.tolist() == [0.25] * 20
+        assert times.dtype == np.float64
+        assert clock.calls == 25
+
+    def test_at_least_ten(self):
+        clock = Clock(8.0)
+        assert time_calls(clock.call, 0.0, clock).tolist() == [8.0] * 10
+
+
+def row(variant: str = "fp32", batch: int = 1, threads: int = 1, median: float = 1.0) -> Row:
+    return Row(variant, "cpu", batch, threads, 10, {"p50": median, "p90": 2.0, "p99": 3.0}, 5.0)
+
+
+class TestReport:
+    def test_best_is_the_lowest_median_of_the_smallest_batch(self):
+        rows = (row(median=3), row("edge", median=2), row("edge", threads=2, median=2.5), row(batch=64, median=0.1))
+        assert Report({}, rows).best is rows[1]
+        assert Report({}, rows[::-1]).best is rows[1]
+
+    def test_json(self):
+        report = Report({"cpu": "Some CPU"}, (row(median=3), row("edge")))
+        document = json.loads(json.dumps(report.as_json()))
+        edge = {
+            "variant": "edge",
+            "provider": "cpu",
+            "batch": 1,
+            "threads": 1,
+            "calls": 10,
+            "milliseconds": {"p50": 1.0, "p90": 2.0, "p99": 3.0},
+            "images_per_second": 5.0,
+        }
+        first = {**edge, "variant": "fp32", "milliseconds": {"p50": 3, "p90": 2.0, "p99": 3.0}}
+        assert document == {"machine": {"cpu": "Some CPU"}, "rows": [first, edge], "best": edge}
+
+
+class TestMeasure:
+    @pytest.fixture
+    def bundle(self, tiny) -> Bundle:
+        return Bundle.open(tiny)
+
+    def test_figures_of_known_times(self, bundle, monkeypatch):
+        times = np.random.default_rng(0).gamma(2.0, 0.001, 101)
+        monkeypatch.setattr(benchmark, "time_calls", lambda call, seconds: times)
+        (first, _) = measure(bundle, "cpu", [8], [1]).rows
+        ordered = np.sort(times) * 1000  # of 101 samples, percentile k is the k-th
+        assert first.milliseconds == pytest.approx({"p50": ordered[50], "p90": ordered[90], "p99": ordered[99]})
+        assert first.images_per_second == pytest.approx(8 * 101 / times.sum())
+        assert first.calls == 101
+
+    def test_every_combination(self, bundle, monkeypatch):
+        asked, said = [], []
+
+        def time(call, seconds: float) -> np.ndarray:
+            asked.append((call().shape, seconds))
+            return np.full(10, 0.5)
+
+        monkeypatch.setattr(benchmark, "time_calls", time)
+        report = measure(bundle, "cpu", [1, 3], [2, 1, 2], 0.25, said.append)
+        combinations = [(v, t, b) for v in ("fp32", "edge") for t in (1, 2) for b in (1, 3)]
+        assert [(row.variant, row.threads, row.batch) for row in report.rows] == combinations
+        assert asked == [((b, 10), 0.25) for _, _, b in combinations]
+        assert said == [f"Measuring {v}, batch {b}, {t} threads …" for v, t, b in combinations]
+        assert {row.provider for row in report.rows} == {"cpu"}
+        assert [row.images_per_second for row in report.rows] == [2 * b for _, _, b in combinations]
+
+    def test_threads_by_default(self, bundle, monkeypatch):
+        monkeypatch.setattr(benchmark, "time_calls", lambda call, seconds: np.ones(10))
+        monkeypatch.setattr(machine, "usable_cpus", lambda: 3)
+        assert [row.threads for row in measure(bundle, "cpu", [1]).rows] == [1, 3, 1, 3]
+        monkeypatch.setattr(machine, "usable_cpus", lambda: 1)
+        assert [row.threads for row in measure(bundle, "cpu", [1]).rows] == [1, 1]
+
+    def test_for_real(self, bundle):
+        report = measure(bundle, "cpu", [2], [1], 0.01)
+        assert [row.variant for row in report.rows] == ["fp32", "edge"]
+        for measured in report.rows:
+            p50, p90, p99 = (measured.milliseconds[name] for name in ("p50", "p90", "p99"))
+            assert 0 < p50 <= p90 <= p99
+            assert measured.calls >= 10
+            assert measured.images_per_second > 0
+        assert report.machine["usable_cpus"] == machine.usable_cpus()
+        json.dumps(report.as_json(), allow_nan=False)
+
+    def test_an_unknown_provider(self, bundle):
+        with pytest.raises(ProviderError, match="There is no provider called gpu"):
+            measure(bundle, "gpu", [1])
+
+    def test_models_that_need_torch_are_left_out(self, resealed, monkeypatch):
+        monkeypatch.setattr(benchmark, "time_calls", lambda call, seconds: np.ones(10))
+        others = {"format": "pt2", "file": "model.pt2"}
+        folder = resealed(manifest=lambda values: values["variants"][1].update(others))
+        assert [row.variant for row in measure(Bundle.open(folder), "cpu", [1], [1]).rows] == ["fp32"]
+
+    def test_nothing_to_measure(self, resealed):
+        def change(values: dict) -> None:
+            for variant, ending in zip(values["variants"], ("a.pt2", "b.pt2"), strict=True):
+                variant.update(format="pt2", file=ending)
+
+        folder = resealed(manifest=change)
+        with pytest.raises(VariantError) as caught:
+            measure(Bundle.open(folder), "cpu", [1])
+        assert str(caught.value) == f"{folder} has no ONNX variant to measure: export one with --format onnx."
