@@ -73,7 +73,8 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    binned = np.nan_to_num(confidence)  # nan, of a net that diverged, has no bin; the gap below stays nan
+    index = np.clip(np.ceil(binned * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(index, weights=confidence - correct, minlength=bins)
     return float(np.abs(gap).sum() / len(labels))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import os
 import tempfile
 from dataclasses import dataclass
@@ -129,17 +130,22 @@ def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> D
                 f"{archive} is not the official CIFAR-10 archive (its MD5 should be {CIFAR10.tgz_md5}): "
                 "delete or replace it."
             )
+        if len(missing) == len(files):
+            lack = f"CIFAR-10 is not in {root}"
+        else:
+            lack = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in {folder}"
         if not archive.exists() and not download:
-            raise DataError(f"CIFAR-10 is not in {root}: {_SUPPLY}.")
+            raise DataError(f"{lack}: {_SUPPLY}.")
         say(f"{'Extracting' if archive.exists() else 'Downloading'} CIFAR-10 in {root} …")
-        _supply(root, missing)
+        _supply(root, missing, lack)
     train, test = CIFAR10(str(root), train=True), CIFAR10(str(root), train=False)
     return _dataset("CIFAR-10", train.data, np.asarray(train.targets), test.data, np.asarray(test.targets))
 
 
-def _supply(root: Path, missing: list[str]) -> None:
+def _supply(root: Path, missing: list[str], lack: str) -> None:
     """Put the `missing` files into the data folder, from the archive in `root` or, where it has none, the network.
 
+    `lack` begins the sentence that says that the network failed.
     Everything is downloaded and extracted beside its place first, so that what is cut off leaves nothing.
     """
     from torchvision.datasets import CIFAR10
@@ -153,13 +159,11 @@ def _supply(root: Path, missing: list[str]) -> None:
             archive = Path(staging, archive.name)
             try:
                 download_url(CIFAR10.url, staging, archive.name, CIFAR10.tgz_md5)
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, http.client.HTTPException) as error:
                 if isinstance(error, OSError) and error.errno in NO_SPACE:
                     raise
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-                raise DataError(
-                    f"CIFAR-10 is not in {root} and could not be downloaded ({reason}): {_SUPPLY}."
-                ) from error
+                raise DataError(f"{lack} and could not be downloaded ({reason}): {_SUPPLY}.") from error
         extract_archive(str(archive), staging)
         folder.mkdir(exist_ok=True)
         for name in missing:

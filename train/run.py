@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ..runtime.errors import RunError
-from ..runtime.files import make_folder, remove_leftovers, sha256, write_file
+from ..runtime.files import STAGING, make_folder, remove_leftovers, sha256, write_file
 from .net import Net
 
 RUNS = Path("runs")
@@ -42,7 +42,8 @@ class Run:
         Raises:
             RunError: the folder exists and is not empty: nothing is ever overwritten.
         """
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        taken = self.folder.exists() and not self.folder.is_dir()
+        if taken or any(not path.name.startswith(STAGING) for path in self.folder.glob("*")):
             raise RunError(
                 f"{self.folder} exists already and is not empty: go on with it by --resume, or choose another --out."
             )
@@ -58,6 +59,7 @@ class Run:
         run = cls(folder)
         run.check_free()
         make_folder(folder)
+        remove_leftovers(folder)
         run._write_record(record)
         return run
 
@@ -136,6 +138,7 @@ class Run:
 
     def finish(self, net: Net, record: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
         """Store the finished run and delete the resume state."""
+        remove_leftovers(self.folder)
         self._publish(net, record, metrics)
         (self.folder / RESUME).unlink(missing_ok=True)
 

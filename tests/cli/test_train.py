@@ -1,0 +1,268 @@
+"""`edgecifar train`: what it prints where, what it leaves, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from edgecifar.cli.display import TrainingDisplay
+from edgecifar.cli.main import app
+from edgecifar.runtime.files import write_file
+from edgecifar.train import data, loop, plots, run
+
+LEFT = {"run.json", "weights.safetensors", "metrics.jsonl", "curves.png", "confusion.png"}
+
+
+class SmallNet(nn.Sequential):
+    """Stands in for Net where the command line is tested, not training."""
+
+    def __init__(self, dropout: float = 0.5) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(dropout))
+        self.append(nn.Linear(512, 10))
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A small net, 40 images, files in the pictures' place, and a folder to run in."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(loop, "Net", SmallNet)
+    monkeypatch.setattr(run, "Net", SmallNet)
+    for name in ("confusion", "curves"):
+        monkeypatch.setattr(plots, name, lambda _, path: write_file(path, b"drawn"))
+    drawn = data.synthetic(40, 20)
+    monkeypatch.setattr(data, "synthetic", lambda: drawn)
+    monkeypatch.chdir(tmp_path)
+
+
+def edgecifar(*args: object):
+    return CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def train(*args: object):
+    return edgecifar("train", "--data", "synthetic", "--device", "cpu", *args)
+
+
+def interrupt(monkeypatch, epoch: int) -> None:
+    """Press Ctrl-C in so many epochs from now on."""
+
+    def progress(self, state):
+        if state.epoch == epoch:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingDisplay, "progress", progress)
+
+
+def test_a_run_is_left_and_said(small):
+    result = train("--recipe", "reference", "--epochs", 2, "--batch-size", 8, "--seed", 7, "--out", "here/run")
+    assert result.exit_code == 0
+    assert {path.name for path in Path("here/run").iterdir()} == LEFT
+    record = json.loads(Path("here/run/run.json").read_text())
+    assert (record["seed"], record["status"], record["dataset"]["name"]) == (7, "finished", "synthetic")
+    assert {key: record["recipe"][key] for key in ("name", "epochs", "batch_size", "lr")} == {
+        "name": "reference",
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 1e-3,
+    }
+    correct = record["test"]["correct"]
+    table = result.stdout.splitlines()
+    assert table[0] == f"{100 * correct / 20:.2f} % of the 20 synthetic test images ({correct} correct)"
+    recalls = [line.split()[:2] for line in table[3:13]]
+    assert recalls == [[label, f"{100 * value:.1f}"] for label, value in record["test"]["per_class"].items()]
+    said = result.stderr
+    assert "20,715,146" in said  # the summary, layer by layer
+    for name in ("conv1", "norm6", "pool2", "fc3"):
+        assert f"({name})" in said
+    assert "Recipe reference: 2 epochs of 40 synthetic images, batch size 8, on " in said
+    assert [line[:11] for line in said.splitlines() if line.startswith("epoch")] == ["epoch   1/2", "epoch   2/2"]
+    assert said.endswith("The run is in here/run. Next: edgecifar export here/run --format onnx\n")
+    assert "\x1b" not in result.output  # no terminal, no escape codes
+
+
+def test_by_default_the_recipe_is_fast_under_runs(small):
+    assert train("--epochs", 1, "--held-out", 0.25).exit_code == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("fast-")
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["recipe"]["name"], record["recipe"]["held_out"], record["seed"]) == ("fast", 0.25, 0)
+
+
+def test_settings_reach_the_recipe(small):
+    options = {"optimizer": "adam", "batch-size": 10, "lr": 0.002, "momentum": 0.5, "held-out": 0.5, "epochs": 1}
+    assert (
+        train("--out", "run", *[part for name, value in options.items() for part in (f"--{name}", value)]).exit_code
+        == 0
+    )
+    recipe = json.loads(Path("run/run.json").read_text())["recipe"]
+    assert {name: recipe[name.replace("-", "_")] for name in options} == options
+
+
+def test_a_taken_folder_is_refused(small):
+    Path("run").mkdir()
+    Path("run/notes.txt").write_text("mine")
+    result = train("--epochs", 1, "--out", "run")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "edgecifar: run exists already and is not empty: go on with it by --resume, or choose another --out.\n"
+    )
+    assert [path.name for path in Path("run").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_ctrl_c_says_how_to_go_on_and_that_works(small, monkeypatch, epoch):
+    options = ("--recipe", "fast", "--epochs", 2, "--batch-size", 8)
+    assert train(*options, "--out", "whole").exit_code == 0
+    with monkeypatch.context() as context:
+        interrupt(context, epoch)
+        result = train(*options, "--out", "a folder/run")
+    assert (result.exit_code, result.stdout) == (130, "")
+    advice, last = result.stderr.splitlines()[-2:]
+    assert last == "Stopped."
+    again = "edgecifar train --resume --out 'a folder/run' --data synthetic --device cpu"
+    assert advice == f"To go on from the last complete epoch: {again}"
+    resumed = edgecifar(*shlex.split(again)[1:])
+    assert resumed.exit_code == 0
+    weights = [Path(folder, "weights.safetensors").read_bytes() for folder in ("whole", "a folder/run")]
+    assert weights[0] == weights[1]
+
+
+def test_resume_takes_the_newest_unfinished_run(small, monkeypatch):
+    with monkeypatch.context() as context:
+        interrupt(context, 2)
+        assert train("--epochs", 2, "--out", "runs/b").exit_code == 130
+    assert train("--epochs", 1, "--out", "runs/c").exit_code == 0
+    assert train("--resume").exit_code == 0
+    assert json.loads(Path("runs/b/run.json").read_text())["status"] == "finished"
+    result = train("--resume")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "edgecifar: There is no unfinished run under runs/: train one with 'edgecifar train', or name its folder.\n"
+    )
+
+
+def test_resume_of_what_cannot_be_resumed(small):
+    result = train("--resume", "--out", "absent")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("edgecifar: absent is not a run folder (run.json is missing)")
+    assert train("--epochs", 1, "--out", "run").exit_code == 0
+    result = train("--resume", "--out", "run")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "edgecifar: run is finished: there is nothing to resume.\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--recipe", "fast"),
+        ("--seed", 0),
+        ("--epochs", 3),
+        ("--optimizer", "sgd"),
+        ("--batch-size", 8),
+        ("--lr", 0.0),
+        ("--momentum", 0.0),
+        ("--held-out", 0.0),
+    ],
+)
+def test_resume_changes_no_setting(small, option, value):
+    result = train("--resume", option, value)
+    assert (result.exit_code, result.stdout) == (2, "")
+    words = " ".join(result.stderr.replace("│", " ").split())
+    assert f"a run is resumed as it was begun: leave out {option}." in words
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--recipe", "slow"),
+        ("--optimizer", "lion"),
+        ("--epochs", 0),
+        ("--batch-size", 1),
+        ("--seed", -1),
+        ("--seed", 2**63),
+        ("--momentum", 1.5),
+        ("--held-out", 0.6),
+        ("--lr", "fast"),
+        ("--nonsense",),
+    ],
+)
+def test_wrong_usage(small, tmp_path, options):
+    result = train("--out", "run", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert options[0] in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_device(small, tmp_path):
+    result = edgecifar("train", "--data", "synthetic", "--device", "tpu")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "edgecifar: There is no device called tpu: choose auto, cuda, mps, cpu.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_written(small):
+    Path("file").write_text("")
+    result = train("--epochs", 1, "--out", "file/run")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert (
+        result.stderr.splitlines()[-1] == "edgecifar: Could not write run: file is not a folder: choose another place."
+    )
+
+
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {name!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+sys.argv = ["edgecifar", "train", "--data", "synthetic", "--out", "run"]
+from edgecifar.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["torch", pytest.param("safetensors", marks=pytest.mark.slow)])
+def test_without_a_package_the_extra_is_named(tmp_path, name):
+    result = subprocess.run(
+        [sys.executable, "-c", BLOCKED.format(name=name)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"edgecifar: edgecifar train needs {name}")
+    assert result.stderr.endswith(", which is not installed: pip install 'edgecifar[train]'.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_real_ctrl_c(tmp_path):
+    """The whole program, as a shell starts it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgecifar.cli", "train", "--data", "synthetic", "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+    )
+    while not (line := process.stderr.readline()).startswith("Recipe fast: 8 epochs of 2,000 synthetic images"):
+        assert line, "it ended before it began"
+    while not (tmp_path / "run" / "run.json").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines() == [
+        "To go on from the last complete epoch: edgecifar train --resume --out run --data synthetic",
+        "Stopped.",
+    ]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]

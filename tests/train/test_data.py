@@ -1,0 +1,346 @@
+"""Data sets load whole and as they are, or not at all and with a sentence that says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+from torchvision.datasets import CIFAR10
+
+from edgecifar.runtime.contract import LABELS
+from edgecifar.runtime.errors import DataError, OutputError
+from edgecifar.train import data
+
+FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
+FILES = {*BATCHES, "test_batch", "batches.meta"}
+
+
+def refusal(root: Path, kind: type[Exception] = DataError, **options) -> str:
+    """The message that `root` is refused with; nothing in it has changed."""
+    before = snapshot(root)
+    with pytest.raises(kind) as caught:
+        data.load(root, **options)
+    assert snapshot(root) == before
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def snapshot(root: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in sorted(root.rglob("*"))
+    }
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> list[str]:
+    asked = []
+
+    def refuse(request, *_, **__):
+        asked.append(getattr(request, "full_url", request))
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    return asked
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch, no_network):
+    """A complete set in CIFAR-10's format, 20 images a batch, whose digests torchvision is made to expect."""
+    folder = tmp_path / "data" / FOLDER
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    digests = {}
+    for name in sorted(FILES):
+        if name == "batches.meta":
+            content = {"label_names": [f"name {i}" for i in range(10)]}
+        else:
+            content = {
+                "data": rng.integers(0, 256, (20, 3072), dtype=np.uint8),
+                "labels": rng.permutation(np.arange(20) % 10).tolist(),
+            }
+        (folder / name).write_bytes(pickle.dumps(content))
+        digests[name] = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, digests[name]] for name in BATCHES])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", digests["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": digests["batches.meta"]})
+    return folder
+
+
+@pytest.fixture
+def archive(stranger, tmp_path, monkeypatch) -> bytes:
+    """The same as an archive that torchvision is made to expect."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.add(stranger, FOLDER)
+    content = packed.getvalue()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content, usedforsecurity=False).hexdigest())
+    return content
+
+
+class Response(io.BytesIO):
+    """What `urlopen` returns."""
+
+    url = None
+
+    @property
+    def length(self) -> int:
+        return len(self.getvalue())
+
+
+def test_synthetic_is_reproducible():
+    first, second = data.synthetic(60, 20), data.synthetic(60, 20)
+    assert first.digest == second.digest
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+    assert data.synthetic(60, 20, seed=1).digest != first.digest
+
+
+def test_synthetic_has_the_shapes_of_cifar_10_and_balanced_labels():
+    dataset = data.load("synthetic")
+    assert dataset.name == "synthetic"
+    for images, labels, count in (
+        (dataset.train_images, dataset.train_labels, 2000),
+        (dataset.test_images, dataset.test_labels, 500),
+    ):
+        assert (images.shape, images.dtype) == ((count, 32, 32, 3), np.uint8)
+        assert (labels.shape, labels.dtype) == ((count,), np.int64)
+        assert np.bincount(labels).tolist() == [count // 10] * 10
+    seen = {image.tobytes() for image in dataset.train_images}
+    assert not any(image.tobytes() in seen for image in dataset.test_images)
+
+
+def test_digest_covers_images_and_labels():
+    dataset = data.synthetic(20, 10)
+    digest = hashlib.sha256()
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+        digest.update(array.tobytes())
+    assert dataset.digest == digest.hexdigest()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5])
+def test_hold_out_is_balanced_disjoint_and_always_the_same(share):
+    dataset = data.synthetic(400, 10)
+    trained_on, held_out = dataset.hold_out(share)
+    assert sorted([*trained_on, *held_out]) == list(range(400))
+    assert (trained_on == np.sort(trained_on)).all()
+    assert (held_out == np.sort(held_out)).all()
+    assert np.bincount(dataset.train_labels[held_out], minlength=10).tolist() == [round(share * 40)] * 10
+    for label in range(10):  # the last ones of each class
+        indices = np.flatnonzero(dataset.train_labels == label)
+        assert set(indices[40 - round(share * 40) :]) == set(held_out) & set(indices)
+    again = dataset.hold_out(share)
+    assert np.array_equal(again[0], trained_on)
+    assert np.array_equal(again[1], held_out)
+
+
+def test_files_load_as_torchvision_gives_them(stranger, no_network):
+    dataset = data.load(stranger.parent)
+    train, test = CIFAR10(stranger.parent, train=True), CIFAR10(stranger.parent, train=False)
+    assert dataset.name == "CIFAR-10"
+    assert np.array_equal(dataset.train_images, train.data)
+    assert dataset.train_labels.tolist() == train.targets
+    assert np.array_equal(dataset.test_images, test.data)
+    assert dataset.test_labels.tolist() == test.targets
+    assert dataset.train_labels.dtype == np.int64
+    assert no_network == []
+
+
+def test_inner_folder_and_archive_may_be_named(stranger, archive, tmp_path, monkeypatch):
+    wanted = data.load(stranger.parent).digest
+    assert data.load(stranger).digest == wanted
+    monkeypatch.chdir(stranger)
+    assert data.load(".").digest == wanted
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ARCHIVE).write_bytes(archive)
+    assert data.load(other / ARCHIVE).digest == wanted
+
+
+def test_the_variable_names_the_folder(stranger, monkeypatch):
+    monkeypatch.setenv("EDGECIFAR_DATA", str(stranger.parent))
+    assert data.load().digest == data.load(stranger.parent).digest
+    monkeypatch.setenv("EDGECIFAR_DATA", "synthetic")
+    assert data.load().name == "synthetic"
+    monkeypatch.setenv("HOME", str(stranger.parent.parent))
+    monkeypatch.setenv("EDGECIFAR_DATA", "~/data")
+    assert data.load().name == "CIFAR-10"
+
+
+def test_archive_is_extracted(stranger, archive, tmp_path, no_network):
+    root = tmp_path / "other"
+    root.mkdir()
+    (root / ARCHIVE).write_bytes(archive)
+    said = []
+    assert data.load(root, download=False, say=said.append).digest == data.load(stranger.parent).digest
+    assert said == [f"Extracting CIFAR-10 in {root} …"]
+    assert {path.name for path in root.iterdir()} == {FOLDER, ARCHIVE}
+    assert {path.name for path in (root / FOLDER).iterdir()} == FILES
+    assert no_network == []
+
+
+def test_what_is_missing_comes_out_of_the_archive(stranger, archive):
+    wanted = data.load(stranger.parent).digest
+    (stranger.parent / ARCHIVE).write_bytes(archive)
+    (stranger / "data_batch_3").unlink()
+    (stranger / "batches.meta").unlink()
+    intact = (stranger / "data_batch_1").stat().st_ino
+    assert data.load(stranger.parent, download=False).digest == wanted
+    assert (stranger / "data_batch_1").stat().st_ino == intact
+
+
+def test_archive_is_downloaded(stranger, archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Response(archive))
+    root, said = tmp_path / "new" / "folder", []
+    assert data.load(root, say=said.append).digest == data.load(stranger.parent).digest
+    assert said == [f"Downloading CIFAR-10 in {root} …"]
+    assert {path.name for path in root.iterdir()} == {FOLDER}
+
+
+def test_download_that_is_cut_off_leaves_nothing(stranger, archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Response(archive[: len(archive) // 2]))
+    root = tmp_path / "new"
+    root.mkdir()
+    assert refusal(root).startswith(
+        f"CIFAR-10 is not in {root} and could not be downloaded (File not found or corrupted): copy {ARCHIVE} or"
+    )
+
+
+def test_a_full_disk_is_not_called_a_network(stranger, archive, tmp_path, monkeypatch):
+    class Full(Response):
+        def read(self, *_):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Full(archive))
+    root = tmp_path / "new"
+    root.mkdir()
+    assert f"the disk that holds {root} is full" in refusal(root, OutputError)
+
+
+def test_neither_data_nor_network(tmp_path, no_network):
+    assert refusal(tmp_path) == (
+        f"CIFAR-10 is not in {tmp_path} and could not be downloaded (<urlopen error Name or service not known>): "
+        "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place with --data or "
+        "$EDGECIFAR_DATA, or try the pipeline with --data synthetic."
+    )
+    assert len(no_network) == 1
+
+
+def test_nothing_is_downloaded_where_it_may_not_be(tmp_path, no_network):
+    root = tmp_path / "absent"
+    assert refusal(root, download=False).startswith(f"CIFAR-10 is not in {root}: copy {ARCHIVE} or its folder")
+    assert not root.exists()
+    assert no_network == []
+
+
+def test_text_file_that_is_called_an_archive(tmp_path, no_network):
+    (tmp_path / ARCHIVE).write_text("Not found.\n")
+    assert refusal(tmp_path) == (
+        f"{tmp_path / ARCHIVE} is not the official CIFAR-10 archive (its MD5 should be "
+        "c58f30108f718f92721af3b95e74349a): delete or replace it."
+    )
+    assert no_network == []
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_one_flipped_bit(stranger, name, no_network):
+    content = bytearray((stranger / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (stranger / name).write_bytes(content)
+    assert refusal(stranger.parent).startswith(f"Corrupt in {stranger}: {name}; delete it to have CIFAR-10 extracted")
+    assert no_network == []
+
+
+def test_every_corrupt_file_is_named(stranger):
+    for name in ("data_batch_2", "test_batch"):
+        (stranger / name).write_bytes(b"")
+    assert refusal(stranger.parent).startswith(f"Corrupt in {stranger}: data_batch_2, test_batch; delete them to")
+
+
+def test_missing_batch_is_named(stranger, no_network):
+    (stranger / "data_batch_4").unlink()
+    assert refusal(stranger.parent, download=False).startswith(f"data_batch_4 is not in {stranger}: copy {ARCHIVE}")
+    assert refusal(stranger.parent).startswith(f"data_batch_4 is not in {stranger} and could not be downloaded (")
+    (stranger / "batches.meta").unlink()
+    assert refusal(stranger.parent, download=False).startswith(f"data_batch_4, batches.meta are not in {stranger}: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_that_may_not_be_written_to(tmp_path, archive):
+    root = tmp_path / "locked"
+    root.mkdir()
+    (root / ARCHIVE).write_bytes(archive)
+    root.chmod(0o500)
+    assert f"{root} may not be written to" in refusal(root, OutputError)
+
+
+def test_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(OutputError, match=r"data is in the way: move it or choose another place\.$"):
+        data.load(tmp_path / "data")
+
+
+def test_export_does_without_files_unless_they_were_named(stranger, tmp_path, monkeypatch, no_network):
+    said = []
+    assert data.load_for_export("synthetic", None, said.append).name == "synthetic"
+    assert data.load_for_export("CIFAR-10", str(stranger.parent), said.append).name == "CIFAR-10"
+    assert said == []
+    monkeypatch.setenv("EDGECIFAR_DATA", str(tmp_path / "absent"))
+    assert data.load_for_export("CIFAR-10", None, said.append) is None
+    assert said[0].endswith("Without it, parity is proved on drawn pictures and accuracy stays unknown.")
+    with pytest.raises(DataError):
+        data.load_for_export("CIFAR-10", str(tmp_path / "absent"), said.append)
+    assert no_network == []
+
+
+@pytest.fixture(scope="module")
+def real() -> data.Dataset:
+    if not os.environ.get("EDGECIFAR_DATA"):
+        pytest.skip("EDGECIFAR_DATA does not name CIFAR-10's folder")
+    return data.load(download=False)
+
+
+@pytest.mark.cifar10
+def test_cifar_10_is_complete_and_as_torchvision_gives_it(real):
+    assert real.name == "CIFAR-10"
+    assert (real.train_images.shape, real.train_images.dtype) == ((50_000, 32, 32, 3), np.uint8)
+    assert (real.test_images.shape, real.test_images.dtype) == ((10_000, 32, 32, 3), np.uint8)
+    assert np.bincount(real.train_labels).tolist() == [5_000] * 10
+    assert np.bincount(real.test_labels).tolist() == [1_000] * 10
+    test = torchvision.datasets.CIFAR10(os.environ["EDGECIFAR_DATA"], train=False)
+    assert np.array_equal(real.test_images, test.data)
+    assert real.test_labels.tolist() == test.targets
+    assert [name[:4] for name in test.classes] == ["airp", "auto", *(label[:4] for label in LABELS[2:])]
+    assert real.digest == "6b3883dca6c867f1e58def548c063d1865569b8575fcbce06b3e468a89f9895a"
+
+
+@pytest.mark.cifar10
+def test_5000_of_cifar_10_are_held_out(real):
+    trained_on, held_out = real.hold_out(0.1)
+    assert (len(trained_on), len(held_out)) == (45_000, 5_000)
+    assert np.bincount(real.train_labels[held_out]).tolist() == [500] * 10
+
+
+@pytest.mark.cifar10
+def test_one_flipped_byte_of_cifar_10(tmp_path, real):
+    folder = tmp_path / FOLDER
+    shutil.copytree(Path(os.environ["EDGECIFAR_DATA"], FOLDER), folder)
+    with (folder / "data_batch_5").open("r+b") as file:
+        file.seek(10_000_000)
+        byte = file.read(1)[0]
+        file.seek(10_000_000)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(DataError, match=r"^Corrupt in .*: data_batch_5; delete it"):
+        data.load(tmp_path)
