@@ -254,7 +254,7 @@ class Bundle:
             BundleError: it is missing, or not what was exported.
         """
         content = self._match(variant.file, _read(self.folder, variant.file))
-        if len(content) != variant.bytes or sha256(content).hexdigest() != variant.sha256:
+        if len(content) != variant.bytes or self._sums()[variant.file] != variant.sha256:
             raise BundleError(f"{self.folder / variant.file} is not what {MANIFEST} names: copy the bundle again.")
         return content
 
