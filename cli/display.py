@@ -221,6 +221,12 @@ def describe_model(model: Path | None, as_json: bool) -> str:
         return _onnx_text(model, as_json)
     from ..runtime.bundle import Bundle
 
+    if model is not None and not model.is_dir():
+        raise EdgecifarError(
+            f"{model} does not describe itself: name the bundle that it is in."
+            if model.exists()
+            else f"{model} is not there."
+        )
     bundle = Bundle.open(model)
     if as_json:
         return json.dumps({"bundle": str(bundle.folder), **json.loads(bundle.manifest.as_json())}, indent=2)

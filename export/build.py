@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..runtime import files
 from ..runtime.bundle import CARD, GOLDEN, MANIFEST, MODELS, PARITY, SUMS, Bundle, Manifest, Variant
 from ..runtime.contract import INPUT_NAME, LABELS
-from ..runtime.errors import DataError, ParityError, RunError
+from ..runtime.errors import DataError, ModelError, OutputError, ParityError, RunError
 from ..train.data import SYNTHETIC, Dataset, synthetic
 from ..train.loop import logits_with
 from ..train.run import Run
@@ -75,6 +75,8 @@ def export(
         DataError: `dataset` is not what the run was trained on, or is missing and needed.
         RunError, OutputError: as reading the run and writing files say.
     """
+    if replace and out.exists() and not (out / MANIFEST).is_file():
+        raise OutputError(f"{out} is not a bundle, and only a bundle is replaced: choose another folder.")
     record, net = run.record, run.net()
     name = record["dataset"]["name"]
     if dataset is not None and dataset.digest != record["dataset"]["sha256"]:
@@ -95,8 +97,7 @@ def export(
             say(f"Writing {target.file} …")
             made[target] = target.write(folder / target.file)
             say(f"Checking {target.file} …")
-            loaded = models.load(folder / target.file, provider="cpu")
-            results[target.name] = parity.compare(loaded.logits, eager, images, data, labels, target.exact)
+            results[target.name] = _check(folder / target.file, eager, images, data, labels, target.exact)
         say(parity.table(results))
         failed = {name: result for name, result in results.items() if not result.passed}
         if failed:
@@ -173,6 +174,20 @@ def _provenance(record: dict[str, Any]) -> dict[str, Any]:
         "finished": record.get("finished"),
         "trained_with": {"hardware": record["hardware"], "device": record["device"], **record["machine"]["versions"]},
     }
+
+
+def _check(
+    path: Path, eager: np.ndarray, images: np.ndarray, data: str, labels: np.ndarray | None, exact: bool
+) -> parity.Parity:
+    """Return the parity of the model at `path`, loaded as whoever receives the bundle will."""
+    try:
+        exported = models.load(path, provider="cpu").logits
+    except ModelError as error:
+        result = parity.refused(images, data, str(error).removesuffix(": export it again."))
+    else:
+        result = parity.compare(exported, eager, images, data, labels, exact)
+    # The file is gone when this is read: the variant's name, which the reader sees beside it, says which it was.
+    return replace(result, failure=result.failure.replace(f"{path} ", ""))
 
 
 def _complete(

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from ..train.net import Net
 
-CONVOLUTIONS = 6
-
 
 class Deployed(nn.Module):
     """Net as a device runs it: normalisation and batch norm folded into the convolutions, identities gone.
@@ -20,20 +18,17 @@ class Deployed(nn.Module):
         temperature: what the logits are divided by before the softmax.
     """
 
-    conv1: nn.Conv2d
-    conv2: nn.Conv2d
-    conv3: nn.Conv2d
-    conv4: nn.Conv2d
-    conv5: nn.Conv2d
-    conv6: nn.Conv2d
-    fc1: nn.Module
-
     def __init__(self, net: Net, temperature: float = 1.0) -> None:
         super().__init__()
-        for index in range(1, CONVOLUTIONS + 1):
-            convolution = _fold_norm(getattr(net, f"conv{index}"), getattr(net, f"norm{index}"))
-            self.add_module(f"conv{index}", _fold_normalisation(convolution) if index == 1 else convolution)
-        self.fc1, self.fc2, self.fc3 = (_copy(layer) for layer in (net.fc1, net.fc2, net.fc3))
+        # Annotated here, not in the class's body: torch.jit.script reads those there, and knows no modules' types.
+        self.conv1 = _fold_normalisation(_fold_norm(net.conv1, net.norm1))
+        self.conv2 = _fold_norm(net.conv2, net.norm2)
+        self.conv3 = _fold_norm(net.conv3, net.norm3)
+        self.conv4 = _fold_norm(net.conv4, net.norm4)
+        self.conv5 = _fold_norm(net.conv5, net.norm5)
+        self.conv6 = _fold_norm(net.conv6, net.norm6)
+        self.fc1: nn.Module = _copy(net.fc1)
+        self.fc2, self.fc3 = _copy(net.fc2), _copy(net.fc3)
         self.temperature = temperature
         self.eval().requires_grad_(False)
 

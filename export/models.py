@@ -87,6 +87,7 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
 def _numpy(module: torch.nn.Module, output: int) -> Function:
     @torch.inference_mode()
     def call(images: np.ndarray) -> np.ndarray:
-        return module(torch.from_numpy(images))[output].numpy()
+        # Writable, as torch warns of arrays that are not, such as those of a memory map.
+        return module(torch.from_numpy(np.require(images, requirements="W")))[output].numpy()
 
     return call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ ATOL = RTOL = 1e-4
 
 BATCH_SIZES = (1, 2, 7, 64)
 """The batch sizes that a model is run at; 1 and 2 expose a batch dimension that was frozen."""
+WHOLE = 250
+"""The batch size at which all images are compared."""
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -51,9 +53,15 @@ class Parity:
         return asdict(self)
 
 
-def in_batches(logits: Function, images: np.ndarray, size: int = 250) -> np.ndarray:
+def in_batches(logits: Function, images: np.ndarray, size: int = WHOLE) -> np.ndarray:
     """Return the logits of all `images`, float32 [N, 10], computed `size` at a time."""
     return np.concatenate([logits(images[start : start + size]) for start in range(0, len(images), size)])
+
+
+def refused(images: np.ndarray, data: str, failure: str, batch_sizes: Sequence[int] = ()) -> Parity:
+    """Return what is known of a model whose logits cannot be compared; the arguments are `Parity`'s and `compare`'s."""
+    nan = float("nan")
+    return Parity(len(images), data, 0, None, nan, nan, tuple(batch_sizes), failure)
 
 
 def compare(
@@ -71,35 +79,22 @@ def compare(
             to their accuracy by whoever makes them.
     """
     ran: list[int] = []
-    first = np.empty(0)
-    for size in BATCH_SIZES:
-        few = images[: 2 * size]
+    failure = ""
+    logits = np.empty(0)
+    for size in (*BATCH_SIZES, WHOLE):
+        some = images if size == WHOLE else images[: 2 * size]
         try:
-            logits = in_batches(exported, few, size)
+            logits = in_batches(exported, some, size)
         except Exception as error:  # whatever an engine raises: the gate names the model and goes on to the next
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            return Parity(
-                len(images),
-                data,
-                0,
-                None,
-                float("nan"),
-                float("nan"),
-                tuple(ran),
-                f"cannot run batch size {size}: {reason}",
-            )
-        if logits.shape != (len(few), eager.shape[1]):
-            failure = f"gives logits of shape {list(logits.shape)} at batch size {size}"
-            return Parity(len(images), data, 0, None, float("nan"), float("nan"), tuple(ran), failure)
-        ran.append(size)
-        if size == BATCH_SIZES[0]:
-            first = logits
-        elif exact and not np.allclose(logits[: len(first)], first[: len(logits)], atol=ATOL, rtol=RTOL):
-            failure = f"gives other logits at batch size {size} than at {BATCH_SIZES[0]}"
+            return refused(images, data, f"cannot run batch size {size}: {reason}", ran)
+        if logits.shape != (len(some), eager.shape[1]):
+            return refused(images, data, f"gives logits of shape {list(logits.shape)} at batch size {size}", ran)
+        if size == WHOLE:
             break
-    else:
-        failure = ""
-    logits = in_batches(exported, images)
+        ran.append(size)
+        if exact and not failure and not np.allclose(logits, eager[: len(some)], atol=ATOL, rtol=RTOL):
+            failure = f"gives other logits at batch size {size}"
     difference = np.abs(logits - eager)
     agree = int((logits.argmax(1) == eager.argmax(1)).sum())
     if not np.isfinite(logits).all():

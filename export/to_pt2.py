@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from pathlib import Path
 
 import torch
@@ -14,9 +16,19 @@ def write(model: Deployed, path: Path) -> None:
     """Write `model` as an exported program whose batch dimension is free."""
     example = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)  # a batch of 1 would be frozen into the program
     program = torch.export.export(model, (example,), dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch")}})
-    torch.export.save(program, path)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # file paths of the exporter's machine
+    buffer = io.BytesIO()  # torch's own file writer hides why it failed, and puts the file's name into the file
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def read(path: Path) -> torch.nn.Module:
     """Load an exported program as a module."""
-    return torch.export.load(path).module()
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # of a damaged file it logs a traceback beside the error that it raises
+    try:
+        return torch.export.load(path).module()
+    finally:
+        logger.setLevel(level)

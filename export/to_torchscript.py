@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from .graph import Deployed
 
 def write(model: Deployed, path: Path) -> None:
     """Write `model`, scripted and frozen, so that the batch dimension stays free."""
+    buffer = io.BytesIO()  # torch's own file writer hides why it failed, and puts the file's name into the file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated as a whole: known, see above
         warnings.simplefilter("ignore", FutureWarning)
-        torch.jit.save(torch.jit.freeze(torch.jit.script(model)), path)
+        torch.jit.save(torch.jit.freeze(torch.jit.script(model)), buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def read(path: Path) -> torch.nn.Module:

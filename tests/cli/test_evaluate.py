@@ -1,0 +1,172 @@
+"""`edgecifar evaluate` and `export`: one accuracy whatever the format; what is wrong is said in a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt", "pt2": "model.pt2", "bundle": ""}
+
+pytestmark = pytest.mark.usefixtures("synthetic_is_small")
+
+
+@pytest.fixture
+def evaluated(edgecifar):
+    def call(model, *arguments) -> dict:
+        result = edgecifar("evaluate", model, "--data", "synthetic", "--json", *arguments)
+        assert result.exit_code == 0
+        return json.loads(result.stdout)
+
+    return call
+
+
+def test_every_format_has_the_same_accuracy(evaluated, bundle, run, small):
+    documents = {"run": evaluated(run.folder)}
+    for kind, file in FILES.items():
+        documents[kind] = evaluated(bundle.folder / file, *(["--variant", "fp32"] if kind == "bundle" else []))
+    first = documents["run"]
+    assert first["accuracy"] == run.record["test"]["accuracy"]
+    assert first["images"] == 130
+    assert 0.1 < first["accuracy"] < 1  # neither chance nor certainty: the comparison means something
+    assert np.array(first["confusion"]).sum(1).tolist() == np.bincount(small.test_labels).tolist()
+    assert np.trace(first["confusion"]) == first["correct"]
+    for kind, document in documents.items():
+        assert document["kind"] == kind
+        assert document["dataset"] == "synthetic"
+        for key in ("images", "correct", "accuracy", "per_class", "confusion"):
+            assert document[key] == first[key], (kind, key)
+        assert document["nll"] == pytest.approx(first["nll"], abs=1e-5)
+        assert document["ece"] == pytest.approx(first["ece"], abs=1e-5)
+
+
+def test_the_edge_variant_has_the_manifests_accuracy(evaluated, bundle):
+    assert evaluated(bundle.folder)["accuracy"] == bundle.variant("edge").accuracy
+
+
+def test_table_and_picture(edgecifar, bundle, tmp_path):
+    picture = tmp_path / "confusion.png"
+    result = edgecifar("evaluate", bundle.folder, "--data", "synthetic", "--plot", picture)
+    assert result.exit_code == 0
+    accuracy = bundle.variant("edge").accuracy
+    assert result.stdout.startswith(f"{100 * accuracy:.2f} % of the 130 synthetic test images")
+    assert "NLL" in result.stdout
+    assert "ECE" in result.stdout
+    for label in ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"):
+        assert f"\n  {label:<6} " in result.stdout
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+        image.load()
+        assert min(image.size) > 400
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 10  # not a blank canvas
+
+
+def test_a_picture_that_cannot_be_written(refused, own_bundle, tmp_path):
+    sentence = refused("evaluate", own_bundle, "--data", "synthetic", "--plot", tmp_path / "none" / "x.png")
+    assert "x.png" in sentence
+    assert not (tmp_path / "none").exists()
+
+
+class TestRefusals:
+    def test_a_missing_model(self, refused, tmp_path):
+        assert refused("evaluate", tmp_path / "none.onnx") == f"{tmp_path / 'none.onnx'} is not there."
+
+    @pytest.mark.parametrize("name", ["m.onnx", "m.pt", "m.pt2"])
+    def test_a_text_file_by_a_models_name(self, refused, tmp_path, name):
+        (tmp_path / name).write_text("a text")
+        assert refused("evaluate", tmp_path / name, "--data", "synthetic").startswith(
+            f"{tmp_path / name} is not a model"
+        )
+
+    def test_a_folder_that_is_neither(self, refused, tmp_path):
+        assert "neither a run folder nor a bundle" in refused("evaluate", tmp_path, "--data", "synthetic")
+
+    def test_a_path_that_no_system_takes(self, refused):
+        assert "check the path" in refused("evaluate", "x" * 5_000)
+
+    def test_an_unknown_provider(self, refused, bundle):
+        assert "no provider called abacus" in refused("evaluate", bundle.folder, "--provider", "abacus")
+
+    def test_a_checkpoint_of_another_net(self, refused, run, tmp_path):
+        import torch
+        from safetensors.torch import save_file
+
+        shutil.copy(run.folder / "run.json", tmp_path)
+        save_file({"fc9.weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
+        assert "is the checkpoint of another net" in refused("evaluate", tmp_path, "--data", "synthetic")
+
+    def test_no_data(self, refused, own_bundle, tmp_path, monkeypatch):
+        from torchvision.datasets import CIFAR10
+
+        def unreachable(self):
+            raise OSError("no network")
+
+        monkeypatch.setattr(CIFAR10, "download", unreachable)
+        sentence = refused("evaluate", own_bundle, "--data", tmp_path / "data")
+        assert sentence.startswith(f"CIFAR-10 is not in {tmp_path / 'data'} and could not be downloaded")
+        assert "--data synthetic" in sentence
+
+    def test_a_wrong_archive(self, refused, own_bundle, tmp_path):
+        (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"no archive")
+        assert "is not the official CIFAR-10 archive" in refused("evaluate", own_bundle, "--data", tmp_path)
+
+    def test_a_corrupt_batch_file(self, refused, own_bundle, tmp_path):
+        (tmp_path / "cifar-10-batches-py").mkdir()
+        (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"no batch")
+        sentence = refused("evaluate", own_bundle, "--data", tmp_path)
+        assert sentence.startswith(f"Corrupt in {tmp_path / 'cifar-10-batches-py'}: test_batch; ")
+
+
+class TestExport:
+    @pytest.fixture(autouse=True)
+    def _quick(self, bundle, monkeypatch):
+        from edgecifar.export import to_onnx
+
+        monkeypatch.setattr(
+            to_onnx, "write", lambda model, path, provenance: shutil.copy(bundle.folder / "model.onnx", path)
+        )
+
+    def test_the_newest_run_and_a_bundle_in_it_are_the_defaults(self, edgecifar, run, tmp_path, monkeypatch):
+        folder = tmp_path / "runs" / "mine"
+        folder.mkdir(parents=True)
+        os.link(run.folder / "weights.safetensors", folder / "weights.safetensors")
+        shutil.copy(run.folder / "run.json", folder)
+        monkeypatch.chdir(tmp_path)
+        result = edgecifar("export")
+        assert result.exit_code == 0
+        assert result.stdout == ""
+        assert "pass  fp32" in result.stderr
+        assert "Next: edgecifar predict photo.jpg --bundle runs/mine/bundle" in result.stderr
+        assert edgecifar("verify", folder / "bundle").exit_code == 0
+
+    def test_no_run_at_all(self, refused, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert refused("export").startswith("There is no trained run under runs/: train one with 'edgecifar train'")
+
+    def test_a_folder_that_is_no_run(self, refused, tmp_path):
+        assert f"{tmp_path} is not a run folder" in refused("export", tmp_path)
+
+    def test_a_run_without_an_epoch(self, refused, run, tmp_path):
+        shutil.copy(run.folder / "run.json", tmp_path)
+        assert "no epoch was completed" in refused("export", tmp_path)
+
+    def test_a_bundle_that_is_there(self, refused, run, own_bundle):
+        assert "--force" in refused("export", run.folder, "--out", own_bundle)
+
+    def test_force_does_not_replace_the_run(self, refused, run):
+        sentence = refused("export", run.folder, "--out", run.folder, "--force")
+        assert "is not a bundle, and only a bundle is replaced" in sentence
+        assert (run.folder / "weights.safetensors").exists()
+
+    def test_a_run_on_other_data(self, refused, run, tmp_path):
+        os.link(run.folder / "weights.safetensors", tmp_path / "weights.safetensors")
+        record = run.record
+        record["dataset"] |= {"name": "CIFAR-10", "sha256": "0" * 64}
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        sentence = refused("export", tmp_path, "--data", "synthetic", "--out", tmp_path / "new")
+        assert sentence == f"{tmp_path} was trained on other data (CIFAR-10): name those with --data."
+        assert not (tmp_path / "new").exists()

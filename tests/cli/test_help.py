@@ -1,0 +1,92 @@
+"""What the command line imports: nothing heavy for help, nothing of torch to predict."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import pytest
+
+TORCH = ("torch", "torchvision", "onnx", "onnxscript", "matplotlib", "safetensors", "torchinfo")
+HEAVY = (*TORCH, "onnxruntime", "numpy", "PIL")
+
+# Runs the command line in a fresh interpreter and ends with one line on stderr: the top-level modules it imported.
+PROBE = """
+import json, sys
+from edgecifar.cli.main import main
+code = 0
+try:
+    main()
+except SystemExit as exit:
+    code = exit.code or 0
+print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]), file=sys.stderr)
+"""
+
+
+def imported(*arguments, **options) -> tuple[str, str, set[str]]:
+    command = [sys.executable, "-c", PROBE, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8", **options)
+    *prose, last = result.stderr.splitlines()
+    code, modules = json.loads(last)
+    assert code == 0, result.stderr
+    return result.stdout, "\n".join(prose), set(modules)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["-h"], ["predict", "--help"], ["train", "--help"], ["export", "--help"], ["evaluate", "--help"]],
+    ids=" ".join,
+)
+def test_help_imports_nothing_heavy(arguments):
+    out, prose, modules = imported(*arguments)
+    assert "Usage: edgecifar" in out
+    assert prose == ""
+    assert not modules & set(HEAVY)
+
+
+def test_help_lists_every_command():
+    out, _, _ = imported("--help")
+    for name in ("train", "evaluate", "export", "predict", "verify", "benchmark", "info"):
+        assert f" {name} " in out
+
+
+def test_version_imports_nothing_heavy():
+    out, prose, modules = imported("--version")
+    assert out == f"edgecifar {importlib.metadata.version('edgecifar')}\n"
+    assert prose == ""
+    assert not modules & set(HEAVY)
+
+
+def test_predict_imports_nothing_of_torch(own_bundle, pictures):
+    out, _, modules = imported("predict", *pictures, "--bundle", own_bundle, "--json")
+    assert len(json.loads(out)["predictions"]) == 5
+    assert {"numpy", "PIL", "onnxruntime"} <= modules  # or this would show nothing
+    assert not modules & set(TORCH)
+
+
+@pytest.mark.parametrize("command", ["verify", "info"])
+def test_neither_do_verify_and_info(own_bundle, command):
+    _, _, modules = imported(command, own_bundle)
+    assert not modules & set(TORCH)
+
+
+def test_python_m_is_the_command():
+    command = [sys.executable, "-m", "edgecifar.cli", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("edgecifar ")
+
+
+def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, refused):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if torch was not installed
+    monkeypatch.delitem(sys.modules, "edgecifar.export.models", raising=False)
+    sentence = refused("evaluate", run.folder)
+    assert sentence == "edgecifar evaluate needs torch, which is not installed: pip install 'edgecifar[train]'."
+
+
+def test_wrong_usage_is_exit_code_2(edgecifar):
+    for arguments in (["predict"], ["predict", "x.png", "--top-k", "0"], ["nonsense"], ["export", "--format", "h5"]):
+        result = edgecifar(*arguments)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert "Usage" in result.stderr

@@ -1,0 +1,252 @@
+"""`edgecifar predict`: the same answer in every form of output; bad pictures are named, the rest classified."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from edgecifar.export import models
+from edgecifar.runtime.contract import LABELS
+
+NOTE = "Note: this model was trained on synthetic data, not on CIFAR-10."
+
+
+@pytest.fixture
+def expected(bundle, small):
+    """The edge variant's own probabilities of the five pictures."""
+    return models.load(bundle.folder / "model.edge.onnx", provider="cpu").probabilities(small.test_images[:5])
+
+
+@pytest.fixture
+def predict(edgecifar, own_bundle):
+    return lambda *arguments, **options: edgecifar("predict", *arguments, "--bundle", own_bundle, **options)
+
+
+def test_json(predict, pictures, expected, own_bundle):
+    result = predict(*pictures, "--json", "--top-k", 2, "--threads", 1)
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    head = {key: value for key, value in document.items() if key != "predictions"}
+    assert head == {
+        "bundle": str(own_bundle),
+        "dataset": "synthetic",
+        "variant": "edge",
+        "provider": "cpu",
+        "threads": 1,
+    }
+    assert [entry["source"] for entry in document["predictions"]] == [str(path) for path in pictures]
+    for entry, row in zip(document["predictions"], expected, strict=True):
+        assert entry["label"] == LABELS[row.argmax()]
+        assert entry["probability"] == pytest.approx(row.max(), abs=1e-5)
+        assert len(entry["top"]) == 2
+        assert entry["top"][0] == {"label": entry["label"], "probability": entry["probability"]}
+        assert entry["top"][1]["probability"] == pytest.approx(sorted(row)[-2], abs=1e-5)
+
+
+def test_csv(predict, pictures, expected):
+    result = predict(*pictures, "--csv", "--top-k", 3)
+    assert result.exit_code == 0
+    header, *rows = csv.reader(io.StringIO(result.stdout))
+    assert header == ["source", "error", *(f"{what}_{rank}" for rank in (1, 2, 3) for what in ("label", "probability"))]
+    assert [row[:2] for row in rows] == [[str(path), ""] for path in pictures]
+    for row, probabilities in zip(rows, expected, strict=True):
+        assert row[2] == LABELS[probabilities.argmax()]
+        assert [float(cell) for cell in row[3::2]] == pytest.approx(sorted(probabilities)[:-4:-1], abs=1e-5)
+
+
+def test_text(predict, pictures, expected):
+    result = predict(*pictures)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [str(path) for path in pictures]
+    assert len(lines) == 5 * (1 + 3)
+    for index, row in enumerate(expected):
+        assert lines[4 * index + 1].split()[:3] == [LABELS[row.argmax()], f"{100 * row.max():.1f}", "%"]
+
+
+def test_text_draws_bars_by_probability(predict, pictures):
+    lines = [line for line in predict(pictures[0], "--top-k", 10).stdout.splitlines() if line.startswith("  ")]
+    lengths = [len(line.partition("%")[2].strip()) for line in lines]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1]
+
+
+def test_synthetic_data_are_named_on_stderr(predict, pictures):
+    result = predict(pictures[0], "--json")
+    assert result.stderr.splitlines() == [NOTE]
+
+
+def test_order_is_that_of_the_arguments(predict, pictures):
+    wanted = [pictures[3], pictures[0], pictures[3], pictures[1]]
+    document = json.loads(predict(*wanted, "--json").stdout)
+    assert [entry["source"] for entry in document["predictions"]] == [str(path) for path in wanted]
+    assert document["predictions"][0] == document["predictions"][2]
+
+
+def test_a_folder_and_a_glob_are_the_same_pictures(predict, pictures):
+    folder = pictures[0].parent
+    (folder / "notes.txt").write_text("no picture")
+    by_folder = json.loads(predict(folder, "--json").stdout)["predictions"]
+    by_glob = json.loads(predict(folder / "*.png", "--json").stdout)["predictions"]
+    assert by_folder == by_glob == json.loads(predict(*pictures, "--json").stdout)["predictions"]
+
+
+def test_standard_input(predict, pictures):
+    result = predict("-", "--json", input=pictures[2].read_bytes())
+    (entry,) = json.loads(result.stdout)["predictions"]
+    (file,) = json.loads(predict(pictures[2], "--json").stdout)["predictions"]
+    assert entry == {**file, "source": "-"}
+
+
+def test_more_pictures_than_a_batch(predict, pictures):
+    result = predict(*pictures * 14, "--csv", "--top-k", 1)
+    rows = result.stdout.splitlines()[1:]
+    assert len(rows) == 70
+    assert rows == rows[:5] * 14
+
+
+def test_fit(predict, tmp_path):
+    picture = Image.new("RGB", (96, 32), (220, 80, 50))
+    picture.paste((50, 90, 220), (32, 0, 64, 32))
+    picture.save(tmp_path / "wide.png")
+    answers = {fit: predict(tmp_path / "wide.png", "--fit", fit, "--csv").stdout for fit in ("crop", "squash", "pad")}
+    assert len(set(answers.values())) == 3
+    assert predict(tmp_path / "wide.png", "--csv").stdout == answers["crop"]
+
+
+def test_verbose_says_what_runs(predict, pictures, own_bundle):
+    result = predict(pictures[0], "--verbose", "--threads", 1, "--csv")
+    assert f"{own_bundle}: variant edge (int8) on cpu, 1 thread" in result.stderr
+    assert "variant" not in result.stdout
+
+
+BAD = {
+    "text": (b"hello\n", "is not a PNG"),
+    "empty": (b"", "is empty"),
+    "missing": (None, "no such file"),
+    "damaged": (b"\x89PNG\r\n\x1a\n" + bytes(50), "damaged or incomplete"),
+}
+
+
+@pytest.fixture(params=BAD)
+def bad(request, tmp_path):
+    """A bad picture's path, and a part of the reason."""
+    content, reason = BAD[request.param]
+    path = tmp_path / "bad.png"
+    if content is not None:
+        path.write_bytes(content)
+    return path, reason
+
+
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_a_bad_picture_among_good_ones(predict, pictures, bad, form):
+    path, reason = bad
+    arguments = [] if form == "text" else [f"--{form}"]
+    result = predict(pictures[0], path, pictures[1], *arguments)
+    assert result.exit_code == 1
+    (line,) = (line for line in result.stderr.splitlines() if line != NOTE)
+    assert line.startswith(f"edgecifar: Could not read {path}: ")
+    assert reason in line
+    assert "Traceback" not in result.stderr
+    alone = predict(pictures[0], pictures[1], *arguments)
+    if form == "json":
+        before, entry, after = json.loads(result.stdout)["predictions"]
+        assert [before, after] == json.loads(alone.stdout)["predictions"]
+        assert entry == {"source": str(path), "error": line.removeprefix("edgecifar: ")}
+    elif form == "csv":
+        header, before, row, after = result.stdout.splitlines()
+        assert [header, before, after] == alone.stdout.splitlines()
+        assert row.startswith(f"{path},")
+        assert row.endswith(",,,,,,")
+    else:
+        assert result.stdout == alone.stdout
+
+
+def test_only_a_bad_picture(refused, own_bundle, bad):
+    path, reason = bad
+    assert reason in refused("predict", path, "--bundle", own_bundle)
+
+
+def test_a_truncated_jpeg(refused, own_bundle, pictures, tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.open(pictures[0]).resize((300, 300)).save(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "JPEG data is damaged or incomplete" in refused("predict", path, "--bundle", own_bundle)
+
+
+def test_a_folder_without_pictures(refused, own_bundle):
+    sentence = refused("predict", own_bundle, "--bundle", own_bundle)
+    assert sentence.startswith(f"There are no pictures in {own_bundle}: ")
+
+
+def test_a_glob_without_matches(refused, own_bundle, tmp_path):
+    assert "no file matches it" in refused("predict", tmp_path / "*.png", "--bundle", own_bundle)
+
+
+def test_empty_standard_input(refused, own_bundle):
+    assert refused("predict", "-", "--bundle", own_bundle, input=b"").startswith("Could not read standard input: ")
+
+
+def test_an_unknown_variant(refused, own_bundle, pictures):
+    sentence = refused("predict", pictures[0], "--bundle", own_bundle, "--variant", "tiny")
+    assert sentence == f"{own_bundle} has no variant called tiny: choose one of edge."
+
+
+def test_a_variant_that_needs_torch(refused, bundle, pictures):
+    sentence = refused("predict", pictures[0], "--bundle", bundle.folder, "--variant", "pt2")
+    assert "pt2, which needs torch: choose an ONNX one" in sentence
+
+
+def test_an_unknown_provider(refused, own_bundle, pictures):
+    sentence = refused("predict", pictures[0], "--bundle", own_bundle, "--provider", "abacus")
+    assert sentence.startswith("There is no provider called abacus: choose auto, cpu, cuda, ")
+
+
+def test_a_provider_that_is_not_there(refused, own_bundle, pictures):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CoreMLExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("CoreML is there")
+    sentence = refused("predict", pictures[0], "--bundle", own_bundle, "--provider", "coreml")
+    assert sentence.startswith("The provider coreml is not in the onnxruntime installed here")
+
+
+def test_a_missing_bundle(refused, pictures, tmp_path):
+    sentence = refused("predict", pictures[0], "--bundle", tmp_path / "none")
+    assert sentence.startswith(f"{tmp_path / 'none'} is not a bundle (manifest.json is missing)")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.edge.onnx"])
+def test_a_changed_bundle(refused, own_bundle, pictures, name):
+    content = (own_bundle / name).read_bytes()
+    (own_bundle / name).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    assert "copy the bundle again" in refused("predict", pictures[0], "--bundle", own_bundle)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.edge.onnx", "SHA256SUMS"])
+def test_an_incomplete_bundle(refused, own_bundle, pictures, name):
+    (own_bundle / name).unlink()
+    assert name in refused("predict", pictures[0], "--bundle", own_bundle)
+
+
+def test_json_and_csv_together_are_wrong_usage(predict, pictures):
+    result = predict(pictures[0], "--json", "--csv")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "choose one of --json and --csv" in result.stderr
+
+
+def test_the_bundle_is_not_written_to(predict, pictures, own_bundle):
+    before = {path: path.stat().st_mtime_ns for path in (own_bundle, *own_bundle.iterdir())}
+    predict(*pictures)
+    assert {path: path.stat().st_mtime_ns for path in (own_bundle, *own_bundle.iterdir())} == before
+
+
+def test_a_copy_elsewhere_answers_the_same(edgecifar, predict, pictures, own_bundle, tmp_path):
+    shutil.copytree(own_bundle, tmp_path / "device")
+    moved = edgecifar("predict", *pictures, "--csv", "--bundle", tmp_path / "device")
+    assert moved.stdout == predict(*pictures, "--csv").stdout

@@ -1,0 +1,173 @@
+"""`edgecifar verify`, `info` and `benchmark`: what they print for people and for programs, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from edgecifar.runtime.contract import LABELS
+
+
+class TestVerify:
+    def test_an_intact_bundle(self, edgecifar, own_bundle):
+        result = edgecifar("verify", own_bundle)
+        assert result.exit_code == 0
+        assert result.stderr == ""
+        lines = result.stdout.splitlines()
+        assert all(line.startswith("ok  ") for line in lines)
+        assert {"manifest", "model.edge.onnx", "golden.npz", "README.md"} <= {line.split()[1] for line in lines}
+        assert any("golden vectors of edge" in line for line in lines)
+
+    def test_json(self, edgecifar, own_bundle):
+        document = json.loads(edgecifar("verify", own_bundle, "--json").stdout)
+        assert document["bundle"] == str(own_bundle)
+        assert all(check["passed"] for check in document["checks"])
+
+    @pytest.mark.parametrize("name", ["model.edge.onnx", "golden.npz", "parity.json", "README.md"])
+    def test_a_changed_file_is_named(self, edgecifar, own_bundle, name):
+        content = bytearray((own_bundle / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (own_bundle / name).write_bytes(content)
+        result = edgecifar("verify", own_bundle)
+        assert result.exit_code == 1
+        assert any(line.startswith("FAIL") and line.split()[1] == name for line in result.stdout.splitlines())
+        (sentence,) = result.stderr.splitlines()
+        assert sentence.startswith(f"edgecifar: {own_bundle} failed ")
+        assert name in sentence
+        as_json = edgecifar("verify", own_bundle, "--json")
+        assert as_json.exit_code == 1
+        assert name in {check["name"] for check in json.loads(as_json.stdout)["checks"] if not check["passed"]}
+
+    @pytest.mark.parametrize("name", ["model.edge.onnx", "golden.npz"])
+    def test_a_missing_file_is_named(self, edgecifar, own_bundle, name):
+        (own_bundle / name).unlink()
+        result = edgecifar("verify", own_bundle)
+        assert result.exit_code == 1
+        assert name in result.stderr
+
+    def test_an_unknown_file_is_named(self, edgecifar, own_bundle):
+        (own_bundle / "extra.so").write_bytes(b"x")
+        result = edgecifar("verify", own_bundle)
+        assert result.exit_code == 1
+        assert "extra.so" in result.stderr
+
+    def test_a_folder_that_is_no_bundle(self, refused, tmp_path):
+        assert refused("verify", tmp_path).startswith(f"{tmp_path} is not a bundle (manifest.json is missing)")
+
+    def test_a_damaged_manifest(self, refused, own_bundle):
+        (own_bundle / "manifest.json").write_text("{")
+        assert "manifest.json is damaged" in refused("verify", own_bundle)
+
+
+class TestInfo:
+    def test_a_bundle(self, edgecifar, bundle):
+        result = edgecifar("info", bundle.folder)
+        assert result.exit_code == 0
+        assert result.stderr == ""
+        assert f"{bundle.folder}: a classifier trained on synthetic" in result.stdout
+        assert ", ".join(LABELS) in result.stdout
+        for variant in bundle.manifest.variants:
+            (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"{variant.name} "))
+            assert variant.file in line
+            assert f"{variant.bytes:,}" in line
+            assert f"{100 * variant.accuracy:.2f} %" in line
+            assert ("(default)" in line) == (variant.name == "edge")
+        assert bundle.manifest.provenance["checkpoint_sha256"] in result.stdout
+
+    def test_a_bundle_as_json_is_its_manifest(self, edgecifar, bundle):
+        document = json.loads(edgecifar("info", bundle.folder, "--json").stdout)
+        assert document.pop("bundle") == str(bundle.folder)
+        assert document == json.loads((bundle.folder / "manifest.json").read_text())
+
+    def test_a_run(self, edgecifar, run):
+        result = edgecifar("info", run.folder)
+        assert result.exit_code == 0
+        for layer in ("conv1", "conv6", "fc1", "20,715,146", "recipe fast: 2 of 2 epochs"):
+            assert layer in result.stdout
+        assert f"test accuracy: {100 * run.record['test']['accuracy']:.2f} % of 130 images" in result.stdout
+
+    def test_a_run_as_json_is_its_record(self, edgecifar, run):
+        assert json.loads(edgecifar("info", run.folder, "--json").stdout) == run.record
+
+    def test_an_unfinished_run(self, edgecifar, run, tmp_path):
+        record = {key: value for key, value in run.record.items() if key not in ("test", "temperature", "finished")}
+        (tmp_path / "run.json").write_text(json.dumps({**record, "status": "running"}))
+        result = edgecifar("info", tmp_path)
+        assert result.exit_code == 0
+        assert "running" in result.stdout
+        assert "test accuracy" not in result.stdout
+
+    def test_an_onnx_file(self, edgecifar, bundle):
+        path = bundle.folder / "model.edge.onnx"
+        document = json.loads(edgecifar("info", path, "--json").stdout)
+        assert document["model"] == str(path)
+        assert document["bytes"] == path.stat().st_size
+        assert document["labels"] == list(LABELS)
+        assert document["provenance"]["variant"] == "edge"
+        assert document["model_license"] == "MIT"
+        assert "model_license: MIT" in edgecifar("info", path).stdout
+
+    @pytest.mark.parametrize("name", ["none", "none.onnx", "none.pt"])
+    def test_a_missing_path(self, refused, tmp_path, name):
+        assert refused("info", tmp_path / name) == f"{tmp_path / name} is not there."
+
+    @pytest.mark.parametrize("name", ["model.torchscript.pt", "model.pt2"])
+    def test_torch_formats_are_described_by_their_bundle(self, refused, bundle, name):
+        sentence = refused("info", bundle.folder / name)
+        assert sentence == f"{bundle.folder / name} does not describe itself: name the bundle that it is in."
+
+    def test_a_text_file_called_onnx(self, refused, tmp_path):
+        (tmp_path / "m.onnx").write_text("a text")
+        assert "is not a model that onnxruntime can load" in refused("info", tmp_path / "m.onnx")
+
+    def test_a_damaged_record(self, refused, tmp_path):
+        (tmp_path / "run.json").write_text("[]")
+        assert refused("info", tmp_path) == f"{tmp_path / 'run.json'} is damaged: restore it or train again."
+
+
+class TestBenchmark:
+    def test_json(self, edgecifar, own_bundle):
+        result = edgecifar(
+            "benchmark", "--bundle", own_bundle, "--batch", 1, "--batch", 3, "--threads", 1, "--seconds", 0.1, "--json"
+        )
+        assert result.exit_code == 0
+        document = json.loads(result.stdout)
+        assert [(row["variant"], row["batch"], row["threads"], row["provider"]) for row in document["rows"]] == [
+            ("edge", 1, 1, "cpu"),
+            ("edge", 3, 1, "cpu"),
+        ]
+        for row in document["rows"]:
+            assert row["calls"] >= 10
+            assert 0 < row["milliseconds"]["p50"] <= row["milliseconds"]["p90"] <= row["milliseconds"]["p99"]
+            assert row["images_per_second"] > 0
+        assert document["best"]["batch"] == 1
+        assert {"cpu", "usable_cpus", "versions"} <= document["machine"].keys()
+
+    def test_table(self, edgecifar, own_bundle):
+        result = edgecifar("benchmark", "--bundle", own_bundle, "--batch", 2, "--threads", 1, "--seconds", 0.1)
+        assert result.exit_code == 0
+        assert "onnxruntime" in result.stdout.splitlines()[0]
+        (row,) = (line for line in result.stdout.splitlines() if line.startswith("edge "))
+        assert row.split()[1:4] == ["cpu", "2", "1"]
+        assert result.stdout.splitlines()[-1] == "Lowest median latency: --variant edge --threads 1"
+
+    def test_an_unknown_provider(self, refused, own_bundle):
+        assert "no provider called abacus" in refused("benchmark", "--bundle", own_bundle, "--provider", "abacus")
+
+    def test_a_missing_bundle(self, refused, tmp_path):
+        assert "is not a bundle" in refused("benchmark", "--bundle", tmp_path)
+
+    def test_a_bundle_without_onnx(self, refused, bundle, tmp_path):
+        folder = tmp_path / "torch-only"
+        folder.mkdir()
+        manifest = json.loads((bundle.folder / "manifest.json").read_text())
+        manifest["variants"] = [variant for variant in manifest["variants"] if variant["name"] == "pt2"]
+        manifest["default_variant"] = "pt2"
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        from edgecifar.runtime.files import sha256
+
+        (folder / "SHA256SUMS").write_text(f"{sha256(folder / 'manifest.json')}  manifest.json\n")
+        assert "ONNX" in refused("benchmark", "--bundle", folder)
+        shutil.rmtree(folder)

@@ -1,0 +1,285 @@
+"""A bundle is complete and true, appears whole or not at all, and can be made again byte for byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from edgecifar.export import build, edge, models, to_onnx
+from edgecifar.runtime.bundle import Bundle
+from edgecifar.runtime.contract import LABELS
+from edgecifar.runtime.errors import DataError, OutputError, ParityError
+from edgecifar.runtime.metrics import evaluate
+from edgecifar.train.run import Run
+
+MODELS = {
+    "fp32": "model.onnx",
+    "edge": "model.edge.onnx",
+    "torchscript": "model.torchscript.pt",
+    "pt2": "model.pt2",
+}
+
+
+@pytest.fixture
+def linked(run, record, tmp_path):
+    """Make a run folder of the same weights with another record."""
+
+    def make(**changes) -> Run:
+        folder = tmp_path / "other-run"
+        folder.mkdir()
+        os.link(run.folder / "weights.safetensors", folder / "weights.safetensors")
+        changed = {**run.record, **changes}
+        (folder / "run.json").write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
+        return Run(folder)
+
+    return make
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Let every export write a model that is not the net's."""
+
+    def write(model, path, provenance):
+        path.write_bytes(b"no model")
+
+    monkeypatch.setattr(to_onnx, "write", write)
+
+
+@pytest.fixture
+def fewer_drawn(monkeypatch):
+    """Let 140 pictures be drawn where there is no data set, not 1,000."""
+    draw = build.synthetic
+    monkeypatch.setattr(build, "synthetic", lambda train, test: draw(train, min(test, 140)))
+
+
+def contents(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+class TestComplete:
+    def test_files(self, bundle):
+        beside = {"manifest.json", "golden.npz", "parity.json", "README.md", "SHA256SUMS"}
+        assert {path.name for path in bundle.folder.iterdir()} == beside | set(MODELS.values())
+
+    def test_verifies(self, bundle):
+        checks = bundle.verify()
+        assert [check for check in checks if not check.passed] == []
+        assert {"golden vectors of fp32", "golden vectors of edge"} <= {check.name for check in checks}
+
+    @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
+    def test_sha256sum_agrees(self, bundle):
+        result = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=bundle.folder, capture_output=True, text=True)
+        assert result.returncode == 0
+        assert result.stdout.count(": OK") == len(list(bundle.folder.iterdir())) - 1
+        assert result.stderr == ""
+
+    def test_variants_and_default(self, bundle):
+        manifest = bundle.manifest
+        assert {variant.name: variant.file for variant in manifest.variants} == MODELS
+        assert manifest.variants[0].name == "fp32"
+        assert manifest.default_variant == "edge"
+        assert manifest.labels == LABELS
+        assert [variant.precision for variant in manifest.variants] == ["fp32", "int8", "fp32", "fp32"]
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_figures_of_a_variant_are_true(self, exported, small, eager, name):
+        bundle, results = exported
+        variant = bundle.variant(name)
+        path = bundle.folder / variant.file
+        assert variant.bytes == path.stat().st_size
+        assert variant.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        loaded = models.load(path, provider="cpu")
+        assert variant.accuracy == evaluate(loaded.probabilities, small.test_images, small.test_labels).accuracy
+        logits = loaded.logits(small.test_images)
+        assert variant.parity["agree"] == (logits.argmax(1) == eager.argmax(1)).sum()
+        assert variant.parity["largest_absolute"] == pytest.approx(np.abs(logits - eager).max(), rel=0.05, abs=1e-5)
+        assert variant.parity["images"] == 130
+        assert variant.parity["data"] == "synthetic test"
+        assert variant.parity == json.loads((bundle.folder / "parity.json").read_text())[name]
+        assert json.loads(json.dumps(results[name].as_json())) == variant.parity
+
+    def test_fp32_agrees_on_every_image(self, bundle):
+        assert {v.parity["agree"] for v in bundle.manifest.variants if v.precision == "fp32"} == {130}
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_golden_vectors(self, bundle, name):
+        images, expected = bundle.golden()
+        assert images.dtype == np.uint8
+        assert images.shape == (32, 32, 32, 3)
+        assert set(expected) == set(MODELS)
+        loaded = models.load(bundle.folder / MODELS[name], provider="cpu")
+        np.testing.assert_allclose(loaded.probabilities(images), expected[name], atol=1e-5)
+
+    def test_provenance(self, bundle, run, small):
+        origin, record = bundle.manifest.provenance, run.record
+        assert origin["checkpoint_sha256"] == record["weights_sha256"]
+        assert origin["checkpoint_test_accuracy"] == record["test"]["accuracy"]
+        assert origin["dataset"]["sha256"] == small.digest
+        assert origin["training_images"] == 180
+        assert origin["temperature"] == 1.7
+        assert origin["recipe"] == record["recipe"]
+        assert (origin["started"], origin["finished"]) == (record["started"], record["finished"])
+
+    def test_card(self, bundle):
+        card = (bundle.folder / "README.md").read_text()
+        for variant in bundle.manifest.variants:
+            assert f"| `{variant.name}` | `{variant.file}` |" in card
+            assert f"{100 * variant.accuracy:.2f} %" in card
+            assert f"{variant.bytes:,}" in card
+            assert f"`{variant.name}`: {variant.made_by}." in card
+        assert "The default is `edge`" in card
+        assert "Temperature 1.700 fitted on held-out images" in card
+
+    def test_synthetic_data_are_named(self, bundle):
+        assert bundle.manifest.dataset == "synthetic"
+        card = (bundle.folder / "README.md").read_text()
+        assert "**Trained on synthetic data, not on CIFAR-10: a trial of the pipeline.**" in card
+        assert "CIFAR-10 classifier" not in card
+
+    def test_a_bundle_copied_elsewhere_works(self, own_bundle, small):
+        session = Bundle.open(own_bundle).load(Bundle.open(own_bundle).variant())
+        assert session.probabilities(small.test_images[:2]).shape == (2, 10)
+
+
+@pytest.mark.usefixtures("quick_onnx")
+class TestReplacing:
+    def test_an_existing_bundle_is_refused_and_untouched(self, run, small, own_bundle):
+        before = contents(own_bundle)
+        with pytest.raises(OutputError, match="exists already: choose another folder or pass --force"):
+            build.export(run, own_bundle, dataset=small)
+        assert contents(own_bundle) == before
+
+    def test_with_force_it_is_replaced_whole(self, run, small, own_bundle):
+        made, _ = build.export(run, own_bundle, dataset=small, replace=True)
+        assert [variant.name for variant in made.manifest.variants] == ["fp32"]
+        assert not (own_bundle / "model.edge.onnx").exists()
+        assert all(check.passed for check in made.verify())
+        assert [path.name for path in own_bundle.parent.iterdir()] == [own_bundle.name]
+
+    def test_an_existing_bundle_is_untouched_when_the_gate_fails(self, run, small, own_bundle, failing):
+        before = contents(own_bundle)
+        with pytest.raises(ParityError, match="fp32"):
+            build.export(run, own_bundle, dataset=small, replace=True)
+        assert contents(own_bundle) == before
+        assert [path.name for path in own_bundle.parent.iterdir()] == [own_bundle.name]
+
+    def test_force_replaces_nothing_but_bundles(self, run, small, tmp_path):
+        precious = tmp_path / "thesis"
+        precious.mkdir()
+        (precious / "chapter.txt").write_text("1")
+        with pytest.raises(OutputError, match="thesis is not a bundle, and only a bundle is replaced"):
+            build.export(run, precious, dataset=small, replace=True)
+        assert (precious / "chapter.txt").read_text() == "1"
+
+    @pytest.mark.parametrize("replace", [True, False])
+    def test_a_file_in_the_way(self, run, small, tmp_path, replace):
+        (tmp_path / "file").write_text("1")
+        with pytest.raises(OutputError):
+            build.export(run, tmp_path / "file", dataset=small, replace=replace)
+        assert (tmp_path / "file").read_text() == "1"
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+class TestDisk:
+    def test_a_full_disk_leaves_nothing(self, run, small, tmp_path, quick_onnx, monkeypatch):
+        def full(path, arrays):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(build, "_save_npz", full)
+        with pytest.raises(OutputError, match=r"golden\.npz: the disk that holds .* is full"):
+            build.export(run, tmp_path / "out" / "new", dataset=small)
+        assert list((tmp_path / "out").iterdir()) == []
+
+    @pytest.mark.parametrize("format_", ["torchscript", "pt2"])
+    def test_a_file_that_the_system_cuts_off_leaves_nothing(self, run, small, tmp_path, format_):
+        resource = pytest.importorskip("resource")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, before[1]))  # stands for a disk that fills up
+        try:
+            with pytest.raises(OutputError, match="Could not write new: "):
+                build.export(run, tmp_path / "out" / "new", [format_], dataset=small)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_a_parent_that_is_a_file(self, run, small, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OutputError, match="choose another place"):
+            build.export(run, tmp_path / "file" / "new", dataset=small)
+
+
+@pytest.mark.usefixtures("quick_onnx")
+class TestRuns:
+    def test_an_unfinished_run_exports(self, linked, small, tmp_path):
+        unfinished = linked(temperature=None, test=None, finished=None, status="running")
+        assert not {"temperature", "test", "finished"} & unfinished.record.keys()
+        bundle, results = build.export(unfinished, tmp_path / "new", dataset=small)
+        origin = bundle.manifest.provenance
+        assert origin["temperature"] == 1.0
+        assert origin["checkpoint_test_accuracy"] is None
+        assert origin["finished"] is None
+        assert results["fp32"].passed
+        assert "Temperature 1.000" in (bundle.folder / "README.md").read_text()
+
+    def test_another_data_set_is_refused(self, linked, small, tmp_path):
+        other = linked(dataset={**small_record(small), "name": "CIFAR-10", "sha256": "0" * 64})
+        with pytest.raises(DataError, match=r"was trained on other data \(CIFAR-10\): name those with --data\.$"):
+            build.export(other, tmp_path / "new", dataset=small)
+        assert not (tmp_path / "new").exists()
+
+    def test_without_the_data_set_parity_is_proved_and_accuracy_unknown(self, linked, small, tmp_path, fewer_drawn):
+        elsewhere = linked(dataset={**small_record(small), "name": "CIFAR-10", "sha256": "0" * 64})
+        bundle, results = build.export(elsewhere, tmp_path / "new")
+        assert (results["fp32"].images, results["fp32"].agree) == (140, 140)
+        assert results["fp32"].data == "drawn pictures"
+        assert bundle.variant("fp32").accuracy is None
+        card = (bundle.folder / "README.md").read_text()
+        assert "| not measured |" in card
+        assert "Trained on" not in card.split("## Use")[0]
+
+    def test_without_the_data_set_there_is_no_edge_variant(self, linked, small, tmp_path, fewer_drawn):
+        elsewhere = linked(dataset={**small_record(small), "name": "CIFAR-10", "sha256": "0" * 64})
+        with pytest.raises(DataError, match="calibrated on training images: name the data set with --data"):
+            build.export(elsewhere, tmp_path / "new", variants=["edge"])
+        assert not (tmp_path / "new").exists()
+
+
+def small_record(small) -> dict:
+    return {"name": small.name, "sha256": small.digest, "trained_on": 180}
+
+
+def test_without_an_onnx_variant_the_first_is_the_default(run, small, tmp_path):
+    bundle, _ = build.export(run, tmp_path / "new", ["pt2"], dataset=small)
+    assert bundle.manifest.default_variant == "pt2"
+    assert {path.suffix for path in bundle.folder.glob("model*")} == {".pt2"}
+    assert all(check.passed for check in bundle.verify())
+
+
+@pytest.mark.slow
+def test_exporting_again_gives_the_same_bytes(run, small, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(edge, "CALIBRATORS", ("MinMax",))
+    again, _ = build.export(run, tmp_path / "new", ("onnx", "torchscript", "pt2"), ("fp32", "edge"), small, budget=100)
+    first, second = contents(exported[0].folder), contents(again.folder)
+    assert first.keys() == second.keys()
+    # TorchScript differs in one process, where torch numbers the types that it makes, and with it the manifest; that
+    # two processes write the same is tested with the format.
+    assert {name for name in first if first[name] != second[name]} <= {
+        "model.torchscript.pt",
+        "manifest.json",
+        "SHA256SUMS",
+        "README.md",
+    }
+    parts = [dataclasses.replace(bundle.manifest, variants=()) for bundle in (exported[0], again)]
+    assert parts[0] == parts[1]
+    for before, after in zip(exported[0].manifest.variants, again.manifest.variants, strict=True):
+        if before.name != "torchscript":
+            assert before == after

@@ -1,0 +1,332 @@
+"""The parity gate can fail: each kind of difference is found, named, and leaves no bundle."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from edgecifar.export import parity, to_onnx, to_pt2, to_torchscript
+
+LOGITS = np.random.default_rng(0).normal(0, 2, (130, 10)).astype(np.float32)
+IMAGES = np.zeros((130, 32, 32, 3), np.uint8)
+IMAGES[:, 0, 0, 0] = np.arange(130)  # an image says which it is
+LABELS = LOGITS.argmax(1)
+
+
+def table_lookup(images: np.ndarray) -> np.ndarray:
+    return LOGITS[images[:, 0, 0, 0]]
+
+
+def compare(exported, exact: bool = True, labels=LABELS) -> parity.Parity:
+    return parity.compare(exported, LOGITS, IMAGES, "numbers", labels, exact)
+
+
+class TestCompare:
+    def test_the_same_model_passes(self):
+        result = compare(table_lookup)
+        assert result.passed
+        assert (result.images, result.data, result.agree, result.accuracy) == (130, "numbers", 130, 1.0)
+        assert (result.largest_absolute, result.largest_relative, result.failure) == (0, 0, "")
+        assert result.batch_sizes == (1, 2, 7, 64)
+
+    def test_it_is_run_at_the_batch_sizes_it_names(self):
+        seen = set()
+
+        def logits(images):
+            seen.add(len(images))
+            return table_lookup(images)
+
+        compare(logits)
+        assert seen == {1, 2, 7, 64, 130}
+
+    def test_without_labels_the_accuracy_is_unknown(self):
+        assert compare(table_lookup, labels=None).accuracy is None
+
+    def test_accuracy_is_the_exported_models_own(self):
+        def last_is_wrong(images):
+            logits = table_lookup(images)
+            logits[images[:, 0, 0, 0] == 129] *= -1
+            return logits
+
+        assert compare(last_is_wrong, exact=False).accuracy == pytest.approx(129 / 130)
+
+    def test_rounding_passes(self):
+        result = compare(lambda images: table_lookup(images) * np.float32(1 + 2e-5) + np.float32(2e-5))
+        assert result.passed
+        assert 2e-5 < result.largest_absolute < 3e-4
+        assert 0 < result.largest_relative < 1e-4
+
+    def test_a_difference_above_tolerance(self):
+        result = compare(lambda images: table_lookup(images) + np.float32(2e-3))
+        assert not result.passed
+        assert "logits differ by more than 1e-04" in result.failure
+        assert result.agree == 130
+        assert result.largest_absolute == pytest.approx(2e-3, rel=0.01)
+
+    def test_one_logit_of_one_image_is_enough(self):
+        def logits(images):
+            result = table_lookup(images)
+            result[images[:, 0, 0, 0] == 129, 3] += 1e-3
+            return result
+
+        result = compare(logits)
+        assert "differ" in result.failure
+        assert result.largest_absolute == pytest.approx(1e-3, rel=0.01)
+
+    def test_one_other_arg_max_is_enough(self):
+        def logits(images):
+            result = table_lookup(images)
+            result[images[:, 0, 0, 0] == 128] = -result[images[:, 0, 0, 0] == 128]
+            return result
+
+        result = compare(logits)
+        assert result.failure == "disagrees on 1 of 130 arg-maxes"
+        assert result.agree == 129
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("exact", [True, False])
+    def test_what_is_not_finite(self, value, exact):
+        def logits(images):
+            result = table_lookup(images)
+            result[images[:, 0, 0, 0] == 100, 0] = value
+            return result
+
+        assert compare(logits, exact).failure == "gives logits that are not finite"
+
+    @pytest.mark.parametrize("exact", [True, False])
+    def test_wrong_number_of_classes(self, exact):
+        result = compare(lambda images: table_lookup(images)[:, :9], exact)
+        assert result.failure == "gives logits of shape [2, 9] at batch size 1"
+        assert result.agree == 0
+        assert result.batch_sizes == ()
+        assert math.isnan(result.largest_absolute)
+
+    def test_wrong_number_of_rows(self):
+        result = compare(lambda images: table_lookup(images[:1]))
+        assert result.failure == "gives logits of shape [2, 10] at batch size 2"  # of four images
+
+    @pytest.mark.parametrize("exact", [True, False])
+    def test_an_engine_that_raises(self, exact):
+        def logits(images):
+            if len(images) == 7:
+                raise RuntimeError("no kernel for 7\nand much more")
+            return table_lookup(images)
+
+        result = compare(logits, exact)
+        assert result.failure == "cannot run batch size 7: no kernel for 7"
+        assert result.batch_sizes == (1, 2)
+
+    def test_an_engine_that_raises_only_on_all_images(self):
+        def logits(images):
+            if len(images) > 64:
+                raise MemoryError
+            return table_lookup(images)
+
+        assert compare(logits).failure == "cannot run batch size 250: MemoryError"
+
+    @pytest.mark.parametrize("row", [0, 1, 63])
+    def test_other_logits_at_one_batch_size(self, row):
+        def logits(images):
+            result = table_lookup(images)
+            if len(images) == 64:
+                result[row] += 0.01
+            return result
+
+        assert compare(logits).failure == "gives other logits at batch size 64"
+
+    def test_lossy_models_may_differ(self):
+        result = compare(
+            lambda images: table_lookup(images) + np.float32(0.3) * (images[:, :10, 0, 0] > 5), exact=False
+        )
+        assert result.passed
+        assert 0 < result.agree <= 130
+        assert result.largest_absolute == pytest.approx(0.3, rel=1e-3)
+
+    def test_as_json_holds_every_field(self):
+        values = compare(table_lookup).as_json()
+        assert list(values) == [
+            "images",
+            "data",
+            "agree",
+            "accuracy",
+            "largest_absolute",
+            "largest_relative",
+            "batch_sizes",
+            "failure",
+        ]
+
+
+def test_in_batches_covers_every_image_once():
+    sizes = []
+
+    def logits(images):
+        sizes.append(len(images))
+        return table_lookup(images)
+
+    np.testing.assert_array_equal(parity.in_batches(logits, IMAGES, 50), LOGITS)
+    assert sizes == [50, 50, 30]
+
+
+def test_table_says_which_failed_and_why():
+    good, bad = compare(table_lookup), compare(lambda images: -table_lookup(images))
+    _, first, second = parity.table({"fp32": good, "pt2": bad}).splitlines()
+    assert first.startswith("pass  fp32")
+    assert "130 / 130" in first
+    assert second.startswith("FAIL  pt2")
+    assert second.endswith(bad.failure)
+
+
+# Sabotage: what the gate must find in a file, made by editing what an intact exporter wrote.
+
+
+def edit(name: str, change):
+    """A change of the initializer `name` of an ONNX model."""
+
+    def sabotage(model: onnx.ModelProto) -> None:
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
+
+    return sabotage
+
+
+def one_weight(weight: np.ndarray) -> np.ndarray:
+    weight[5, 7] *= 1.02
+    return weight
+
+
+def drop_normalisation(model: onnx.ModelProto) -> None:
+    """Undo the fold: conv1 gets pixels of 0 to 255 as if they were in -1 to 1."""
+    (weight,) = (numpy_helper.to_array(t) * 127.5 for t in model.graph.initializer if t.name == "conv1.weight")
+    edit("conv1.bias", lambda bias: bias + weight.sum((1, 2, 3)))(model)
+    edit("conv1.weight", lambda _: weight)(model)
+
+
+def declare_batch(size: int):
+    def sabotage(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = size
+
+    return sabotage
+
+
+SABOTAGE = {
+    "one weight": (edit("fc3.weight", one_weight), "logits differ by more than"),
+    "channels swapped": (edit("conv1.weight", lambda weight: weight[:, ::-1].copy()), "arg-maxes"),
+    "normalisation dropped": (drop_normalisation, "arg-maxes"),
+    "batch declared 1": (declare_batch(1), "takes only batches of 1"),
+    "batch of the head frozen": (edit("val_7", lambda shape: np.array([1, 18432])), "cannot run batch size 2: "),
+}
+
+
+@pytest.fixture
+def export(edgecifar, run, tmp_path, synthetic_is_small):
+    """Run `edgecifar export`; return the result and the folder that was to become the bundle."""
+
+    def call(*arguments):
+        out = tmp_path / "bundles" / "new"
+        return edgecifar("export", run.folder, "--out", out, *arguments), out
+
+    return call
+
+
+def assert_no_bundle(result, out, name: str, reason: str) -> None:
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    *_, sentence = result.stderr.splitlines()
+    assert sentence.startswith(f"edgecifar: Not the same model, so no bundle was made: {name} ")
+    assert reason in sentence
+    assert any(line.startswith(f"FAIL  {name} ") for line in result.stderr.splitlines())
+    assert "Traceback" not in result.stderr
+    assert ".partial" not in result.stderr
+    assert not list(out.parent.iterdir())  # neither a bundle nor what was to become one
+
+
+def sabotaged_onnx(bundle, sabotage):
+    def write(model, path, provenance):
+        graph = onnx.load(bundle.folder / "model.onnx")
+        sabotage(graph)
+        onnx.save(graph, path)
+
+    return write
+
+
+def test_without_sabotage_the_same_way_gives_a_bundle(export, bundle, monkeypatch):
+    monkeypatch.setattr(to_onnx, "write", sabotaged_onnx(bundle, lambda model: None))
+    result, out = export()
+    assert result.exit_code == 0
+    assert "pass  fp32" in result.stderr
+    assert (out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("kind", SABOTAGE)
+def test_a_sabotaged_onnx_file_ends_in_no_bundle(export, bundle, monkeypatch, kind):
+    sabotage, reason = SABOTAGE[kind]
+    monkeypatch.setattr(to_onnx, "write", sabotaged_onnx(bundle, sabotage))
+    assert_no_bundle(*export(), "fp32", reason)
+
+
+def frozen(model, path, provenance) -> None:
+    """Export as torch does unless told that the batch is free."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(1, 32, 32, 3, dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=18,
+            input_names=["images"],
+            output_names=["probabilities", "logits"],
+            verbose=False,
+        )
+    to_onnx.save(program.model_proto, path, provenance)
+
+
+@pytest.mark.slow
+def test_an_exporter_that_freezes_the_batch_ends_in_no_bundle(export, monkeypatch):
+    monkeypatch.setattr(to_onnx, "write", frozen)
+    assert_no_bundle(*export(), "fp32", "takes only batches of 1")
+
+
+def with_swapped_channels(write):
+    def sabotaged(model, path):
+        changed = copy.deepcopy(model)
+        changed.conv1.weight.copy_(model.conv1.weight.flip(1))
+        write(changed, path)
+
+    return sabotaged
+
+
+@pytest.mark.parametrize(("name", "module"), [("torchscript", to_torchscript), ("pt2", to_pt2)])
+def test_sabotaged_torch_formats_end_in_no_bundle(export, monkeypatch, name, module):
+    monkeypatch.setattr(module, "write", with_swapped_channels(module.write))
+    assert_no_bundle(*export("--format", name), name, "arg-maxes")
+
+
+@pytest.mark.slow
+def test_a_pt2_file_of_a_frozen_batch_ends_in_no_bundle(export, monkeypatch):
+    def write(model, path):
+        torch.export.save(torch.export.export(model, (torch.zeros(1, 32, 32, 3, dtype=torch.uint8),)), path)
+
+    monkeypatch.setattr(to_pt2, "write", write)
+    assert_no_bundle(*export("--format", "pt2"), "pt2", "is not a model that")
+
+
+@pytest.mark.slow
+def test_only_the_offender_is_named_and_the_good_one_is_not_shipped_either(export, bundle, monkeypatch):
+    monkeypatch.setattr(to_onnx, "write", sabotaged_onnx(bundle, SABOTAGE["channels swapped"][0]))
+    monkeypatch.setattr(
+        to_torchscript, "write", lambda model, path: shutil.copy(bundle.folder / "model.torchscript.pt", path)
+    )
+    result, out = export("--format", "onnx", "--format", "torchscript")
+    assert_no_bundle(result, out, "fp32", "arg-maxes")
+    assert "pass  torchscript" in result.stderr
+    assert "torchscript" not in result.stderr.splitlines()[-1]
