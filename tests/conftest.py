@@ -101,15 +101,23 @@ def run(net, record, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def exported(run, small, tmp_path_factory):
-    """The bundle of `run` with every format and variant, and what the gate found."""
+def export_everything(run, small):
+    """Export `run` into a folder: every format, every variant. Returns the bundle and what the gate found."""
     from edgecifar.export import build, edge
 
+    def call(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(edge, "CALIBRATORS", ("MinMax",))  # the others take long
+            return build.export(run, folder, ("onnx", "torchscript", "pt2"), ("fp32", "edge"), small, budget=200)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def exported(export_everything, tmp_path_factory):
+    """The bundle of `run` with every format and variant, and what the gate found."""
     folder = tmp_path_factory.mktemp("bundles") / "all"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edge, "CALIBRATORS", ("MinMax",))  # the others take long
-        made = build.export(run, folder, ("onnx", "torchscript", "pt2"), ("fp32", "edge"), small, budget=200)
-    yield made
+    yield export_everything(folder)
     shutil.rmtree(folder)
 
 
