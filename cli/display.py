@@ -37,7 +37,7 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
 
 
 def evaluation_table(result: Evaluation, dataset: str) -> str:
-    """Return an evaluation as lines of text: the figures, then a line a class."""
+    """Return an evaluation as lines of text: the figures, a line a class, and the confusion matrix."""
     lines = [
         f"{100 * result.accuracy:.2f} % of the {result.images:,} {dataset} test images ({result.correct:,} correct)",
         f"NLL {result.nll:.4f}   ECE {100 * result.ece:.2f} %   {result.images_per_second:,.0f} images/s",
@@ -46,6 +46,11 @@ def evaluation_table(result: Evaluation, dataset: str) -> str:
     for label, accuracy in result.per_class.items():
         shown = "    —" if math.isnan(accuracy) else f"{100 * accuracy:5.1f} %  {bar(accuracy)}"
         lines.append(f"  {label:<6} {shown}")
+    width = max(6, len(str(result.confusion.max())) + 1)
+    lines += ["", "true (rows) against predicted (columns), images:"]
+    lines.append(" " * 8 + "".join(f"{label:>{width}}" for label in result.per_class))
+    for label, row in zip(result.per_class, result.confusion, strict=True):
+        lines.append(f"  {label:<6}" + "".join(f"{count or '·':>{width}}" for count in row.tolist()))
     return "\n".join(lines)
 
 
@@ -80,7 +85,7 @@ def _print_text(_classifier: Classifier, _top_k: int, results: Iterable[tuple[st
     for source, result in results:
         if isinstance(result, PictureError):
             continue
-        print(source)
+        print(source if source.isprintable() else ascii(source))  # what is printed must not steer a terminal
         for label, probability in result.top:
             print(f"  {label:<6} {100 * probability:5.1f} %  {bar(probability)}")
 
@@ -192,6 +197,7 @@ class TrainingDisplay:
             f"{metrics['seconds']:.0f} s  {metrics['images_per_second']:,.0f} images/s",
             markup=False,
         )
+        self.bar.reset(self.task)  # a bar that was full once shows no time left ever after
 
 
 def _summary() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import shlex
@@ -22,8 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EXTRAS = {"train": "train", "evaluate": "export", "export": "export"}
-"""Which extra of the package a command needs beyond the base install."""
+EXTRAS = {"train": "train", "evaluate": "train", "export": "export", "info": "train"}
+"""Which extra of the package a command needs beyond the base install; `info` for a run folder only."""
 
 
 class RecipeName(StrEnum):
@@ -230,15 +231,15 @@ def evaluate(
     dataset = datasets.load(data, say=_say)
     with counting("Evaluating", len(dataset.test_labels), "images") as progress:
         result = measure(loaded.probabilities, dataset.test_images, dataset.test_labels, progress=progress)
-    if plot:
-        from ..train.plots import confusion
-
-        confusion(result, plot)
     if as_json:
         described = {"model": str(model), "kind": loaded.kind, "provider": loaded.provider, "dataset": dataset.name}
         print(json.dumps({**described, **result.as_json()}, indent=2))
     else:
         print(evaluation_table(result, dataset.name))
+    if plot:  # last: where the picture cannot be written, the figures are not lost
+        from ..train.plots import confusion
+
+        confusion(result, plot)
 
 
 @command
@@ -260,6 +261,8 @@ def export(
     from ..train import data as datasets
     from ..train.run import Run
 
+    if set(variants) != {VariantName.fp32} and not {Format.onnx, Format.all} & set(formats):
+        raise typer.BadParameter("--variant chooses among the ONNX models: add --format onnx.")
     source = Run(run) if run else Run.newest()
     name = source.record["dataset"]["name"]
     dataset = datasets.load_for_export(name, data, _say)
@@ -381,4 +384,7 @@ def info(
 
 def main() -> None:
     """Run the command line."""
+    # As stderr has it: a file's name or a sign that the terminal's encoding lacks must not end the command.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="edgecifar")

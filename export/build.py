@@ -16,12 +16,9 @@ from ..runtime.contract import INPUT_NAME, LABELS
 from ..runtime.errors import DataError, ModelError, OutputError, ParityError, RunError
 from ..train.data import SYNTHETIC, Dataset, synthetic
 from ..train.loop import logits_with
-from ..train.run import Run
+from ..train.run import RECORD, Run
 from . import card, edge, models, parity, to_onnx, to_pt2, to_torchscript
 from .graph import Deployed
-
-VARIANTS = ("fp32", "edge")
-"""Variants of the ONNX format, the most exact first."""
 
 GOLDEN_PICTURES = 32
 LOSSY_TOLERANCE = 0.05
@@ -60,7 +57,7 @@ def export(
         run: a run with at least one complete epoch.
         out: the folder to make; it appears only when every model passed the gate.
         formats: of "onnx", "torchscript" and "pt2".
-        variants: of the ONNX format, of `VARIANTS`.
+        variants: of the ONNX format, of "fp32" and "edge".
         dataset: the one the run was trained on; None where it is not at hand: parity is then proved on drawn
             pictures, accuracy stays unknown, and lossy variants cannot be made.
         budget: points of held-out accuracy that a lossy variant may lose.
@@ -78,6 +75,10 @@ def export(
     if replace and out.exists() and not (out / MANIFEST).is_file():
         raise OutputError(f"{out} is not a bundle, and only a bundle is replaced: choose another folder.")
     record, net = run.record, run.net()
+    try:
+        provenance = _provenance(record)
+    except KeyError as error:
+        raise RunError(f"{run.folder / RECORD} is damaged (it lacks {error}): restore it or train again.") from None
     name = record["dataset"]["name"]
     if dataset is not None and dataset.digest != record["dataset"]["sha256"]:
         raise DataError(f"{run.folder} was trained on other data ({name}): name those with --data.")
@@ -88,12 +89,12 @@ def export(
         images, labels, data = drawn.test_images, None, "drawn pictures"
     else:
         images, labels, data = dataset.test_images, dataset.test_labels, f"{name} test"
-    provenance = _provenance(record)
+    targets = _targets(net, record, formats, variants, dataset, budget, provenance, say)
     with files.new_folder(out, replace) as folder:
         say(f"Computing the net's own logits of {len(images):,} {data} images …")
         eager = parity.in_batches(logits_with(net), images)
         made, results = {}, {}
-        for target in _targets(net, record, formats, variants, dataset, budget, provenance, say):
+        for target in targets:
             say(f"Writing {target.file} …")
             made[target] = target.write(folder / target.file)
             say(f"Checking {target.file} …")
@@ -117,8 +118,13 @@ def _targets(
     provenance: dict[str, Any],
     say: Callable[[str], object],
 ) -> list[_Target]:
-    """Return what is to be made, the most exact first."""
+    """Return what is to be made, the most exact first.
+
+    Raises:
+        DataError, RunError: the edge variant is wanted, and the images that it is decided on are not there.
+    """
     model = Deployed(net, record.get("temperature", 1.0))
+    wanted = {(format_, variant) for format_ in formats for variant in (variants if format_ == "onnx" else [""])}
 
     def exactly(write: Callable[[Path], None]) -> Callable[[Path], str]:
         def call(path: Path) -> str:
@@ -127,7 +133,7 @@ def _targets(
 
         return call
 
-    def write_edge(path: Path) -> str:
+    def edge_target() -> _Target:
         if dataset is None:
             raise DataError("The edge variant is calibrated on training images: name the data set with --data.")
         trained_on, held_out = dataset.hold_out(record["recipe"]["held_out"])
@@ -140,21 +146,22 @@ def _targets(
         held_out_images, held_out_labels = dataset.train_images[held_out], dataset.train_labels[held_out]
         # The search changes the model it is given.
         search = edge.EdgeExporter(Deployed(net, model.temperature), few, held_out_images, held_out_labels, budget, say)
-        return search.write(path, {**provenance, "variant": "edge"})
+        return _Target(
+            "edge", "onnx", "int8", False, lambda path: search.write(path, {**provenance, "variant": "edge"})
+        )
 
     def write_onnx(path: Path) -> None:
         to_onnx.write(model, path, {**provenance, "variant": "fp32"})
 
-    targets = {
-        ("onnx", "fp32"): _Target("fp32", "onnx", "fp32", True, exactly(write_onnx)),
-        ("onnx", "edge"): _Target("edge", "onnx", "int8", False, write_edge),
-        ("torchscript", ""): _Target(
+    makers: dict[tuple[str, str], Callable[[], _Target]] = {
+        ("onnx", "fp32"): lambda: _Target("fp32", "onnx", "fp32", True, exactly(write_onnx)),
+        ("onnx", "edge"): edge_target,
+        ("torchscript", ""): lambda: _Target(
             "torchscript", "torchscript", "fp32", True, exactly(lambda path: to_torchscript.write(model, path))
         ),
-        ("pt2", ""): _Target("pt2", "pt2", "fp32", True, exactly(lambda path: to_pt2.write(model, path))),
+        ("pt2", ""): lambda: _Target("pt2", "pt2", "fp32", True, exactly(lambda path: to_pt2.write(model, path))),
     }
-    wanted = {(format_, variant) for format_ in formats for variant in (variants if format_ == "onnx" else [""])}
-    return [target for key, target in targets.items() if key in wanted]
+    return [make() for key, make in makers.items() if key in wanted]
 
 
 def _provenance(record: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ Temperature {temperature:.3f}{fitted}.
 ## Limits
 - Ten classes and nothing else: a picture of something else gets one of them too, at times with confidence.
 - Trained on centred 32x32 pictures. What is small or off-centre in a photograph is lost when it is scaled down.
-- Confidence is calibrated for pictures like those of the data set, not for others.
+- {calibrated}
 """
 
 
@@ -43,6 +43,7 @@ def text(manifest: Manifest) -> str:
     """Return the model card of a bundle with this manifest."""
     origin = manifest.provenance
     first = manifest.variants[0]
+    fitted = origin["recipe"]["held_out"] and origin["finished"]  # the temperature is fitted when training ends
     rows = "\n".join(
         f"| `{v.name}` | `{v.file}` | {v.precision} | {v.bytes:,} | {_percent(v.accuracy)} | "
         f"{v.parity['agree']:,} of {v.parity['images']:,} | {v.needs} |"
@@ -71,7 +72,10 @@ def text(manifest: Manifest) -> str:
         seed=origin["seed"],
         trained_on=f"{origin['training_images']:,} {manifest.dataset} images",
         temperature=origin["temperature"],
-        fitted=" fitted on held-out images" if origin["recipe"]["held_out"] else "",
+        fitted=" fitted on held-out images" if fitted else "",
+        calibrated="Confidence is calibrated for pictures like those of the data set, not for others."
+        if fitted
+        else "Confidence is not calibrated: no temperature was fitted on held-out images.",
     )
 
 

@@ -41,7 +41,7 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
     """Load the model at `path`, told apart by what it is.
 
     Args:
-        path: a run folder, a bundle, or a file ending in .pt, .pt2 or .onnx. The code in a .pt file runs:
+        path: a run folder, a bundle, or a file ending in .pt, .pt2 or .onnx. Code in a .pt or .pt2 file may run:
             load only those from a trusted source.
         variant: of a bundle.
         provider: of onnxruntime, for ONNX and bundles.

@@ -142,7 +142,8 @@ def _walk(folder: str) -> list[str]:
 
 
 def _refusal(name: str, reason: str) -> PictureError:
-    return PictureError(f"Could not read {name}: {reason}.")
+    shown = name if name.isprintable() else ascii(name)  # what is printed must not steer a terminal
+    return PictureError(f"Could not read {shown}: {reason}.")
 
 
 def _name(source: str | Path | bytes | BinaryIO) -> str:

@@ -151,7 +151,7 @@ def train(
     }
     run = Run.create(folder, record)
     with _explained(recipe):
-        return _Training(recipe, dataset, run, device, seed, record, listener or Silent()).run()
+        return _Training(recipe, dataset, run, device, seed, record, listener or Silent()).complete()
 
 
 def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener | None = None) -> Evaluation:
@@ -168,7 +168,7 @@ def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener 
         training = _Training(recipe, dataset, run, device, record["seed"], record, listener or Silent())
         if state:
             training.restore(state)
-        return training.run()
+        return training.complete()
 
 
 def recipe_of(run: Run) -> Recipe:
@@ -196,7 +196,7 @@ class _Training:
         record: dict,
         listener: Listener,
     ) -> None:
-        self.recipe, self.dataset, self.folder, self.device, self.seed = recipe, dataset, run, device, seed
+        self.recipe, self.dataset, self.run, self.device, self.seed = recipe, dataset, run, device, seed
         self.record, self.listener = record, listener
         self.trained_on, self.held_out = dataset.hold_out(recipe.held_out)
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
@@ -207,7 +207,7 @@ class _Training:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `_end_epoch` stored."""
-        load_state(self.net, state["net"], self.folder.folder)
+        load_state(self.net, state["net"], self.run.folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
         self._count()  # run.json was written later, and may be an epoch behind
@@ -215,7 +215,7 @@ class _Training:
     def _count(self) -> None:
         self.record |= {"epochs_done": self.epoch, "training_seconds": self.seconds}
 
-    def run(self) -> Evaluation:
+    def complete(self) -> Evaluation:
         """Train the epochs that are left, evaluate, and store everything."""
         images = torch.from_numpy(self.dataset.train_images[self.trained_on]).to(self.device)
         labels = torch.from_numpy(self.dataset.train_labels[self.trained_on]).to(self.device)
@@ -259,7 +259,7 @@ class _Training:
                 shown = now
                 mean = losses[: step + 1].mean().item()
                 self._check_finite(mean, epoch, f"at step {step + 1} of epoch {epoch + 1}")
-                rate = (step + 1) * recipe.batch_size / (time.perf_counter() - started)
+                rate = min((step + 1) * recipe.batch_size, count) / (time.perf_counter() - started)
                 self.listener.progress(Progress(epoch + 1, step + 1, len(batches), mean, rate))
         return losses
 
@@ -286,7 +286,7 @@ class _Training:
             "metrics": self.metrics,
         }
         self._count()
-        self.folder.write(self.net, self.record, self.metrics, state)
+        self.run.write(self.net, self.record, self.metrics, state)
         self.listener.epoch(line)
 
     def _finish(self) -> Evaluation:
@@ -304,14 +304,14 @@ class _Training:
             "temperature": temperature,
             "test": result.as_json(),
         }
-        plots.confusion(result, self.folder.folder / "confusion.png")
-        plots.curves(self.metrics, self.folder.folder / "curves.png")
-        self.folder.finish(self.net, self.record, self.metrics)
+        plots.confusion(result, self.run.folder / "confusion.png")
+        plots.curves(self.metrics, self.run.folder / "curves.png")
+        self.run.finish(self.net, self.record, self.metrics)
         return result
 
     def _check_finite(self, loss: float, complete: int, when: str) -> None:
         if not math.isfinite(loss):
-            kept = f" The last complete epoch is kept in {self.folder.folder}." if complete else ""
+            kept = f" The last complete epoch is kept in {self.run.folder}." if complete else ""
             remedy = f"train again with a smaller --lr than {self.recipe.lr:g}"
             raise RunError(f"The loss is not finite any more {when}: {remedy}.{kept}")
 

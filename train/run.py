@@ -22,7 +22,7 @@ RUNS = Path("runs")
 WEIGHTS, RECORD, METRICS, RESUME = "weights.safetensors", "run.json", "metrics.jsonl", "resume.pt"
 RUNNING, FINISHED = "running", "finished"
 REQUIRED = ("recipe", "dataset")
-"""What no record is without."""
+"""Objects that no record is without, each with a name."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class Run:
         """
         try:
             record = json.loads((self.folder / RECORD).read_text())
-            if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in REQUIRED):
+            if not all(isinstance(record[key]["name"], str) for key in REQUIRED):
                 raise ValueError
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"{self.folder} is not a run folder ({RECORD} is missing): name one that 'edgecifar train' made."
             ) from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, LookupError, TypeError):
             raise RunError(f"{self.folder / RECORD} is damaged: restore it or train again.") from None
         return record
 
