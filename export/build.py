@@ -98,7 +98,8 @@ def export(
             say(f"Writing {target.file} …")
             made[target] = target.write(folder / target.file)
             say(f"Checking {target.file} …")
-            results[target.name] = _check(folder / target.file, eager, images, data, labels, target.exact)
+            allowed = None if target.exact else budget
+            results[target.name] = _check(folder / target.file, eager, images, data, labels, allowed)
         say(parity.table(results))
         failed = {name: result for name, result in results.items() if not result.passed}
         if failed:
@@ -184,7 +185,7 @@ def _provenance(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(
-    path: Path, eager: np.ndarray, images: np.ndarray, data: str, labels: np.ndarray | None, exact: bool
+    path: Path, eager: np.ndarray, images: np.ndarray, data: str, labels: np.ndarray | None, budget: float | None
 ) -> parity.Parity:
     """Return the parity of the model at `path`, loaded as whoever receives the bundle will."""
     try:
@@ -192,7 +193,7 @@ def _check(
     except ModelError as error:
         result = parity.refused(images, data, str(error).removesuffix(": export it again."))
     else:
-        result = parity.compare(exported, eager, images, data, labels, exact)
+        result = parity.compare(exported, eager, images, data, labels, budget)
     # The file is gone when this is read: the variant's name, which the reader sees beside it, says which it was.
     return replace(result, failure=result.failure.replace(f"{path} ", ""))
 

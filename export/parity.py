@@ -65,7 +65,12 @@ def refused(images: np.ndarray, data: str, failure: str, batch_sizes: Sequence[i
 
 
 def compare(
-    exported: Function, eager: np.ndarray, images: np.ndarray, data: str, labels: np.ndarray | None, exact: bool = True
+    exported: Function,
+    eager: np.ndarray,
+    images: np.ndarray,
+    data: str,
+    labels: np.ndarray | None,
+    budget: float | None = None,
 ) -> Parity:
     """Hold a model against the eager logits of the same images.
 
@@ -75,8 +80,8 @@ def compare(
         images: uint8 [N, 32, 32, 3].
         data: what the images are.
         labels: integer [N], for the accuracy; None where they mean nothing.
-        exact: whether every arg-max and the tolerances must hold, as of fp32 formats; lossy variants are held
-            to their accuracy by whoever makes them.
+        budget: None for an exact (fp32) format, of which every arg-max and the tolerances must hold; for a lossy
+            variant, the points of accuracy, in per cent, that it may lose beyond what chance explains.
     """
     ran: list[int] = []
     failure = ""
@@ -93,15 +98,17 @@ def compare(
         if size == WHOLE:
             break
         ran.append(size)
-        if exact and not failure and not np.allclose(logits, eager[: len(some)], atol=ATOL, rtol=RTOL):
+        if budget is None and not failure and not np.allclose(logits, eager[: len(some)], atol=ATOL, rtol=RTOL):
             failure = f"gives other logits at batch size {size}"
     difference = np.abs(logits - eager)
     agree = int((logits.argmax(1) == eager.argmax(1)).sum())
     if not np.isfinite(logits).all():
         failure = "gives logits that are not finite"
-    elif exact and agree < len(images):
+    elif budget is not None:
+        failure = failure or _over_budget(logits, eager, labels, budget)
+    elif agree < len(images):
         failure = f"disagrees on {len(images) - agree:,} of {len(images):,} arg-maxes"
-    elif exact and (difference > ATOL + RTOL * np.abs(eager)).any():
+    elif (difference > ATOL + RTOL * np.abs(eager)).any():
         failure = f"logits differ by more than {ATOL:.0e} + {RTOL:.0e} * |logit|"
     return Parity(
         images=len(images),
@@ -113,6 +120,21 @@ def compare(
         batch_sizes=tuple(ran),
         failure=failure,
     )
+
+
+def _over_budget(logits: np.ndarray, eager: np.ndarray, labels: np.ndarray | None, budget: float) -> str:
+    """Return why a lossy variant fails, or "": it lost more than `budget` points and three standard errors.
+
+    Of two classifiers of the same images, the difference of the numbers they have right has the standard error
+    sqrt(images that one of them alone has right), as in McNemar's test.
+    """
+    if labels is None:
+        return "is lossy, and there are no labels to measure its accuracy by"
+    right, right_before = logits.argmax(1) == labels, eager.argmax(1) == labels
+    lost = int(right_before.sum()) - int(right.sum())
+    if lost <= budget / 100 * len(labels) + 3 * np.sqrt((right != right_before).sum()):
+        return ""
+    return f"classifies {lost:,} of {len(labels):,} images fewer correctly, beyond the budget of {budget:g} points"
 
 
 def table(results: dict[str, Parity]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import OutputError
 
-STAGING = ".partial-"
+STAGING = ".edgecifar-partial-"
 """What the names of unfinished files and folders begin with; leftovers of a killed process carry it."""
 
 REPLACED = ".replaced-"

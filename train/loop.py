@@ -240,7 +240,9 @@ class _Training:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(_derive(self.seed, epoch, 2)))
         batches = order.to(self.device).split(recipe.batch_size)
         losses = torch.empty(len(batches), device=self.device)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=recipe.bfloat16 and self.device.type == "cuda"
+        )
         self.net.train()
         started = shown = time.perf_counter()
         for step, batch in enumerate(batches):

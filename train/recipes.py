@@ -26,6 +26,7 @@ class Recipe:
         shift: an image is moved by up to so many pixels each way; what comes in is reflected.
         cutout: side of the square that is set to the mean grey at a random place; 0 for none.
         held_out: share of the training images kept out of training, for decisions and for the temperature.
+        bfloat16: whether CUDA computes in bfloat16 (autocast, float32 weights); the CPU and MPS never do.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Recipe:
     shift: int = 0
     cutout: int = 0
     held_out: float = 0.0
+    bfloat16: bool = False
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of step `step` (from 0) of `steps` in all."""
@@ -71,6 +73,7 @@ FAST = Recipe(
     flip=True,
     shift=2,
     held_out=0.1,
+    bfloat16=True,
 )
 """A useful net soon."""
 

@@ -24,8 +24,8 @@ def table_lookup(images: np.ndarray) -> np.ndarray:
     return LOGITS[images[:, 0, 0, 0]]
 
 
-def compare(exported, exact: bool = True, labels=LABELS) -> parity.Parity:
-    return parity.compare(exported, LOGITS, IMAGES, "numbers", labels, exact)
+def compare(exported, exact: bool = True, labels=LABELS, budget=0.2) -> parity.Parity:
+    return parity.compare(exported, LOGITS, IMAGES, "numbers", labels, None if exact else budget)
 
 
 class TestCompare:
@@ -148,6 +148,24 @@ class TestCompare:
         assert result.passed
         assert 0 < result.agree <= 130
         assert result.largest_absolute == pytest.approx(0.3, rel=1e-3)
+
+    @pytest.mark.parametrize(
+        ("wrong", "budget", "passes"), [(9, 0, True), (10, 0, False), (11, 1, True), (12, 1, False)]
+    )
+    def test_lossy_models_are_held_to_their_accuracy(self, wrong, budget, passes):
+        # n more wrong and none more right: n may be 3 * sqrt(n) + 1.3 images a point of budget, of 130.
+        result = compare(
+            lambda images: table_lookup(images) * np.where(images[:, :1, 0, 0] < wrong, -1, 1).astype(np.float32),
+            exact=False,
+            budget=budget,
+        )
+        assert result.agree == 130 - wrong
+        assert result.passed == passes
+        if not passes:
+            assert result.failure.startswith(f"classifies {wrong} of 130 images fewer correctly")
+
+    def test_lossy_models_need_labels(self):
+        assert "no labels" in compare(table_lookup, exact=False, labels=None).failure
 
     def test_as_json_holds_every_field(self):
         values = compare(table_lookup).as_json()

@@ -292,27 +292,35 @@ class TestNewFolder:
 class TestLeftovers:
     def test_of_dead_processes_are_removed_and_of_living_ones_kept(self, tmp_path, dead, living):
         for pid in (dead, living):
-            (tmp_path / f".partial-{pid}-file").write_text("half")
-            (tmp_path / f".partial-{pid}-folder").mkdir()
-            (tmp_path / f".partial-{pid}-folder" / "a").write_text("half")
+            (tmp_path / f".edgecifar-partial-{pid}-file").write_text("half")
+            (tmp_path / f".edgecifar-partial-{pid}-folder").mkdir()
+            (tmp_path / f".edgecifar-partial-{pid}-folder" / "a").write_text("half")
         (tmp_path / "mine").write_text("whole")
         remove_leftovers(tmp_path)
-        assert names(tmp_path) == sorted([f".partial-{living}-file", f".partial-{living}-folder", "mine"])
+        assert names(tmp_path) == sorted(
+            [f".edgecifar-partial-{living}-file", f".edgecifar-partial-{living}-folder", "mine"]
+        )
 
     def test_with_our_own_number_are_from_an_earlier_life(self, tmp_path):
-        (tmp_path / f".partial-{os.getpid()}-file").write_text("half")
+        (tmp_path / f".edgecifar-partial-{os.getpid()}-file").write_text("half")
         remove_leftovers(tmp_path)
         assert names(tmp_path) == []
 
     def test_other_peoples_files_are_kept(self, tmp_path, dead):
-        kept = [".partial-", ".partial-film.mp4", f".partial-{dead}", f".partial-{dead}x-film", f"x.partial-{dead}-a"]
+        kept = [
+            ".edgecifar-partial-",
+            ".edgecifar-partial-film.mp4",
+            f".edgecifar-partial-{dead}",
+            f".edgecifar-partial-{dead}x-film",
+            f"x.edgecifar-partial-{dead}-a",
+        ]
         for name in kept:
             (tmp_path / name).touch()
         remove_leftovers(tmp_path)
         assert names(tmp_path) == sorted(kept)
 
     def test_a_number_that_no_process_can_have(self, tmp_path):
-        (tmp_path / f".partial-{10**30}-a").touch()
+        (tmp_path / f".edgecifar-partial-{10**30}-a").touch()
         remove_leftovers(tmp_path)
         assert names(tmp_path) == []
 
@@ -320,21 +328,21 @@ class TestLeftovers:
         def refuse(pid: int, signal: int) -> None:
             raise PermissionError
 
-        (tmp_path / f".partial-{dead}-a").touch()
+        (tmp_path / f".edgecifar-partial-{dead}-a").touch()
         monkeypatch.setattr(os, "kill", refuse)
         remove_leftovers(tmp_path)
-        assert names(tmp_path) == [f".partial-{dead}-a"]
+        assert names(tmp_path) == [f".edgecifar-partial-{dead}-a"]
 
     def test_links_are_not_followed(self, tmp_path, dead):
         (tmp_path / "real").mkdir()
         (tmp_path / "real" / "a").write_text("one")
-        (tmp_path / f".partial-{dead}-link").symlink_to(tmp_path / "real")
+        (tmp_path / f".edgecifar-partial-{dead}-link").symlink_to(tmp_path / "real")
         remove_leftovers(tmp_path)
         assert names(tmp_path) == ["real"]
         assert contents(tmp_path / "real") == {"a": "one"}
 
     def test_new_folder_removes_them(self, tmp_path, dead):
-        (tmp_path / f".partial-{dead}-made").mkdir()
+        (tmp_path / f".edgecifar-partial-{dead}-made").mkdir()
         with new_folder(tmp_path / "made"):
             pass
         assert names(tmp_path) == ["made"]
@@ -342,7 +350,7 @@ class TestLeftovers:
     def test_a_folder_that_was_being_replaced_is_put_back(self, tmp_path, dead):
         (tmp_path / f".replaced-{dead}-made").mkdir()
         (tmp_path / f".replaced-{dead}-made" / "a").write_text("old")
-        (tmp_path / f".partial-{dead}-made").mkdir()
+        (tmp_path / f".edgecifar-partial-{dead}-made").mkdir()
         with pytest.raises(OutputError, match="exists already"), new_folder(tmp_path / "made"):
             pass
         assert names(tmp_path) == ["made"]

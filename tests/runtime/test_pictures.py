@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgecifar.runtime import pictures
-from edgecifar.runtime.errors import PictureError
-from edgecifar.runtime.pictures import FITS, find_pictures, load_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from edgecifar.runtime import pictures
+from edgecifar.runtime.errors import PictureError
+from edgecifar.runtime.pictures import FITS, find_pictures, load_picture
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 LOSSLESS = ("PNG", "BMP", "TIFF", "WEBP")

@@ -99,7 +99,7 @@ def writes(root: Path) -> int:
                 return kills
             kills += 1
             forked(lambda folder=folder: work(folder, dataset, recipe))
-            if digests(folder) != wanted or list(folder.glob(".partial-*")):
+            if digests(folder) != wanted or list(folder.glob(".edgecifar-partial-*")):
                 sys.exit(f"killed {'before' if before else 'after'} write {count}: {digests(folder)}, not {wanted}")
     return kills
 

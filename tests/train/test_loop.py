@@ -466,7 +466,7 @@ def test_a_disk_that_fills_loses_nothing(tmp_path, tiny, small_net, no_plots, mo
     monkeypatch.setattr(os, "replace", replace_file)
     remedy = "free some space or choose another place"
     assert message == f"Could not write {calls[-1]}: the disk that holds {run.folder} is full: {remedy}."
-    assert not list(run.folder.glob(".partial-*"))
+    assert not list(run.folder.glob(".edgecifar-partial-*"))
     if write == 1:
         loop.train(recipe, tiny, run.folder, CPU)
     else:
@@ -494,7 +494,7 @@ def test_a_write_that_fails_half_way_loses_nothing(whole, tmp_path, tiny):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert message == f"Could not write resume.pt: {run.folder} cannot be written to (File too large)."
-    assert not list(run.folder.glob(".partial-*"))
+    assert not list(run.folder.glob(".edgecifar-partial-*"))
     assert [line["epoch"] for line in lines(run.folder)] == [1]
     run.net()
     loop.resume(run, tiny, CPU)

@@ -28,6 +28,7 @@ def test_reference_is_the_reference_experiment():
         "shift": 0,
         "cutout": 0,
         "held_out": 0.0,
+        "bfloat16": False,
     }
 
 

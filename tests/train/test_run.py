@@ -57,7 +57,7 @@ def test_an_empty_folder_is_free(tmp_path):
 
 
 def test_what_was_killed_at_its_first_write_leaves_the_folder_free(tmp_path):
-    (tmp_path / ".partial-999999999-run.json").write_text("half")
+    (tmp_path / ".edgecifar-partial-999999999-run.json").write_text("half")
     begin(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
@@ -125,9 +125,9 @@ def test_finish_deletes_the_resume_state(run, small_net):
 
 
 def test_leftovers_of_a_killed_writer_are_swept(run, small_net):
-    (run.folder / ".partial-999999999-resume.pt").write_text("half")
+    (run.folder / ".edgecifar-partial-999999999-resume.pt").write_text("half")
     run.write(small_net(), run.record, [], {})
-    assert not list(run.folder.glob(".partial-*"))
+    assert not list(run.folder.glob(".edgecifar-partial-*"))
 
 
 @pytest.mark.parametrize("path", ["absent", "empty", "file"])
