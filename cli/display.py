@@ -231,7 +231,7 @@ def describe_model(model: Path | None, as_json: bool) -> str:
         raise EdgecifarError(
             f"{model} does not describe itself: name the bundle that it is in."
             if model.exists()
-            else f"{model} is not there."
+            else f"{model} is not there: check the path."
         )
     bundle = Bundle.open(model)
     if as_json:
@@ -277,7 +277,7 @@ def _onnx_text(path: Path, as_json: bool) -> str:
     from ..runtime.session import Session
 
     if not path.is_file():
-        raise EdgecifarError(f"{path} is not there.")
+        raise EdgecifarError(f"{path} is not there: check the path.")
     described = Session(path.read_bytes(), "cpu", name=str(path)).metadata()
     document = {"model": str(path), "bytes": path.stat().st_size, **described}
     if as_json:

@@ -60,7 +60,9 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
         return Model("run", classify_with(net, run.record.get("temperature", 1.0)), logits_with(net), "torch, cpu")
     if not path.is_file():
         raise ModelError(
-            f"{path} is not there." if not path.exists() else f"{path} is neither a run folder nor a bundle."
+            f"{path} is neither a run folder nor a bundle: name one that 'edgecifar train' or 'edgecifar export' made."
+            if path.exists()
+            else f"{path} is not there: check the path."
         )
     readers: dict[str, Callable[[Path], torch.nn.Module]] = {".pt": to_torchscript.read, ".pt2": to_pt2.read}
     if path.suffix == ".onnx":

@@ -221,7 +221,7 @@ class Bundle:
         path = DEFAULT if folder is None else Path(folder)
         if not os.path.lexists(path / MANIFEST):
             raise BundleError(
-                "No bundle is installed with edgecifar: name one with --bundle, made by 'edgecifar export'."
+                "No bundle is installed with edgecifar: name one that 'edgecifar export' made."
                 if folder is None
                 else f"{path} is not a bundle ({MANIFEST} is missing): name a folder that 'edgecifar export' made."
             )

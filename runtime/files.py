@@ -52,7 +52,9 @@ def _explain(error: OSError, path: Path) -> OutputError:
         errno.ENOTDIR: f"{where} is not a folder: choose another place",
         errno.EEXIST: f"{path} is in the way: move it or choose another place",
     }
-    reason = reasons.get(error.errno or 0, f"{where} cannot be written to ({error.strerror or error})")
+    reason = reasons.get(
+        error.errno or 0, f"{where} cannot be written to ({error.strerror or error}): choose another place"
+    )
     return OutputError(f"Could not write {path.name}: {reason}.")
 
 

@@ -73,7 +73,7 @@ def test_a_picture_that_cannot_be_written(refused, own_bundle, tmp_path):
 
 class TestRefusals:
     def test_a_missing_model(self, refused, tmp_path):
-        assert refused("evaluate", tmp_path / "none.onnx") == f"{tmp_path / 'none.onnx'} is not there."
+        assert refused("evaluate", tmp_path / "none.onnx") == f"{tmp_path / 'none.onnx'} is not there: check the path."
 
     @pytest.mark.parametrize("name", ["m.onnx", "m.pt", "m.pt2"])
     def test_a_text_file_by_a_models_name(self, refused, tmp_path, name):

@@ -111,7 +111,7 @@ class TestInfo:
 
     @pytest.mark.parametrize("name", ["none", "none.onnx", "none.pt"])
     def test_a_missing_path(self, refused, tmp_path, name):
-        assert refused("info", tmp_path / name) == f"{tmp_path / name} is not there."
+        assert refused("info", tmp_path / name) == f"{tmp_path / name} is not there: check the path."
 
     @pytest.mark.parametrize("name", ["model.torchscript.pt", "model.pt2"])
     def test_torch_formats_are_described_by_their_bundle(self, refused, bundle, name):

@@ -53,11 +53,12 @@ def message(path, kind=ModelError, **options) -> str:
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt", "model.pt2", "folder", "model.h5"])
 def test_a_missing_path(tmp_path, name):
-    assert message(tmp_path / name) == f"{tmp_path / name} is not there."
+    assert message(tmp_path / name) == f"{tmp_path / name} is not there: check the path."
 
 
 def test_a_folder_that_is_neither(tmp_path):
-    assert message(tmp_path) == f"{tmp_path} is neither a run folder nor a bundle."
+    remedy = "name one that 'edgecifar train' or 'edgecifar export' made"
+    assert message(tmp_path) == f"{tmp_path} is neither a run folder nor a bundle: {remedy}."
 
 
 @pytest.mark.parametrize("name", ["model.h5", "model", "weights.safetensors"])

@@ -102,9 +102,7 @@ class TestOpen:
 
     def test_none_installed(self, monkeypatch, tmp_path):
         monkeypatch.setattr(bundles, "DEFAULT", tmp_path)
-        assert refusal(None) == (
-            "No bundle is installed with edgecifar: name one with --bundle, made by 'edgecifar export'."
-        )
+        assert refusal(None) == ("No bundle is installed with edgecifar: name one that 'edgecifar export' made.")
 
     def test_the_installed_one(self, monkeypatch, tiny):
         monkeypatch.setattr(bundles, "DEFAULT", tiny)

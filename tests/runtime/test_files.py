@@ -93,7 +93,10 @@ class TestWriteFile:
             raise OSError(errno.EIO, "Input/output error")
 
         monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(OutputError, match=r"Could not write a: .* cannot be written to \(Input/output error\)\."):
+        with pytest.raises(
+            OutputError,
+            match=r"Could not write a: .* cannot be written to \(Input/output error\): choose another place\.",
+        ):
             write_file(tmp_path / "a", b"new")
         assert contents(tmp_path) == {"a": "old"}
 
@@ -105,7 +108,7 @@ class TestWriteFile:
             (errno.EROFS, "{folder} is on a read-only file system: choose another place"),
             (errno.EACCES, "{folder} may not be written to: change its permissions or choose another place"),
             (errno.EPERM, "{folder} may not be written to: change its permissions or choose another place"),
-            (errno.EIO, "{folder} cannot be written to (Input/output error)"),
+            (errno.EIO, "{folder} cannot be written to (Input/output error): choose another place"),
         ],
     )
     def test_says_why(self, tmp_path, code, says):
@@ -126,7 +129,10 @@ class TestWriteFile:
 
         with pytest.raises(OutputError) as caught:
             write_file(tmp_path / "a", write)
-        assert str(caught.value) == f"Could not write a: {tmp_path} cannot be written to (the writer gave up)."
+        assert (
+            str(caught.value)
+            == f"Could not write a: {tmp_path} cannot be written to (the writer gave up): choose another place."
+        )
 
     def test_a_folder_in_the_way(self, tmp_path):
         (tmp_path / "a").mkdir()

@@ -493,7 +493,10 @@ def test_a_write_that_fails_half_way_loses_nothing(whole, tmp_path, tiny):
         message = refusal(loop.train, RECIPE, tiny, run.folder, CPU, 0, Limiter(), kind=OutputError)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert message == f"Could not write resume.pt: {run.folder} cannot be written to (File too large)."
+    assert (
+        message
+        == f"Could not write resume.pt: {run.folder} cannot be written to (File too large): choose another place."
+    )
     assert not list(run.folder.glob(".edgecifar-partial-*"))
     assert [line["epoch"] for line in lines(run.folder)] == [1]
     run.net()
