@@ -65,9 +65,12 @@ def test_table_and_picture(edgecifar, bundle, tmp_path):
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10  # not a blank canvas
 
 
-def test_a_picture_that_cannot_be_written(refused, own_bundle, tmp_path):
-    sentence = refused("evaluate", own_bundle, "--data", "synthetic", "--plot", tmp_path / "none" / "x.png")
-    assert "x.png" in sentence
+def test_a_picture_that_cannot_be_written_costs_no_figures(edgecifar, own_bundle, tmp_path):
+    result = edgecifar("evaluate", own_bundle, "--data", "synthetic", "--plot", tmp_path / "none" / "x.png")
+    assert result.exit_code == 1
+    assert " synthetic test images (" in result.stdout
+    *_, sentence = result.stderr.splitlines()
+    assert sentence.startswith("edgecifar: Could not write x.png: ")
     assert not (tmp_path / "none").exists()
 
 
