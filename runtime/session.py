@@ -29,6 +29,9 @@ PROVIDERS = {
 
 AUTO = "auto"
 
+MOST_THREADS = 256
+"""Threads of one call; onnxruntime makes them all when the model is loaded, 100,000 of them for minutes."""
+
 
 class Session:
     """A loaded model: uint8 [N, 32, 32, 3] in, probabilities out. Safe to use from several threads.
@@ -51,8 +54,8 @@ class Session:
             ProviderError: the provider is unknown, or cannot run every node here.
             ModelError: the model is damaged, or is not one of this project's.
         """
-        if threads is not None and threads < 1:
-            raise ProviderError(f"{threads} threads cannot run anything: choose 1 or more.")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise ProviderError(f"A call cannot have {threads} threads: choose 1 to {MOST_THREADS}.")
         self.threads = threads or usable_cpus()
         ort = import_onnxruntime()
         if provider == AUTO:

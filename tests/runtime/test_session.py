@@ -269,10 +269,10 @@ class TestThreads:
         assert Session(model, "cpu").threads == 3
         assert Session(model, "cpu", 2).threads == 2
 
-    @pytest.mark.parametrize("threads", [0, -1])
-    def test_too_few(self, model, threads):
+    @pytest.mark.parametrize("threads", [0, -1, 257, 100_000])
+    def test_too_few_or_too_many(self, model, threads):
         assert refusal(ProviderError, model, "cpu", threads) == (
-            f"{threads} threads cannot run anything: choose 1 or more."
+            f"A call cannot have {threads} threads: choose 1 to 256."
         )
 
     def test_several_give_the_answers_of_one(self, model, session):
