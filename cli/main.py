@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import json
@@ -88,6 +89,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:  # what no library function foresaw: a path that may not be read, or is too long
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left must not fail at exit
+                _fail("the output cannot be written, the disk is full: free some space or write it elsewhere.")
             if error.filename is None:
                 raise
             _fail(f"{error.filename} cannot be used ({error.strerror}): check the path and its permissions.")
@@ -136,7 +140,8 @@ BundleFolder = Annotated[
     Path | None, typer.Option("--bundle", help="A bundle made by 'edgecifar export'. Default: the one installed.")
 ]
 Provider = Annotated[
-    str, typer.Option(help="cpu, cuda, tensorrt, openvino, directml, coreml; auto: cuda where it runs, else cpu.")
+    str,
+    typer.Option(help="cpu, cuda, tensorrt, openvino, directml, coreml, xnnpack; auto: cuda if it runs, else cpu."),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of one call. Default: what affinity and cgroup quota allow.")
@@ -195,6 +200,8 @@ def train(
         run = Run(out) if out else Run.newest(unfinished=True)
         run.resume_state()  # before the data is read: what is wrong is said at once
         settings = loop.recipe_of(run)
+        if run.record["dataset"]["name"] == datasets.SYNTHETIC:
+            data = data or datasets.SYNTHETIC
     else:
         settings = replace(RECIPES[recipe.value if recipe else "fast"], **chosen)
         run = Run(out or RUNS / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -228,7 +235,8 @@ def evaluate(
     from .display import counting, evaluation_table
 
     loaded = models.load(model, variant, provider)
-    dataset = datasets.load(data, say=_say)
+    trained_on_drawn = loaded.dataset == datasets.SYNTHETIC  # measured on its own kind unless told otherwise
+    dataset = datasets.load(data or (datasets.SYNTHETIC if trained_on_drawn else None), say=_say)
     with counting("Evaluating", len(dataset.test_labels), "images") as progress:
         result = measure(loaded.probabilities, dataset.test_images, dataset.test_labels, progress=progress)
     if as_json:

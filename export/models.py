@@ -11,8 +11,8 @@ import torch
 
 from ..runtime.bundle import MANIFEST, Bundle
 from ..runtime.contract import LABELS, SIDE
-from ..runtime.errors import ModelError
-from ..runtime.session import Session
+from ..runtime.errors import ModelError, ProviderError, VariantError
+from ..runtime.session import AUTO, Session
 from ..train.loop import classify_with, logits_with
 from ..train.run import RECORD, Run
 from . import to_pt2, to_torchscript
@@ -29,12 +29,14 @@ class Model:
         probabilities: maps uint8 [N, 32, 32, 3] to float32 [N, 10].
         logits: maps the same to float32 [N, 10].
         provider: what it runs on.
+        dataset: the name of what it was trained on; None where the file does not say.
     """
 
     kind: str
     probabilities: Function
     logits: Function
     provider: str
+    dataset: str | None = None
 
 
 def load(path: Path, variant: str | None = None, provider: str = "auto") -> Model:
@@ -48,26 +50,35 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
 
     Raises:
         ModelError: it is missing, damaged, or of another kind.
-        RunError, BundleError, VariantError, ProviderError: as their loaders say.
+        VariantError: a variant is named, and it is no bundle; or the bundle has none of that name.
+        ProviderError: a provider other than the CPU is named, and the model is torch's; or it cannot run here.
+        RunError, BundleError: as their loaders say.
     """
+    if not path.exists():
+        raise ModelError(f"{path} is not there: check the path.")
     if (path / MANIFEST).exists():
         bundle = Bundle.open(path)
         session = bundle.load(bundle.variant(variant), provider)
-        return Model("bundle", session.probabilities, session.logits, session.provider)
+        return Model("bundle", session.probabilities, session.logits, session.provider, bundle.manifest.dataset)
+    if variant:
+        raise VariantError(f"{path} is not a bundle and has no variants: leave out --variant.")
+    if path.suffix == ".onnx" and path.is_file():
+        session = Session(path.read_bytes(), provider, name=str(path))
+        return Model("onnx", session.probabilities, session.logits, session.provider, _trained_on(session))
+    if provider not in (AUTO, "cpu"):
+        raise ProviderError(
+            f"{path} is run by torch on the CPU: leave out --provider, or name the .onnx file or the bundle."
+        )
     if (path / RECORD).exists():
         run = Run(path)
-        net = run.net()
-        return Model("run", classify_with(net, run.record.get("temperature", 1.0)), logits_with(net), "torch, cpu")
+        net, record = run.net(), run.record
+        classify = classify_with(net, record.get("temperature", 1.0))
+        return Model("run", classify, logits_with(net), "torch, cpu", record["dataset"]["name"])
     if not path.is_file():
         raise ModelError(
             f"{path} is neither a run folder nor a bundle: name one that 'edgecifar train' or 'edgecifar export' made."
-            if path.exists()
-            else f"{path} is not there: check the path."
         )
     readers: dict[str, Callable[[Path], torch.nn.Module]] = {".pt": to_torchscript.read, ".pt2": to_pt2.read}
-    if path.suffix == ".onnx":
-        session = Session(path.read_bytes(), provider, name=str(path))
-        return Model("onnx", session.probabilities, session.logits, session.provider)
     if path.suffix not in readers:
         raise ModelError(f"{path} has an unknown ending: name a run folder, a bundle, or a .pt, .pt2 or .onnx file.")
     try:
@@ -84,6 +95,14 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
         ) from None
     kind = "torchscript" if path.suffix == ".pt" else "pt2"
     return Model(kind, _numpy(module, 0), _numpy(module, 1), "torch, cpu")
+
+
+def _trained_on(session: Session) -> str | None:
+    """Return the name of the data set that an ONNX file says it was trained on."""
+    try:
+        return str(session.metadata()["provenance"]["dataset"]["name"])
+    except (LookupError, TypeError):
+        return None
 
 
 def _numpy(module: torch.nn.Module, output: int) -> Function:

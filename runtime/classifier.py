@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .bundle import Bundle
-from .contract import LABELS
+from .contract import LABELS, SIDE
 from .errors import InputError, PictureError
 from .session import AUTO, check_images
 
@@ -118,7 +118,7 @@ class Classifier:
         Pictures are read and classified in batches, so that memory stays bounded for any number of them.
 
         Raises:
-            InputError: `top_k` is not 1 to 10.
+            InputError: `top_k` is not 1 to 10, or a path is neither a string nor a `Path`.
         """
         from .pictures import load_picture  # Pillow is not needed for arrays
 
@@ -135,6 +135,11 @@ class Classifier:
             names.clear()
 
         for path in paths:
+            if not isinstance(path, str | Path):
+                raise InputError(
+                    f"A picture is named by its path, not by a {type(path).__name__}: give arrays as one, uint8 "
+                    f"[N, {SIDE}, {SIDE}, 3]."
+                )
             names.append(str(path))
             try:
                 batch.append(load_picture(path, fit))

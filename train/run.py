@@ -109,6 +109,8 @@ class Run:
         try:
             state = load_file(path)
         except FileNotFoundError:
+            if record.get("status") == FINISHED:
+                raise RunError(f"{self.folder} has lost its {WEIGHTS}: restore the file or train again.") from None
             raise RunError(
                 f"{self.folder} holds no {WEIGHTS}: no epoch was completed; go on with 'edgecifar train --resume "
                 f"--out {self.folder}'."
@@ -118,10 +120,9 @@ class Run:
         net = Net()
         load_state(net, state, path)
         if record.get("weights_sha256") != sha256(path):
-            raise RunError(
-                f"{path} is not the file that {RECORD} describes: go on with 'edgecifar train --resume --out "
-                f"{self.folder}', or restore it."
-            )
+            again = f"go on with 'edgecifar train --resume --out {self.folder}', or "
+            remedy = f"{'' if record.get('status') == FINISHED else again}restore it or train again"
+            raise RunError(f"{path} is not the file that {RECORD} describes: {remedy}.")
         return net.eval()
 
     def write(self, net: Net, record: dict[str, Any], metrics: list[dict[str, Any]], resume: dict[str, Any]) -> None:

@@ -123,6 +123,13 @@ class TestRefusals:
         sentence = refused("evaluate", own_bundle, "--data", tmp_path)
         assert sentence.startswith(f"Corrupt in {tmp_path / 'cifar-10-batches-py'}: test_batch; ")
 
+    @pytest.mark.parametrize("option", ["--variant", "--provider"])
+    def test_an_option_that_means_nothing_to_a_run(self, refused, run, option):
+        assert f"leave out {option}" in refused("evaluate", run.folder, option, "cuda")
+
+    def test_drawn_data_is_remembered(self, edgecifar, own_bundle):
+        assert " synthetic test images (" in edgecifar("evaluate", own_bundle).stdout
+
 
 class TestExport:
     @pytest.fixture(autouse=True)
@@ -154,8 +161,13 @@ class TestExport:
         assert f"{tmp_path} is not a run folder" in refused("export", tmp_path)
 
     def test_a_run_without_an_epoch(self, refused, run, tmp_path):
-        shutil.copy(run.folder / "run.json", tmp_path)
+        record = json.loads((run.folder / "run.json").read_text())
+        (tmp_path / "run.json").write_text(json.dumps({**record, "status": "running"}))
         assert "no epoch was completed" in refused("export", tmp_path)
+
+    def test_a_finished_run_without_its_weights(self, refused, run, tmp_path):
+        shutil.copy(run.folder / "run.json", tmp_path)
+        assert "has lost its weights.safetensors" in refused("export", tmp_path)
 
     def test_a_bundle_that_is_there(self, refused, run, own_bundle):
         assert "--force" in refused("export", run.folder, "--out", own_bundle)

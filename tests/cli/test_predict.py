@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -250,3 +253,13 @@ def test_a_copy_elsewhere_answers_the_same(edgecifar, predict, pictures, own_bun
     shutil.copytree(own_bundle, tmp_path / "device")
     moved = edgecifar("predict", *pictures, "--csv", "--bundle", tmp_path / "device")
     assert moved.stdout == predict(*pictures, "--csv").stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_behind_stdout(own_bundle, pictures):
+    command = [sys.executable, "-m", "edgecifar.cli", "predict", *map(str, pictures), "--bundle", str(own_bundle)]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("edgecifar: the output cannot be written, the disk is full")
+    assert "Traceback" not in result.stderr

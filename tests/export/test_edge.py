@@ -163,8 +163,8 @@ class TestSearch:
         with pytest.raises(ParityError) as caught:
             search.write(tmp_path / "model.onnx", {})
         assert str(caught.value) == (
-            "No edge variant keeps the budget of 0.2 points: the closest (rank 8) loses 10.00; allow more with "
-            "--budget, or train longer."
+            "No edge variant that was tried keeps the budget of 0.2 points: the closest (rank 8) loses 10.00; "
+            "allow more with --budget, or train longer."
         )
         assert list(tmp_path.iterdir()) == []
 
@@ -206,7 +206,9 @@ class TestRefusals:
         monkeypatch.setattr(edge.EdgeExporter, "_search_int8", lambda *_: pytest.fail("the rank is beyond the budget"))
         out = tmp_path / "bundles" / "new"
         sentence = refused("export", run.folder, "--variant", "edge", "--budget", "0", "--out", out)
-        assert sentence.startswith("No edge variant keeps the budget of 0 points: the closest (rank 1) loses ")
+        assert sentence.startswith(
+            "No edge variant that was tried keeps the budget of 0 points: the closest (rank 1) loses "
+        )
         assert list(out.parent.iterdir()) == []
 
     def test_a_recipe_that_holds_nothing_out(self, run, small, tmp_path):

@@ -277,3 +277,9 @@ def test_eight_threads_give_the_answers_of_one(classifier, images, paths):
     for thread in threads:
         thread.join()
     assert answers == [[wanted] * 5] * 8
+
+
+@pytest.mark.parametrize("source", [np.zeros((100, 80, 3), np.uint8), 5, None, b"bytes"])
+def test_what_is_no_path_is_refused(classifier, source):
+    with pytest.raises(InputError, match="A picture is named by its path, not by a "):
+        classifier.predict([source])
