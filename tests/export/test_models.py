@@ -155,7 +155,7 @@ def test_a_variant_that_needs_torch(bundle):
 
 def test_a_run_without_weights(run, tmp_path):
     shutil.copy(run.folder / "run.json", tmp_path)
-    assert "no epoch was completed" in message(tmp_path, RunError)
+    assert "has lost its weights.safetensors" in message(tmp_path, RunError)
 
 
 def test_a_run_of_another_net(run, tmp_path):
