@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -17,7 +18,7 @@ STAGING = ".edgecifar-partial-"
 """What the names of unfinished files and folders begin with; leftovers of a killed process carry it."""
 
 REPLACED = ".replaced-"
-"""What the name of a folder begins with while its successor takes its place."""
+"""What the name of a folder begins with while its successor takes its place, where the two cannot be swapped."""
 
 
 def sha256(path: Path) -> str:
@@ -100,7 +101,7 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete what processes that were killed while writing into `folder` left unfinished.
 
-    A folder that was about to be replaced, and whose successor did not make it, is put back.
+    A folder that was moved away for its successor, and whose successor did not make it, is put back.
     """
     for path in list(folder.iterdir()):
         found = re.fullmatch(f"({re.escape(STAGING)}|{re.escape(REPLACED)})([0-9]+)-(.+)", path.name)
@@ -129,13 +130,29 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap what two paths lead to in one step, and return whether that was done.
+
+    Linux alone has the call, and not every file system of it takes it; where it is refused, nothing has changed.
+    See renameat2(2).
+    """
+    ignored, exchange = -100, 2  # AT_FDCWD: both paths are absolute; RENAME_EXCHANGE
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):  # not Linux, or a C library that does not know it yet
+        return False
+    return renameat2(ignored, os.fsencode(one), ignored, os.fsencode(other), exchange) == 0
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends, and vanishes if the block fails.
 
     Args:
         path: the folder to make.
-        replace: whether an existing `path` may be replaced; it stays until the new one is complete.
+        replace: whether an existing `path` may be replaced. It stays until the new one is complete, and where the
+            system can swap two folders there is no moment without one of them; elsewhere a process that is killed
+            between two renames leaves the old one under another name, and `remove_leftovers` puts it back.
 
     Raises:
         OutputError: `path` exists and `replace` is false or it is no folder, or it cannot be written.
@@ -156,9 +173,11 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             for file in sorted(staged.rglob("*")):
                 _sync(file)
             _sync(staged)
-            if path.exists():
-                path.rename(old)  # a folder that is not empty cannot be replaced in one step
-            staged.rename(path)
+            if not path.exists():
+                staged.rename(path)
+            elif not _exchange(staged, path):
+                path.rename(old)  # a folder that is not empty cannot be replaced in one rename
+                staged.rename(path)
             _sync(path.parent)
         except BaseException:
             if old.exists() and not path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -38,6 +39,32 @@ def living():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process.pid
     process.communicate(b"\n")
+
+
+@pytest.fixture(params=["swapped", "renamed"])
+def way(request, tmp_path, monkeypatch) -> str:
+    """How an existing folder is replaced: in one step, or in two where the system has no such step."""
+    if request.param == "renamed":
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    elif not swaps(tmp_path):
+        pytest.skip("the system or its file system cannot swap two folders")
+    return request.param
+
+
+def swaps(folder: Path) -> bool:
+    """Return whether two folders here can be swapped, as the system itself says; other failures are failures."""
+    if sys.platform != "linux":
+        return False
+    one, other = folder / "swap-one", folder / "swap-other"
+    one.mkdir()
+    other.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    refused = not hasattr(libc, "renameat2") or (
+        libc.renameat2(-100, bytes(one), -100, bytes(other), 2) and ctypes.get_errno() in (errno.EINVAL, errno.ENOSYS)
+    )
+    one.rmdir()
+    other.rmdir()
+    return not refused
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 << 20])
@@ -229,7 +256,7 @@ class TestNewFolder:
         assert names(tmp_path) == ["made"]
         assert contents(tmp_path / "made") == {"a": "old"}
 
-    def test_replace(self, tmp_path):
+    def test_replace(self, tmp_path, way):
         (tmp_path / "made").mkdir()
         (tmp_path / "made" / "a").write_text("old")
         with new_folder(tmp_path / "made", replace=True) as folder:
@@ -238,7 +265,7 @@ class TestNewFolder:
         assert names(tmp_path) == ["made"]
         assert contents(tmp_path / "made") == {"b": "new"}
 
-    def test_replace_keeps_the_old_one_when_the_block_fails(self, tmp_path):
+    def test_replace_keeps_the_old_one_when_the_block_fails(self, tmp_path, way):
         (tmp_path / "made").mkdir()
         (tmp_path / "made" / "a").write_text("old")
         with pytest.raises(RuntimeError, match="broken"):
@@ -246,7 +273,23 @@ class TestNewFolder:
         assert names(tmp_path) == ["made"]
         assert contents(tmp_path / "made") == {"a": "old"}
 
+    def test_the_way_is_the_one_that_is_meant(self, tmp_path, monkeypatch, way):
+        renamed, rename = [], os.rename
+        monkeypatch.setattr(os, "rename", lambda *paths: (renamed.append(paths), rename(*paths)))
+        (tmp_path / "made").mkdir()
+        with new_folder(tmp_path / "made", replace=True):
+            pass
+        assert len(renamed) == (0 if way == "swapped" else 2)
+
+    def test_a_swap_that_is_refused_changes_nothing(self, tmp_path, monkeypatch):
+        (tmp_path / "made").mkdir()
+        assert not files._exchange(tmp_path / "made", tmp_path / "absent")
+        assert names(tmp_path) == ["made"]
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # a C library that does not know the call
+        assert not files._exchange(tmp_path / "made", tmp_path / "made")
+
     def test_replace_keeps_the_old_one_when_the_last_step_fails(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
         (tmp_path / "made").mkdir()
         (tmp_path / "made" / "a").write_text("old")
         rename = os.rename
@@ -373,30 +416,36 @@ class TestLeftovers:
     KILLED = """
 import os, signal, sys
 from pathlib import Path
-from edgecifar.runtime.files import new_folder
-rename, left = os.rename, int(sys.argv[2])
-def count(source, target):
-    global left
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    rename(source, target)
-os.rename = count
-with new_folder(Path(sys.argv[1]), replace=True) as folder:
+from edgecifar.runtime import files
+left = int(sys.argv[2])
+def deadly(step):
+    def call(*args, **options):
+        global left
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return step(*args, **options)
+    return call
+files._exchange = deadly(files._exchange if sys.argv[3] == "swapped" else lambda one, other: False)
+os.rename = deadly(os.rename)
+files.shutil.rmtree = deadly(files.shutil.rmtree)
+with files.new_folder(Path(sys.argv[1]), replace=True) as folder:
     (folder / "a").write_text("new")
 """
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-    @pytest.mark.parametrize("renames", [0, 1])
-    def test_killed_while_replacing(self, tmp_path, renames):
+    @pytest.mark.parametrize("steps", range(6))
+    def test_killed_while_replacing(self, tmp_path, way, steps):
+        """Before the swap or its refusal, then the two renames, the two removals, and the end."""
         (tmp_path / "made").mkdir()
         (tmp_path / "made" / "a").write_text("old")
-        process = subprocess.run([sys.executable, "-c", self.KILLED, tmp_path / "made", str(renames)], check=False)
-        assert process.returncode == -9
-        assert (tmp_path / "made").exists() == (renames == 0)
+        process = subprocess.run([sys.executable, "-c", self.KILLED, tmp_path / "made", str(steps), way], check=False)
+        assert process.returncode == (-9 if steps < (3 if way == "swapped" else 5) else 0)
+        assert (tmp_path / "made").exists() == (way == "swapped" or steps != 2)
         remove_leftovers(tmp_path)
         assert names(tmp_path) == ["made"]
-        assert contents(tmp_path / "made") == {"a": "old"}
+        replaced = 1 if way == "swapped" else 3
+        assert contents(tmp_path / "made") == {"a": "old" if steps < replaced else "new"}
 
 
 @pytest.fixture
