@@ -41,6 +41,8 @@ class Prediction:
 class Classifier:
     """Classifies pictures by a variant of a bundle on onnxruntime. Safe to use from several threads.
 
+    It belongs to the process that made it: in a child that was forked since, it raises a `ProviderError`.
+
     Attributes:
         bundle: where the model comes from.
         variant: which of its variants is used.
@@ -79,6 +81,7 @@ class Classifier:
 
         Raises:
             InputError: another type, dtype or shape.
+            ProviderError: the classifier was made before a fork, by the parent of this process.
         """
         return self._session.probabilities(images)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ MOST_THREADS = 256
 
 
 class Session:
-    """A loaded model: uint8 [N, 32, 32, 3] in, probabilities out. Safe to use from several threads.
+    """A loaded model: uint8 [N, 32, 32, 3] in, probabilities out. Safe to use from several threads, of one process.
 
     Attributes:
         provider: the name in `PROVIDERS` that every node runs on.
@@ -71,6 +72,8 @@ class Session:
                 if candidate == candidates[-1]:
                     raise
         self._name = name
+        self._abandoned = False
+        _living.add(self)
         _check_contract(self._session, name)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -79,6 +82,7 @@ class Session:
         Raises:
             InputError: another type, dtype or shape.
             ModelError: the model fails while it runs, as only a damaged one does, or where memory runs out.
+            ProviderError: the session was made before a fork, by the parent of this process.
         """
         return self._run(PROBABILITIES, images)
 
@@ -88,6 +92,11 @@ class Session:
 
     def _run(self, output: str, images: np.ndarray) -> np.ndarray:
         check_images(images)
+        if self._abandoned:
+            raise ProviderError(
+                f"{self._name} was loaded before this process was forked, and onnxruntime's threads do not live on in "
+                "the child: make a Classifier after the fork, or start the process with 'spawn'."
+            )
         if not len(images):
             return np.empty((0, len(LABELS)), np.float32)
         try:
@@ -113,6 +122,25 @@ class Session:
             except (ValueError, RecursionError):
                 raise ModelError(f"{self._name} is damaged (its {key} is not JSON): export it again.") from None
         return found
+
+
+_living: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _abandon() -> None:
+    """In a forked child: no session of the parent's is run or freed; either could wait for threads that are gone.
+
+    Freeing would do so in the child's last moment at the latest, and for ever. The memory is the parent's anyway.
+    """
+    import ctypes  # only where a process that has a session forks
+
+    for session in _living:
+        session._abandoned = True
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._session))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=lambda: _living and _abandon())
 
 
 def check_images(images: object) -> None:
