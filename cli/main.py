@@ -41,6 +41,7 @@ class Optimizer(StrEnum):
 
     sgd = "sgd"
     adam = "adam"
+    muon = "muon"
 
 
 class Format(StrEnum):
@@ -262,9 +263,15 @@ def export(
     budget: Annotated[
         float, typer.Option(min=0, help="Points of held-out accuracy that the edge variant may lose.")
     ] = 0.2,
+    sign: Annotated[
+        Path | None, typer.Option(help="Sign the bundle with this private key, PEM.", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
 ) -> None:
     """Export a run into a bundle, after proving that each model in it agrees with the net."""
+    from ..runtime.signing import Signer
+
+    signer = Signer(sign) if sign else None  # first: a key that cannot sign is said before the long work
     from ..export.build import export as build
     from ..train import data as datasets
     from ..train.run import Run
@@ -276,7 +283,15 @@ def export(
     dataset = datasets.load_for_export(name, data, _say)
     target = out or source.folder / "bundle"
     bundle, _ = build(
-        source, target, _expand(formats, Format), _expand(variants, VariantName), dataset, budget, force, say=_say
+        source,
+        target,
+        _expand(formats, Format),
+        _expand(variants, VariantName),
+        dataset,
+        budget,
+        force,
+        signer,
+        _say,
     )
     _say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
 
@@ -339,6 +354,9 @@ def predict(
 @command
 def verify(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle. Default: the one installed.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="It must be signed: with the private key of this public key, PEM.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a bundle: every digest, no unknown file, and the golden vectors of each variant on this machine."""
@@ -348,7 +366,7 @@ def verify(
     from .display import check_table
 
     opened = Bundle.open(bundle)
-    checks = opened.verify()
+    checks = opened.verify(key)
     if as_json:
         print(json.dumps({"bundle": str(opened.folder), "checks": [asdict(check) for check in checks]}, indent=2))
     else:

@@ -25,6 +25,7 @@ from .augment import augment, normalise
 from .calibration import fit_temperature
 from .data import Dataset
 from .net import Net
+from .optimizer import make_optimizers
 from .recipes import Recipe
 from .run import FINISHED, RUNNING, Run, load_state
 
@@ -202,13 +203,14 @@ class _Training:
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
         torch.manual_seed(seed)
         self.net = Net(recipe.dropout).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.optimizer = _optimizer(self.net, recipe)
+        self.optimizers = make_optimizers(self.net, recipe)
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `_end_epoch` stored."""
         load_state(self.net, state["net"], self.run.folder)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
         self._count()  # run.json was written later, and may be an epoch behind
 
@@ -246,15 +248,18 @@ class _Training:
         self.net.train()
         started = shown = time.perf_counter()
         for step, batch in enumerate(batches):
-            for group in self.optimizer.param_groups:
-                group["lr"] = recipe.rate(epoch * len(batches) + step, recipe.epochs * len(batches))
+            share = recipe.share_of_lr(epoch * len(batches) + step, recipe.epochs * len(batches))
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * share
             shown_images = augment(images[batch], epoch, mirrored_first[batch], recipe, generator)
             with autocast:
                 logits = self.net(normalise(shown_images))
             loss = functional.cross_entropy(logits.float(), labels[batch], label_smoothing=recipe.label_smoothing)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.net.zero_grad(set_to_none=True)
             loss.backward()
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             losses[step] = loss.detach()
             now = time.perf_counter()
             if now - shown > 0.2 or step + 1 == len(batches):
@@ -282,7 +287,7 @@ class _Training:
         self.metrics.append(line)
         state = {
             "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "epoch": self.epoch,
             "seconds": self.seconds,
             "metrics": self.metrics,
@@ -326,20 +331,6 @@ class _Training:
     def _test(self, temperature: float = 1.0) -> Evaluation:
         classify = classify_with(self.net, temperature)
         return evaluate(classify, self.dataset.test_images, self.dataset.test_labels)
-
-
-def _optimizer(net: Net, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimizer, with weight decay on weights only: not on biases, nor on batch norm's parameters."""
-    weights = [parameter for parameter in net.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in net.parameters() if parameter.ndim == 1]
-    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    fused = next(net.parameters()).device.type in ("cpu", "cuda")
-    if recipe.optimizer == "sgd":
-        nesterov = recipe.nesterov and recipe.momentum > 0  # torch refuses the one without the other
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.lr, fused=fused)
-    raise RunError(f"There is no optimizer called {recipe.optimizer}: choose sgd or adam.")
 
 
 def _derive(seed: int, epoch: int, purpose: int) -> int:

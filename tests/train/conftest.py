@@ -18,6 +18,8 @@ class SmallNet(nn.Sequential):
             nn.Conv2d(3, 8, 3, stride=4),
             nn.BatchNorm2d(8),
             nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
             nn.Flatten(),
             nn.Dropout(dropout),
             nn.Linear(8 * 8 * 8, 10),

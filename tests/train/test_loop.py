@@ -159,7 +159,7 @@ def test_random_streams_are_pinned_and_apart():
     assert all(0 <= value < 2**63 for value in every)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
 @pytest.mark.parametrize(
     ("when", "epoch"), [("progress", 1), ("epoch", 1), ("progress", 2), ("progress", 3), ("epoch", 3)]
 )
@@ -271,7 +271,7 @@ def test_progress_ends_each_epoch_with_its_loss(tmp_path, tiny, small_net, no_pl
 
 def test_the_rate_follows_the_schedule(tmp_path, tiny, small_net, no_plots, steps):
     loop.train(RECIPE, tiny, tmp_path / "run", CPU)
-    wanted = [RECIPE.rate(step, 3 * STEPS) for step in range(3 * STEPS)]
+    wanted = [RECIPE.lr * RECIPE.share_of_lr(step, 3 * STEPS) for step in range(3 * STEPS)]
     assert len(set(wanted)) > 6
     assert [[rate for rate, _, _ in groups] for groups in steps] == [[rate] * 2 for rate in wanted]
 
@@ -280,7 +280,9 @@ def test_the_rate_goes_on_where_a_resumed_run_was(tmp_path, tiny, small_net, no_
     with pytest.raises(KeyboardInterrupt):
         loop.train(RECIPE, tiny, tmp_path / "run", CPU, listener=Stopper("epoch", 2))
     loop.resume(Run(tmp_path / "run"), tiny, CPU)
-    assert [groups[0][0] for groups in steps] == [RECIPE.rate(step, 3 * STEPS) for step in range(3 * STEPS)]
+    assert [groups[0][0] for groups in steps] == [
+        RECIPE.lr * RECIPE.share_of_lr(step, 3 * STEPS) for step in range(3 * STEPS)
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -298,7 +300,7 @@ def test_momentum_0_turns_nesterov_off(tmp_path, tiny, small_net, no_plots):
 def test_unknown_optimizer(tmp_path, tiny, small_net):
     recipe = replace(RECIPE, optimizer="lion")
     assert refusal(loop.train, recipe, tiny, tmp_path / "run", CPU) == (
-        "There is no optimizer called lion: choose sgd or adam."
+        "There is no optimizer called lion: choose sgd, adam or muon."
     )
 
 

@@ -1,0 +1,112 @@
+"""Each parameter is moved once, as its kind should be; Muon's steps are orthogonal and of the size its rate says."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from edgecifar.train.net import Net
+from edgecifar.train.optimizer import NAMES, Muon, make_optimizers, orthogonal
+from edgecifar.train.recipes import FAST
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(32, 144), (64, 64), (200, 30)])
+def test_orthogonal_brings_singular_values_to_about_one(shape):
+    matrix = random(*shape) * 1e-3
+    # Square random matrices have singular values near 0, which five iterations raise but do not bring to 1.
+    least = 0.6 if shape[0] != shape[1] else 0.0
+    values = torch.linalg.svdvals(orthogonal(matrix))
+    assert least < values.min()
+    assert values.max() < 1.25
+    assert torch.linalg.svdvals(matrix).max() < 0.05
+
+
+@pytest.mark.parametrize("shape", [(32, 144), (200, 30)])
+def test_orthogonal_keeps_the_singular_vectors(shape):
+    u, _, vh = torch.linalg.svd(random(*shape), full_matrices=False)
+    nearest = u @ vh
+    assert torch.cosine_similarity(orthogonal(random(*shape)).flatten(), nearest.flatten(), dim=0) > 0.98
+
+
+def test_orthogonal_of_nothing_is_nothing():
+    assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+def test_a_step_of_muon_has_the_relative_size_of_its_rate():
+    bank = nn.Parameter(random(32, 16, 3, 3) * 7)
+    direction = bank.detach().clone()
+    bank.grad = random(32, 16, 3, 3, seed=1)
+    Muon([bank], lr=0.125).step()
+    start = direction * 32**0.5 / direction.norm()  # the norm of an orthogonal bank
+    step = bank.detach() - start
+    assert (step.norm() / start.norm()).item() == pytest.approx(0.125, rel=0.2)
+    assert torch.sum(step * bank.grad) < 0  # downhill
+
+
+def test_momentum_outlasts_its_gradient():
+    bank = nn.Parameter(random(8, 4, 3, 3))
+    muon = Muon([bank], lr=0.1, momentum=0.5)
+    bank.grad = random(8, 4, 3, 3, seed=1)
+    muon.step()
+    before = bank.detach() * 8**0.5 / bank.detach().norm()
+    bank.grad = torch.zeros_like(bank)
+    muon.step()
+    assert (bank.detach() - before).norm() / before.norm() == pytest.approx(0.1, rel=0.2)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_memory_format_changes_nothing(memory_format):
+    plain = nn.Parameter(random(8, 4, 3, 3))
+    plain.grad = random(8, 4, 3, 3, seed=1)
+    other = nn.Parameter(plain.detach().clone().to(memory_format=memory_format))
+    other.grad = plain.grad.to(memory_format=memory_format)
+    Muon([plain], lr=0.1).step()
+    Muon([other], lr=0.1).step()
+    torch.testing.assert_close(other, plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_of_net_is_moved_by_one_optimizer(name):
+    net = Net()
+    moved = [
+        p for o in make_optimizers(net, replace(FAST, optimizer=name)) for g in o.param_groups for p in g["params"]
+    ]
+    assert sorted(map(id, moved)) == sorted(map(id, net.parameters()))
+
+
+def test_muon_moves_the_filters_that_see_features_and_sgd_the_rest():
+    net = Net()
+    sgd, muon = make_optimizers(net, replace(FAST, optimizer="muon", lr=0.2, filter_lr=0.3, weight_decay=0.25))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    assert isinstance(sgd, SGD)
+    assert isinstance(muon, Muon)
+    (group,) = muon.param_groups
+    assert [names[id(p)] for p in group["params"]] == [f"conv{i}.weight" for i in range(2, 7)]
+    assert (group["lr"], group["peak_lr"], group["weight_decay"]) == (0.3, 0.3, 0)
+    assert {group["peak_lr"] for group in sgd.param_groups} == {0.2}
+    decaying, others = sgd.param_groups
+    assert [names[id(p)] for p in decaying["params"]] == ["conv1.weight", "fc1.weight", "fc2.weight", "fc3.weight"]
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.25, 0)
+
+
+def test_muon_goes_on_from_its_state():
+    bank = nn.Parameter(random(8, 4, 3, 3))
+    muon = Muon([bank], lr=0.1)
+    bank.grad = random(8, 4, 3, 3, seed=1)
+    muon.step()
+    again = nn.Parameter(bank.detach().clone())
+    restored = Muon([again], lr=0.7)
+    restored.load_state_dict(copy.deepcopy(muon.state_dict()))
+    for parameter, optimizer in ((bank, muon), (again, restored)):
+        parameter.grad = random(8, 4, 3, 3, seed=2)
+        optimizer.step()
+    assert torch.equal(again, bank)
