@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import files
-from ..runtime.bundle import CARD, GOLDEN, MANIFEST, MODELS, PARITY, SUMS, Bundle, Manifest, Variant
+from ..runtime import files, machine
+from ..runtime.bundle import BOM, CARD, GOLDEN, MANIFEST, MODELS, PARITY, SUMS, Bundle, Manifest, Variant
 from ..runtime.contract import INPUT_NAME, LABELS
 from ..runtime.errors import DataError, ModelError, OutputError, ParityError, RunError
+from ..runtime.signing import Signer
 from ..train.data import SYNTHETIC, Dataset, synthetic
 from ..train.loop import logits_with
 from ..train.run import RECORD, Run
-from . import card, edge, models, parity, to_onnx, to_pt2, to_torchscript
+from . import bom, card, edge, models, parity, to_onnx, to_pt2, to_torchscript
 from .graph import Deployed
 
 GOLDEN_PICTURES = 32
@@ -49,6 +50,7 @@ def export(
     dataset: Dataset | None = None,
     budget: float = 0.2,
     replace: bool = False,
+    signer: Signer | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> tuple[Bundle, dict[str, parity.Parity]]:
     """Export `run` into the new bundle `out`.
@@ -62,6 +64,7 @@ def export(
             pictures, accuracy stays unknown, and lossy variants cannot be made.
         budget: points of held-out accuracy that a lossy variant may lose.
         replace: whether a bundle at `out` may be replaced.
+        signer: signs the bundle, the last thing before it appears; None leaves it unsigned.
         say: called with a line about each step.
 
     Returns:
@@ -106,6 +109,8 @@ def export(
             reasons = "; ".join(f"{name} {result.failure}" for name, result in failed.items())
             raise ParityError(f"Not the same model, so no bundle was made: {reasons}.")
         _complete(folder, made, results, name, provenance)
+        if signer:
+            signer.sign(folder, out.name)
     return Bundle.open(out), results
 
 
@@ -205,7 +210,7 @@ def _complete(
     dataset: str,
     provenance: dict[str, Any],
 ) -> None:
-    """Write everything beside the models: golden vectors, parity, manifest, card, digests."""
+    """Write everything beside the models: golden vectors, parity, manifest, card, bill of materials, digests."""
     variants = tuple(
         Variant(
             name=target.name,
@@ -233,6 +238,7 @@ def _complete(
     write(folder / PARITY, (json.dumps({n: r.as_json() for n, r in results.items()}, indent=2) + "\n").encode())
     write(folder / MANIFEST, manifest.as_json().encode())
     write(folder / CARD, card.text(manifest).encode())
+    write(folder / BOM, bom.text(manifest, machine.versions()).encode())
     sums = "".join(f"{files.sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
     write(folder / SUMS, sums.encode())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..runtime.bundle import GOLDEN, MANIFEST, PARITY, SUMS, Manifest
+from ..runtime.bundle import BOM, GOLDEN, MANIFEST, PARITY, SUMS, Manifest
 
 TEMPLATE = """# {title}
 
@@ -25,7 +25,8 @@ Or with onnxruntime alone: input `images`, uint8 `[batch, 32, 32, 3]`, RGB, 0 to
 The default is `{default}`. {made_by}
 
 Accuracy and agreement: on {images:,} images ({data}). `{parity}` has the details, `{golden}` the probabilities that
-`edgecifar verify` expects on drawn pictures, `{manifest}` all else, `{sums}` every digest (`sha256sum -c {sums}`).
+`edgecifar verify` expects on drawn pictures, `{bom}` the bill of materials (CycloneDX), `{manifest}` all else, `{sums}`
+every digest (`sha256sum -c {sums}`).
 
 ## Training
 Net, six convolutions and three fully connected layers, 20,715,146 parameters, by the recipe `{recipe}`:
@@ -62,6 +63,7 @@ def text(manifest: Manifest) -> str:
         images=first.parity["images"],
         data=first.parity["data"],
         parity=PARITY,
+        bom=BOM,
         golden=GOLDEN,
         manifest=MANIFEST,
         sums=SUMS,

@@ -19,11 +19,16 @@ import numpy as np
 from .contract import INPUT_NAME, LABELS, LOGITS, PROBABILITIES, SIDE
 from .errors import BundleError, EdgecifarError, VariantError
 from .session import Session, check_images
+from .signing import LARGEST as LARGEST_SIGNATURE
+from .signing import SIGNATURE, Verifier
 
 SCHEMA = 1
 """Version of the manifest's layout; a reader refuses those it does not know."""
 
 MANIFEST, GOLDEN, PARITY, CARD, SUMS = "manifest.json", "golden.npz", "parity.json", "README.md", "SHA256SUMS"
+BOM = "bom.cdx.json"
+"""The bill of materials. A bundle may lack it: the runtime reads it for its digest alone."""
+
 MODELS = {"onnx": ".onnx", "torchscript": ".torchscript.pt", "pt2": ".pt2"}
 """Formats that a variant can have, and how its file's name ends."""
 
@@ -206,18 +211,34 @@ class Check:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on the disk, its manifest read and checked; the models are checked when they are read."""
+    """A bundle on the disk, its manifest read and checked; the models are checked when they are read.
+
+    Attributes:
+        folder: where it is.
+        manifest: what manifest.json says.
+        sums: the SHA-256 of each of its files, SHA256SUMS included, as it was when the bundle was opened; nothing else
+            is taken for one of them later. The signature alone, where there is one, has none.
+    """
 
     folder: Path
     manifest: Manifest
+    sums: dict[str, str]
 
     @classmethod
-    def open(cls, folder: str | Path | None = None) -> Bundle:
+    def open(cls, folder: str | Path | None = None, key: str | Path | None = None) -> Bundle:
         """Open the bundle in `folder`, by default the one that is installed with the package.
 
+        Args:
+            folder: the bundle's.
+            key: a public key, PEM; the bundle must be signed with its private key. All that is read of the bundle from
+                then on is held against what was signed.
+
         Raises:
-            BundleError: it is missing, damaged, of an unknown schema, or its manifest is not the one that was written.
+            BundleError: it is missing, damaged, of an unknown schema, its manifest is not the one that was written, or
+                it is not signed with that key.
+            SigningError: the key cannot be used, or what checks signatures is not installed.
         """
+        verifier = None if key is None else Verifier(key)
         path = DEFAULT if folder is None else Path(folder)
         if not os.path.lexists(path / MANIFEST):
             raise BundleError(
@@ -230,8 +251,10 @@ class Bundle:
             text = content.decode()
         except UnicodeDecodeError:
             raise BundleError(f"{path / MANIFEST} is damaged (not UTF-8): copy the bundle again.") from None
-        bundle = cls(path, Manifest.parse(text, path / MANIFEST))
+        bundle = cls(path, Manifest.parse(text, path / MANIFEST), _sums(path))
         bundle._match(MANIFEST, content)
+        if verifier:
+            bundle._signature(verifier)
         return bundle
 
     def variant(self, name: str | None = None) -> Variant:
@@ -254,7 +277,7 @@ class Bundle:
             BundleError: it is missing, or not what was exported.
         """
         content = self._match(variant.file, _read(self.folder, variant.file))
-        if len(content) != variant.bytes or self._sums()[variant.file] != variant.sha256:
+        if len(content) != variant.bytes or self.sums[variant.file] != variant.sha256:
             raise BundleError(f"{self.folder / variant.file} is not what {MANIFEST} names: copy the bundle again.")
         return content
 
@@ -289,20 +312,31 @@ class Bundle:
             raise BundleError(f"{self.folder / GOLDEN} is damaged ({error}): copy the bundle again.") from None
         return images, arrays
 
-    def verify(self) -> list[Check]:
+    def verify(self, key: str | Path | None = None) -> list[Check]:
         """Check every file's digest, that no file is unknown, and that each variant gives its golden vectors here.
+
+        Args:
+            key: a public key, PEM; that the bundle is signed with its private key is checked before any model is run.
 
         Returns:
             One `Check` a promise; all of them hold in an intact bundle. Damage is never raised.
+
+        Raises:
+            SigningError: the key cannot be used, or what checks signatures is not installed.
         """
+        verifier = None if key is None else Verifier(key)
         checks = [
             _attempt("manifest", lambda: f"schema {Bundle.open(self.folder).manifest.schema}"),
-            _attempt(SUMS, lambda: f"{len(self._sums())} files"),
+            _attempt(SUMS, self._unchanged),
         ]
         if not checks[-1].passed:
             return checks  # no file can be held against it
+        if verifier or os.path.lexists(self.folder / SIGNATURE):
+            checks.append(_attempt(SIGNATURE, lambda: self._signature(verifier)))
+            if verifier and not checks[-1].passed:
+                return checks  # the files are of who knows whom: none is used
         models = {variant.file: variant for variant in self.manifest.variants}
-        files = {MANIFEST, GOLDEN, PARITY, CARD, *models, *self._sums()}
+        files = {MANIFEST, GOLDEN, PARITY, CARD, *models, *self.sums} - {SUMS}
 
         def measure(name: str) -> str:
             file = self.read(models[name]) if name in models else self._match(name, _read(self.folder, name))
@@ -310,7 +344,7 @@ class Bundle:
 
         for name in sorted(files):
             checks.append(_attempt(name, lambda name=name: measure(name)))
-        for name in sorted(set(os.listdir(self.folder)) - files - {SUMS}):
+        for name in sorted(set(os.listdir(self.folder)) - files - {SUMS, SIGNATURE}):
             shown = name if name.isprintable() else ascii(name)
             checks.append(Check(shown, False, f"is in the folder but not in {SUMS}: remove it"))
         for variant in self.manifest.variants:
@@ -327,16 +361,25 @@ class Bundle:
             raise BundleError(f"differ by {difference:.2e}, more than {variant.golden_tolerance:.0e} on this machine")
         return f"{len(images)} images, largest difference {difference:.1e}"
 
-    def _sums(self) -> dict[str, str]:
-        text = _read(self.folder, SUMS).decode(errors="replace")
-        sums = {name: digest for digest, name in re.findall(f"([0-9a-f]{{64}})  ({PLAIN})\n", text)}
-        if text != "".join(f"{digest}  {name}\n" for name, digest in sums.items()):
-            raise BundleError(f"{self.folder / SUMS} is damaged: copy the bundle again.")
-        return sums
+    def _unchanged(self) -> str:
+        if _sums(self.folder) != self.sums:
+            raise BundleError(f"{self.folder / SUMS} has changed since the bundle was opened: open it again.")
+        return f"{len(self.sums) - 1} files"
+
+    def _signature(self, verifier: Verifier | None) -> str:
+        """Hold the signature against `sums`, and say of whom it is; without a verifier, that it is there."""
+        path = self.folder / SIGNATURE
+        if not os.path.lexists(path):
+            raise BundleError(f"{self.folder} is not signed ({SIGNATURE} is missing): get it from whoever signed it.")
+        _read(self.folder, SIGNATURE)  # refuses links and what is too large
+        if verifier is None:
+            return "signed, not checked: pass --key"
+        verifier.check(path, self.sums)
+        return f"made with the private key of {verifier.key} over {len(self.sums)} files"
 
     def _match(self, name: str, content: bytes) -> bytes:
         """Return `content` if it is what SHA256SUMS says of `name`."""
-        digest = self._sums().get(name)
+        digest = self.sums.get(name)
         if digest != sha256(content).hexdigest():
             reason = f"is not what {SUMS} names" if digest else f"is not named in {SUMS}"
             raise BundleError(f"{self.folder / name} {reason}: copy the bundle again.")
@@ -368,10 +411,22 @@ def _unpack(content: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _sums(folder: Path) -> dict[str, str]:
+    """Return the digest that SHA256SUMS has of each file, and its own."""
+    content = _read(folder, SUMS)
+    text = content.decode(errors="replace")
+    sums = {name: digest for digest, name in re.findall(f"([0-9a-f]{{64}})  ({PLAIN})\n", text)}
+    written = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    if written.encode() != content or sums.keys() & {SUMS, SIGNATURE}:  # which cannot hold their own digests
+        raise BundleError(f"{folder / SUMS} is damaged: copy the bundle again.")
+    return {**sums, SUMS: sha256(content).hexdigest()}
+
+
 def _read(folder: Path, name: str) -> bytes:
     """Return a file of a bundle; links, folders, devices and files that are too large are refused unopened."""
     path = folder / name
     limit = LARGEST_MODEL if name.endswith(tuple(MODELS.values())) else LARGEST
+    limit = LARGEST_SIGNATURE if name == SIGNATURE else limit
     if not re.fullmatch(PLAIN, name):
         raise BundleError(f"{name!r} is not the name of a file in {folder}: copy the bundle again.")
     try:

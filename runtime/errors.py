@@ -5,6 +5,7 @@
     ├── RunError         a run folder or its checkpoint cannot be used, or training cannot go on
     ├── ModelError       a model file cannot be loaded, or is of another net
     ├── BundleError      a bundle is missing, damaged or of an unknown schema
+    ├── SigningError     a key cannot be used to sign or to verify, or what does so is not installed
     ├── VariantError     the bundle has no such variant
     ├── ParityError      an exported model does not agree with the net it was made from
     ├── PictureError     a picture cannot be read
@@ -36,6 +37,10 @@ class ModelError(EdgecifarError):
 
 class BundleError(EdgecifarError):
     """A bundle is missing, damaged or of an unknown schema."""
+
+
+class SigningError(EdgecifarError):
+    """A key cannot be used to sign or to verify, or what does so is not installed."""
 
 
 class VariantError(EdgecifarError):

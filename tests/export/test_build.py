@@ -66,7 +66,7 @@ def contents(folder):
 
 class TestComplete:
     def test_files(self, bundle):
-        beside = {"manifest.json", "golden.npz", "parity.json", "README.md", "SHA256SUMS"}
+        beside = {"manifest.json", "golden.npz", "parity.json", "README.md", "bom.cdx.json", "SHA256SUMS"}
         assert {path.name for path in bundle.folder.iterdir()} == beside | set(MODELS.values())
 
     def test_verifies(self, bundle):
@@ -276,6 +276,7 @@ def test_exporting_again_gives_the_same_bytes(exported, export_everything, tmp_p
         "manifest.json",
         "SHA256SUMS",
         "README.md",
+        "bom.cdx.json",
     }
     parts = [dataclasses.replace(bundle.manifest, variants=()) for bundle in (exported[0], again)]
     assert parts[0] == parts[1]

@@ -1,0 +1,200 @@
+"""The bill of materials: CycloneDX for machine learning, of the models, the data, and the packages that made them.
+
+It says for a program what the model card says for a person. cyclonedx-python-lib writes and validates it; a model card
+is the one thing that the library has no class for yet, so that part is put in as the schema has it, and validated too.
+"""
+
+# The decorators of cyclonedx's classes hide their constructors and attributes from pyright.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
+from cyclonedx.model.bom import Bom, BomMetaData
+from cyclonedx.model.component import Component, ComponentScope, ComponentType, Pedigree
+from cyclonedx.model.license import DisjunctiveLicense
+from cyclonedx.model.tool import ToolRepository
+from cyclonedx.output.json import JsonV1Dot6
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packageurl import PackageURL
+
+from ..runtime.bundle import CARD, Manifest
+from ..runtime.errors import BundleError, RunError
+from ..runtime.machine import PACKAGES
+from ..train.run import WEIGHTS
+
+SOURCES = {"CIFAR-10": "https://www.cs.toronto.edu/~kriz/cifar.html"}
+"""Where a data set of this name comes from."""
+
+OURS = "edgecifar"
+"""What comes first in the names of properties that no standard has; and the one of the packages that is the tool."""
+
+
+def text(manifest: Manifest, versions: dict[str, str]) -> str:
+    """Return the bill of materials of a bundle as JSON; for the same arguments the same bytes.
+
+    Args:
+        manifest: the bundle's.
+        versions: of the packages that it is exported with; the manifest knows those of the training.
+
+    Raises:
+        RunError: the manifest says nothing usable of when the run ended.
+        BundleError: what came out is not CycloneDX.
+    """
+    origin = manifest.provenance
+    ended = origin["finished"] or origin["started"]
+    try:
+        timestamp = datetime.fromisoformat(ended)
+    except (TypeError, ValueError):
+        raise RunError(f"The run's record is damaged ({ended!r} is no time): restore it or train again.") from None
+    data = _dataset(manifest)
+    libraries = _libraries(origin["trained_with"], versions)
+    model = _model(manifest)
+    bom = Bom(
+        serial_number=_serial_number(manifest, versions),
+        metadata=BomMetaData(
+            timestamp=timestamp,
+            component=model,
+            tools=ToolRepository(
+                components=[Component(type=ComponentType.APPLICATION, name=OURS, version=versions.get(OURS))]
+            ),
+        ),
+        components=[data, *libraries],
+    )
+    bom.register_dependency(model, [data, *libraries])
+    document = json.loads(JsonV1Dot6(bom).output_as_string())
+    document["metadata"]["component"]["modelCard"] = _model_card(manifest, data)
+    content = json.dumps(document, indent=2) + "\n"
+    if error := JsonStrictValidator(SchemaVersion.V1_6).validate_str(content):
+        raise BundleError(f"The bill of materials is not as its schema wants it ({error.data.message}): report this.")
+    return content
+
+
+def _serial_number(manifest: Manifest, versions: dict[str, str]) -> uuid.UUID:
+    """Return a number that is another for every other content."""
+    digest = sha256(json.dumps([manifest.as_json(), versions], sort_keys=True).encode()).hexdigest()
+    return uuid.uuid5(uuid.NAMESPACE_OID, digest)
+
+
+def _model(manifest: Manifest) -> Component:
+    """Return the net, with the files that hold it as its parts and the checkpoint as what they come from."""
+    origin = manifest.provenance
+    mit = DisjunctiveLicense(id="MIT")
+    files = [
+        Component(
+            type=ComponentType.MACHINE_LEARNING_MODEL,
+            bom_ref=variant.file,
+            name=variant.file,
+            description=variant.made_by,
+            hashes=[_sha256(variant.sha256)],
+            licenses=[mit],
+            properties=_properties(variant=variant.name, format=variant.format, precision=variant.precision),
+        )
+        for variant in manifest.variants
+    ]
+    checkpoint = Component(
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        bom_ref=WEIGHTS,
+        name=WEIGHTS,
+        hashes=[_sha256(origin["checkpoint_sha256"])],
+    )
+    return Component(
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        bom_ref="model",
+        name=f"edgecifar {manifest.dataset} classifier",
+        version=origin["checkpoint_sha256"][:12],
+        description=f"Classifies a picture as one of {', '.join(manifest.labels)}.",
+        licenses=[mit],
+        external_references=[ExternalReference(type=ExternalReferenceType.MODEL_CARD, url=XsUri(CARD))],
+        components=files,
+        pedigree=Pedigree(ancestors=[checkpoint]),
+        properties=_properties(
+            recipe=origin["recipe"]["name"], epochs=f"{origin['epochs_done']}", seed=f"{origin['seed']}"
+        ),
+    )
+
+
+def _dataset(manifest: Manifest) -> Component:
+    record = manifest.provenance["dataset"]
+    source = SOURCES.get(manifest.dataset)
+    return Component(
+        type=ComponentType.DATA,
+        bom_ref="data",
+        name=manifest.dataset,
+        description=f"{record['trained_on']:,} of its training images were trained on. The hash is over the pixels of "
+        "all its images and their labels.",
+        hashes=[_sha256(record["sha256"])],
+        external_references=[ExternalReference(type=ExternalReferenceType.WEBSITE, url=XsUri(source))]
+        if source
+        else [],
+    )
+
+
+def _libraries(training: dict[str, str], export: dict[str, str]) -> list[Component]:
+    """Return each package in each version that was there. None is part of the bundle, which is what "excluded" says."""
+    uses: dict[tuple[str, str], list[str]] = {}
+    for use, versions in (("training", training), ("export", export)):
+        for name in PACKAGES:
+            if name in versions and name != OURS:
+                uses.setdefault((name, versions[name]), []).append(use)
+    components = []
+    for (name, version), used in uses.items():
+        purl = PackageURL("pypi", name=name, version=version)
+        components.append(
+            Component(
+                type=ComponentType.LIBRARY,
+                bom_ref=str(purl),
+                name=name,
+                version=version,
+                purl=purl,
+                scope=ComponentScope.EXCLUDED,
+                properties=[Property(name=f"{OURS}:installed-for", value=", ".join(used))],
+            )
+        )
+    return components
+
+
+def _model_card(manifest: Manifest, data: Component) -> dict[str, Any]:
+    """Return the card in the words of the schema; accuracy is of each model file, where it was measured."""
+    contract = manifest.contract
+    return {
+        "modelParameters": {
+            "approach": {"type": "supervised"},
+            "task": "classification",
+            "architectureFamily": "convolutional neural network",
+            "modelArchitecture": "six convolutions and three fully connected layers",
+            "datasets": [{"ref": data.bom_ref.value}],
+            "inputs": [{"format": _tensor(contract["input"]) + " RGB"}],
+            "outputs": [{"format": _tensor(output)} for output in contract["outputs"]],
+        },
+        "quantitativeAnalysis": {
+            "performanceMetrics": [
+                {
+                    "type": "accuracy",
+                    "value": f"{variant.accuracy}",
+                    "slice": f"{variant.file} on {variant.parity['images']:,} images ({variant.parity['data']})",
+                }
+                for variant in manifest.variants
+                if variant.accuracy is not None
+            ]
+        },
+    }
+
+
+def _tensor(described: dict[str, Any]) -> str:
+    return f"{described['name']}: {described['dtype']} [{', '.join(map(str, described['shape']))}]"
+
+
+def _sha256(digest: str) -> HashType:
+    return HashType(alg=HashAlgorithm.SHA_256, content=digest)
+
+
+def _properties(**values: str) -> list[Property]:
+    return [Property(name=f"{OURS}:{name}", value=value) for name, value in values.items()]
