@@ -365,7 +365,7 @@ def verify(
     from ..runtime import Bundle
     from .display import check_table
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, key)
     checks = opened.verify(key)
     if as_json:
         print(json.dumps({"bundle": str(opened.folder), "checks": [asdict(check) for check in checks]}, indent=2))

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from edgecifar.runtime.contract import LABELS
+from edgecifar.runtime.files import sha256
+from edgecifar.runtime.signing import Signer
+
+TINY = Path(__file__).parents[1] / "fixtures" / "tiny_bundle"
 
 
 class TestVerify:
@@ -59,6 +66,99 @@ class TestVerify:
     def test_a_damaged_manifest(self, refused, own_bundle):
         (own_bundle / "manifest.json").write_text("{")
         assert "manifest.json is damaged" in refused("verify", own_bundle)
+
+
+class TestVerifySigned:
+    @pytest.fixture
+    def keys(self, tmp_path):
+        """Two key pairs as openssl writes them: `ours.key` and `ours.pub`, `theirs.key` and `theirs.pub`."""
+        pytest.importorskip("model_signing")
+        if shutil.which("openssl") is None:
+            pytest.skip("openssl is not installed")
+        for name in ("ours", "theirs"):
+            key, pub = tmp_path / f"{name}.key", tmp_path / f"{name}.pub"
+            make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key]
+            subprocess.run(make, check=True, capture_output=True)
+            take = ["openssl", "ec", "-in", key, "-pubout", "-out", pub]
+            subprocess.run(take, check=True, capture_output=True)
+        return tmp_path
+
+    @pytest.fixture
+    def unsigned(self, tmp_path) -> Path:
+        return Path(shutil.copytree(TINY, tmp_path / "tiny"))
+
+    @pytest.fixture
+    def signed(self, unsigned, keys) -> Path:
+        Signer(keys / "ours.key").sign(unsigned, "tiny")
+        return unsigned
+
+    def test_with_its_key(self, edgecifar, signed, keys):
+        result = edgecifar("verify", signed, "--key", keys / "ours.pub")
+        assert (result.exit_code, result.stderr) == (0, "")
+        (line,) = (line for line in result.stdout.splitlines() if " model.sig " in line)
+        assert line.startswith("ok  ")
+        assert line.endswith(f"made with the private key of {keys / 'ours.pub'} over 7 files")
+        assert "golden vectors of edge" in result.stdout
+
+    def test_json(self, edgecifar, signed, keys):
+        result = edgecifar("verify", signed, "--key", keys / "ours.pub", "--json")
+        checks = json.loads(result.stdout)["checks"]
+        assert "model.sig" in {check["name"] for check in checks}
+        assert all(check["passed"] for check in checks)
+
+    def test_without_a_key(self, edgecifar, signed):
+        result = edgecifar("verify", signed)
+        assert result.exit_code == 0
+        assert any("signed, not checked: pass --key" in line for line in result.stdout.splitlines())
+
+    def test_unsigned(self, refused, unsigned, keys):
+        assert refused("verify", unsigned, "--key", keys / "ours.pub") == (
+            f"{unsigned} is not signed (model.sig is missing): get it from whoever signed it."
+        )
+
+    def test_by_another_key(self, refused, signed, keys):
+        assert refused("verify", signed, "--key", keys / "theirs.pub") == (
+            f"{signed / 'model.sig'} was not made with the private key of {keys / 'theirs.pub'}, or is damaged: get "
+            "the bundle again from whoever signed it."
+        )
+
+    def test_altered_together_with_its_sums(self, refused, signed, keys):
+        before = sha256(signed / "README.md")
+        (signed / "README.md").write_text("altered")
+        sums = signed / "SHA256SUMS"
+        sums.write_text(sums.read_text().replace(before, sha256(signed / "README.md")))
+        assert refused("verify", signed, "--key", keys / "ours.pub") == (
+            f"{signed / 'model.sig'} was made over other files than these (README.md, SHA256SUMS): get the bundle "
+            "again from whoever signed it."
+        )
+
+    @pytest.mark.parametrize("name", ["README.md", "model.onnx"])
+    def test_altered(self, edgecifar, signed, keys, name):
+        with (signed / name).open("ab") as file:
+            file.write(b"x")
+        result = edgecifar("verify", signed, "--key", keys / "ours.pub")
+        assert result.exit_code == 1
+        (sentence,) = result.stderr.splitlines()
+        assert sentence.startswith(f"edgecifar: {signed} failed ")
+        assert name in sentence
+
+    def test_a_key_that_is_missing(self, refused, signed, tmp_path):
+        path = tmp_path / "none.pub"
+        assert refused("verify", signed, "--key", path) == (
+            f"The key {path} cannot be read (No such file or directory): check the path and its permissions."
+        )
+
+    def test_the_key_is_refused_before_anything_is_exported(self, refused, keys):
+        """Even before the run is looked for, which is not there."""
+        sentence = refused("export", keys / "no-run", "--sign", keys / "ours.pub")
+        assert sentence.startswith(f"{keys / 'ours.pub'} is not a private key of the curve P-256, P-384 or P-521")
+
+    @pytest.mark.parametrize("arguments", [["verify", "--key"], ["export", "--sign"]])
+    def test_without_the_extra(self, refused, keys, monkeypatch, arguments):
+        monkeypatch.setitem(sys.modules, "model_signing", None)  # as if it was not installed
+        assert refused(*arguments, keys / "ours.key") == (
+            "A signature needs the package model-signing: pip install 'edgecifar[sign]'."
+        )
 
 
 class TestInfo:

@@ -21,6 +21,9 @@ HEAVY = (
     "matplotlib",
     "scipy",
     "typer",
+    "model_signing",
+    "cryptography",
+    "cyclonedx",
     "edgecifar.train",
     "edgecifar.export",
 )
