@@ -7,7 +7,6 @@ import json
 import os
 import re
 import stat
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
@@ -37,6 +36,9 @@ LARGEST_MODEL = 1 << 30
 
 LARGEST = 1 << 24
 """Bytes above which no other file of a bundle is read: the JSON in one can take 20 times its size in memory."""
+
+DEEPEST = 32
+"""How deeply a manifest may be nested: whatever walks through it must not run out of stack."""
 
 PLAIN = "[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}"
 """Regular expression of the names that files and variants may have: safe on every disk, terminal and command line."""
@@ -136,6 +138,8 @@ class Manifest:
             shown = json.dumps(values, ensure_ascii=False)
             if not shown.isprintable() or "\\u00" in shown:  # what is printed must not steer a terminal
                 raise ValueError("it holds characters that cannot be shown")
+            if _depth(values) > DEEPEST:
+                raise ValueError(f"it is nested more than {DEEPEST} deep")
             for name in ("labels", "variants"):
                 if not isinstance(values.get(name), list):
                     raise ValueError(f"{name!r} is missing or not a list")
@@ -145,6 +149,12 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{source} is damaged ({error}): copy the bundle again.") from None
         return manifest
+
+
+def _depth(value: Any) -> int:
+    """Return how deeply lists and objects are nested in a JSON value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -398,6 +408,8 @@ def _unpack(content: bytes) -> dict[str, np.ndarray]:
 
     Unlike `np.load`, this takes no memory on the word of an array's header, and never knows how to unpickle.
     """
+    import zipfile  # not needed to classify
+
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > LARGEST:

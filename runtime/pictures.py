@@ -5,7 +5,8 @@ Colour profiles are ignored: CIFAR-10's pictures come without any.
 
 from __future__ import annotations
 
-import glob
+import functools
+import importlib
 import io
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import Image
 
 from .contract import SIDE
 from .errors import PictureError
@@ -39,21 +40,27 @@ MAX_PIXELS = 64_000_000
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-class _JpegReader(JpegImagePlugin.JpegImageFile):
-    def _read_dpi_from_exif(self) -> None:
-        """Do nothing: the resolution is of no use here, and Pillow's look for it warns of damaged EXIF data."""
-
-
 # Pillow's readers are called by the first bytes of the data rather than through `Image.open`, which warns of large
 # pictures before their size can be looked at, and loads every exotic parser that Pillow has to find WebP and TIFF.
-_READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
-    (rb"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (rb"\xff\xd8\xff", _JpegReader),
-    (rb"RIFF.{4}WEBP", WebPImagePlugin.WebPImageFile),
-    (rb"BM", BmpImagePlugin.BmpImageFile),
-    (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
-    (rb"GIF8[79]a", GifImagePlugin.GifImageFile),
+# Each is imported when its first picture comes.
+_FORMATS = (
+    (rb"\x89PNG\r\n\x1a\n", "Png"),
+    (rb"\xff\xd8\xff", "Jpeg"),
+    (rb"RIFF.{4}WEBP", "WebP"),
+    (rb"BM", "Bmp"),
+    (rb"II[*+]\0|MM\0[*+]", "Tiff"),
+    (rb"GIF8[79]a", "Gif"),
 )
+
+
+@functools.cache
+def _reader(kind: str) -> type[ImageFile]:
+    """Return Pillow's reader of the format `kind`, as its module is named."""
+    reader = getattr(importlib.import_module(f"PIL.{kind}ImagePlugin"), f"{kind}ImageFile")
+    if kind == "Jpeg":  # the resolution is of no use here, and Pillow's look for it warns of damaged EXIF data
+        return type("JpegReader", (reader,), {"_read_dpi_from_exif": lambda self: None})
+    return reader
+
 
 _UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,9 +97,10 @@ def load_picture(source: str | Path | bytes | BinaryIO, fit: str = "crop", name:
         raise PictureError(f"There is no fit {fit!r}: choose one of {', '.join(FITS)}.")
     name = name or _name(source)
     data = _read(source, name)
-    reader = next((reader for start, reader in _READERS if re.match(start, data, re.DOTALL)), None)
-    if reader is None:
+    kind = next((kind for start, kind in _FORMATS if re.match(start, data, re.DOTALL)), None)
+    if kind is None:
         raise _refusal(name, "it is not a PNG, JPEG, WebP, BMP, TIFF or GIF picture; convert it to one of these")
+    reader = _reader(kind)
     try:
         return _decode(reader(io.BytesIO(data)), fit)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -108,7 +116,8 @@ def load_picture(source: str | Path | bytes | BinaryIO, fit: str = "crop", name:
 def find_pictures(arguments: Sequence[str]) -> list[str]:
     """Expand the arguments of a command to the pictures they mean, in order; the same one may come twice.
 
-    A folder becomes the picture files (by suffix) in it and its subfolders, sorted, without hidden ones. A pattern
+    A folder becomes the picture files (by suffix) in it and its subfolders, sorted, without hidden ones and without
+    pipes and devices, which only those who name them are made to wait for. A pattern
     that the shell left alone (with `*`, `?` or `[`, and no file's name) becomes the files that match, sorted; `**`
     goes into subfolders. Anything else stays as it is, existing or not: `load_picture` says what is wrong with it.
 
@@ -121,6 +130,8 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
         if os.path.isdir(argument):  # noqa: PTH112
             found, why = _walk(argument), f"no name in it and its subfolders ends with {', '.join(_SUFFIXES)}"
         elif re.search(r"[*?[]", argument) and not os.path.lexists(argument):
+            import glob
+
             matches = sorted(glob.glob(argument, recursive=True))  # pathlib refuses absolute patterns
             found, why = [match for match in matches if os.path.isfile(match)], "no file matches it"  # noqa: PTH113
         else:
@@ -137,8 +148,13 @@ def _walk(folder: str) -> list[str]:
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         names = sorted(name for name in files if not name.startswith(".") and name.lower().endswith(_SUFFIXES))
-        found += [str(Path(where, name)) for name in names]
+        found += [path for name in names if not _endless(path := str(Path(where, name)))]
     return found
+
+
+def _endless(path: str) -> bool:
+    """Whether `path` is a pipe, a device or a socket, which may never end; a broken link is none of them."""
+    return os.path.exists(path) and not os.path.isfile(path)  # noqa: PTH110, PTH113 - as in find_pictures
 
 
 def _refusal(name: str, reason: str) -> PictureError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -348,6 +349,15 @@ class TestManifest:
     def test_deep_nesting(self, resealed, opening):
         folder = resealed(**{"manifest.json": opening * 100_000})
         assert refusal(folder).startswith(f"{folder / 'manifest.json'} is damaged (")
+
+    @pytest.mark.parametrize(("levels", "read"), [(20, True), (40, False), (500, False)])
+    def test_what_is_read_can_be_written_again(self, resealed, levels, read):
+        """To walk through 500 levels takes more stack than there may be."""
+        folder = resealed(manifest=setting("provenance", value={"a": json.loads("[" * levels + "]" * levels)}))
+        if read:
+            assert "[" * levels in re.sub(r"\s", "", Bundle.open(folder).manifest.as_json())
+        else:
+            assert refusal(folder).startswith(f"{folder / 'manifest.json'} is damaged (")
 
     @pytest.mark.parametrize("schema", [0, 2, -1, 10**30])
     def test_another_schema(self, resealed, schema):

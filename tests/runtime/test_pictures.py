@@ -544,6 +544,17 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(album):
 
 
 @pytest.mark.usefixtures("album")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_in_a_folder_is_not_waited_for():
+    os.mkfifo("album/pipe.png")
+    Path("album/zero.png").symlink_to("/dev/zero")
+    Path("album/broken.png").symlink_to("missing")  # stays, to be reported
+    assert find_pictures(["album"])[:3] == ["album/a.JPG", "album/b.png", "album/broken.png"]
+    assert len(find_pictures(["album"])) == 5
+    assert find_pictures(["album/pipe.png"]) == ["album/pipe.png"]
+
+
+@pytest.mark.usefixtures("album")
 def test_a_folder_without_pictures_is_named():
     with pytest.raises(PictureError, match=r"There are no pictures in album/none: .* ends with \.bmp, .*, \.webp; "):
         find_pictures(["album/b.png", "album/none"])
