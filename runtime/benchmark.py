@@ -61,17 +61,21 @@ class Report:
 
 
 def time_calls(
-    call: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter
+    call: Callable[[], object],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    warm_up: int = WARM_UP,
+    least: int = 10,
 ) -> np.ndarray:
-    """Return the time of each call in seconds, float64 [calls], of at least 10 calls over about `seconds`.
+    """Return the time of each call in seconds, float64 [calls], of at least `least` calls over about `seconds`.
 
-    The first calls, which allocate, are not counted.
+    The first `warm_up` calls, which allocate, are not counted.
     """
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         call()
     times = []
     end = clock() + seconds
-    while len(times) < 10 or clock() < end:
+    while len(times) < least or clock() < end:
         begin = clock()
         call()
         times.append(clock() - begin)

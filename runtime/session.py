@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
-from importlib import metadata
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from .errors import InputError, ModelError, ProviderError
 from .machine import usable_cpus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnxruntime
 
 PROVIDERS = {
@@ -30,6 +32,9 @@ PROVIDERS = {
 
 AUTO = "auto"
 
+RECORD_ASSIGNMENT = ("session.record_ep_graph_assignment_info", "1")
+"""Entry of a session's options with which it remembers what runs each node; unknown before onnxruntime 1.24."""
+
 MOST_THREADS = 256
 """Threads of one call; onnxruntime makes them all when the model is loaded, 100,000 of them for minutes."""
 
@@ -42,7 +47,14 @@ class Session:
         threads: how many threads one call may use on the CPU.
     """
 
-    def __init__(self, model: bytes, provider: str = AUTO, threads: int | None = None, name: str = "the model") -> None:
+    def __init__(
+        self,
+        model: bytes,
+        provider: str = AUTO,
+        threads: int | None = None,
+        name: str = "the model",
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         """Load `model`, the bytes of an ONNX file.
 
         Args:
@@ -50,6 +62,7 @@ class Session:
             provider: a name in `PROVIDERS`, or "auto": CUDA where it runs, else the CPU.
             threads: by default as many as the affinity mask and the control group's quota allow.
             name: what messages call the model.
+            settings: of the provider, by onnxruntime's names, such as {"enable_cuda_graph": "1"}.
 
         Raises:
             ProviderError: the provider is unknown, or cannot run every node here.
@@ -65,7 +78,7 @@ class Session:
             candidates = [provider]
         for candidate in candidates:
             try:
-                self._session = _load(ort, model, candidate, self.threads, name)
+                self._session = _load(ort, model, candidate, self.threads, name, settings or {})
                 self.provider = candidate
                 break
             except ProviderError:
@@ -106,6 +119,13 @@ class Session:
                 f"{self._name} cannot classify {len(images)} images ({_first_sentence(error)}): export it again, or "
                 "give fewer at once."
             ) from None
+
+    def assignment(self) -> dict[str, int] | None:
+        """Return how many of the model's nodes each provider runs, by onnxruntime's name of it.
+
+        None before onnxruntime 1.24, which does not tell. They are counted before fusion.
+        """
+        return assignment(self._session)
 
     def metadata(self) -> dict[str, Any]:
         """Return what the file says of itself: its metadata, the JSON values read, keys without their prefix.
@@ -153,6 +173,16 @@ def check_images(images: object) -> None:
         )
 
 
+def assignment(session: onnxruntime.InferenceSession) -> dict[str, int] | None:
+    """As `Session.assignment`, of a session whose options have `RECORD_ASSIGNMENT`."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    counts: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] += len(part.get_nodes())
+    return dict(counts)
+
+
 def import_onnxruntime() -> Any:
     """Import onnxruntime with its telemetry off.
 
@@ -172,6 +202,8 @@ def import_onnxruntime() -> Any:
 
 
 def _installed() -> list[str]:
+    from importlib import metadata  # only where something is wrong: it takes as long to import as a model to load
+
     packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
     found = []
     for package in packages:
@@ -202,7 +234,9 @@ def _remedy(provider: str) -> str:
     return f"it needs {package}"
 
 
-def _load(ort: Any, model: bytes, provider: str, threads: int, name: str) -> onnxruntime.InferenceSession:
+def _load(
+    ort: Any, model: bytes, provider: str, threads: int, name: str, settings: Mapping[str, str]
+) -> onnxruntime.InferenceSession:
     if provider not in PROVIDERS:
         raise ProviderError(f"There is no provider called {provider}: choose auto, {', '.join(PROVIDERS)}.")
     full_name, _ = PROVIDERS[provider]
@@ -217,10 +251,14 @@ def _load(ort: Any, model: bytes, provider: str, threads: int, name: str) -> onn
     options.add_session_config_entry("session.load_model_format", "ONNX")  # nothing else, whatever the bytes look like
     # A model of bytes alone would take external data from the working directory. Nothing lies below this path.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    options.add_session_config_entry(*RECORD_ASSIGNMENT)  # costs nothing that could be measured
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if provider == "openvino":  # which has threads of its own, by default as many as there are cores
+        settings = {"num_of_threads": str(threads), **settings}
     try:
-        session = ort.InferenceSession(model, options, providers=[full_name], enable_fallback=0)
+        wanted = (full_name, dict(settings)) if settings else full_name
+        session = ort.InferenceSession(model, options, providers=[wanted], enable_fallback=0)
     except Exception as error:  # onnxruntime raises a dozen types that share no base of their own
         if isinstance(error, MemoryError):
             raise

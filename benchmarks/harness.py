@@ -1,0 +1,255 @@
+"""What latency.py and peers.py share: turns taken in rounds, figures, ratios, and the table, picture and JSON of them.
+
+It knows nothing of models; an entry is a function without arguments and what to call it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecifar.runtime import EdgecifarError, machine
+from edgecifar.runtime.benchmark import WARM_UP, time_calls
+from edgecifar.runtime.errors import ProviderError
+from edgecifar.runtime.files import write_file
+from edgecifar.runtime.session import PROVIDERS, Session
+
+PERCENTILES = (50, 90, 99, 99.9)
+SETTLE = 2
+"""Calls at the start of each turn that are not counted: they fetch what the others' turns drove out of the caches."""
+
+
+@dataclass
+class Entry:
+    """Something that is measured, or the reason why it is not.
+
+    Attributes:
+        labels: what tells it apart from the others; each is a column of the table.
+        call: what is timed; None where there is nothing to time.
+        images: how many images a call classifies.
+        problem: why it cannot be measured and what to do, in a sentence.
+        details: what else the line of JSON says of it, such as the nodes that each provider runs.
+        bases: the entries that it is held against, by what the ratio is called.
+        rounds: the times of its calls in seconds, float64 [calls] a round.
+    """
+
+    labels: dict[str, Any]
+    call: Callable[[], object] | None = None
+    images: int = 1
+    problem: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    bases: dict[str, Entry] = field(default_factory=dict)
+    rounds: list[np.ndarray] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """Return what the line of JSON says of it; the figures are there only where it was measured."""
+        row = {**self.labels, **self.details, "problem": self.problem or None}
+        if not self.rounds:
+            return row
+        ratios = {name: ratio(self.rounds, base.rounds) for name, base in self.bases.items() if base.rounds}
+        return {**row, **figures(np.concatenate(self.rounds), self.images), "ratios": ratios}
+
+
+def alternate(
+    entries: Sequence[Entry],
+    seconds: float,
+    rounds: int = 10,
+    clock: Callable[[], float] = time.perf_counter,
+    seed: int = 0,
+) -> None:
+    """Time the calls of `entries`, about `seconds` each, in turns: what disturbs the machine disturbs all alike.
+
+    Every round gives each entry one turn, in an order drawn for the round by `seed`, so that nobody always follows
+    the same one. The first calls of a turn are not counted.
+    """
+    rng = np.random.default_rng(seed)
+    measured = [(entry, entry.call) for entry in entries if entry.call]
+    for turn in range(rounds):
+        for index in rng.permutation(len(measured)):
+            entry, call = measured[index]
+            warm_up = SETTLE if turn else WARM_UP
+            entry.rounds.append(time_calls(call, seconds / rounds, clock, warm_up, least=1))
+
+
+def figures(times: np.ndarray, images: int) -> dict[str, Any]:
+    """Return n, mean, percentiles in ms and images/s of calls that took `times` seconds, float64 [calls].
+
+    A percentile beyond which there is not even one call is None: 99.9 % takes 1,000 calls.
+    """
+    milliseconds: dict[str, float | None] = {"mean": float(1000 * times.mean())}
+    for p in PERCENTILES:
+        known = len(times) * (100 - p) >= 100 - 1e-9
+        milliseconds[f"p{p}"] = float(1000 * np.percentile(times, p)) if known else None
+    return {
+        "n": len(times),
+        "milliseconds": milliseconds,
+        "images_per_second": float(images * len(times) / times.sum()),
+    }
+
+
+def ratio(rounds: Sequence[np.ndarray], base: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return how many times as long as `base` it took, round by round by the medians: the median and the quartiles."""
+    pairs = [np.median(mine) / np.median(other) for mine, other in zip(rounds, base, strict=True)]
+    low, median, high = np.percentile(pairs, (25, 50, 75))
+    return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+def ran_on(session: Session) -> dict[str, Any]:
+    """Return the provider, how many nodes each provider of onnxruntime runs, and the share of the one asked for.
+
+    Raises:
+        ProviderError: not every node runs where it was told to; such a session is not measured.
+    """
+    return share(session.provider, PROVIDERS[session.provider][0], session.assignment())
+
+
+def share(provider: str, full_name: str, nodes: Mapping[str, int] | None) -> dict[str, Any]:
+    """As `ran_on`, of any `provider`, whose name in `nodes` is `full_name`; the share is None where nobody tells."""
+    if nodes is None:
+        return {"ran_on": provider, "nodes": None, "share": None}
+    total, own = sum(nodes.values()), nodes.get(full_name, 0)
+    if not total or own < total:
+        raise ProviderError(
+            f"Only {own} of {total} nodes run on {provider}, so it is not measured: choose another variant or provider."
+        )
+    return {"ran_on": provider, "nodes": dict(nodes), "share": own / total}
+
+
+def document(benchmark: str, entries: Sequence[Entry], settings: Mapping[str, Any], **versions: str) -> dict[str, Any]:
+    """Return the JSON document of a run: the machine, what was asked for, and a row an entry."""
+    described = machine.describe()
+    found = described["versions"]
+    described["versions"] = {**(found if isinstance(found, dict) else {}), **versions}
+    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    return {
+        "benchmark": benchmark,
+        "machine": {**described, "gpus": gpus(), "load_average": load},
+        "settings": dict(settings),
+        "rows": [entry.row() for entry in entries],
+    }
+
+
+def gpus() -> list[str]:
+    """Return name, driver and memory of each NVIDIA GPU; none where its tool is not there."""
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return []
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """Return the entries as lines of text; what could not be measured says why, below."""
+    labels = list(dict.fromkeys(name for entry in entries for name in entry.labels))
+    ratios = list(dict.fromkeys(name for entry in entries for name in entry.bases))
+    names = [f"p{p}" for p in PERCENTILES] + ["mean"]
+    lines = [[*labels, *(f"{name} ms" for name in names), "images/s", "calls", *(f"of {name}" for name in ratios)]]
+    notes = []
+    for entry in entries:
+        cells = [str(entry.labels.get(name, "")) for name in labels]
+        row = entry.row()
+        if "n" in row:
+            known = [row["milliseconds"][name] for name in names]
+            cells += ["" if value is None else f"{value:.3f}" for value in known]
+            cells += [f"{row['images_per_second']:,.0f}", f"{row['n']:,}"]
+            for name in ratios:
+                found = row["ratios"].get(name)
+                cells.append(f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})" if found else "")
+        if entry.problem:
+            notes.append(" ".join([*filter(None, cells[: len(labels)])]) + f": {entry.problem}")
+        if "n" in row:
+            lines.append(cells)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    shown = [
+        "  ".join(
+            cell.ljust(width) if column < len(labels) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*shown, *([""] if notes else []), *notes])
+
+
+def draw(entries: Sequence[Entry], path: Path, title: str) -> None:
+    """Draw the median of each measured entry as a bar, with a line on to its highest known percentile, into a PNG.
+
+    Entries that differ in the label "batch" get axes of their own.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        if entry.rounds:
+            groups.setdefault(entry.labels.get("batch", ""), []).append(entry)
+    if not groups:
+        raise EdgecifarError("Nothing was measured, so there is nothing to draw: leave out --picture.")
+    most = max(len(group) for group in groups.values())
+    figure = Figure(figsize=(6.5 * len(groups), 1.2 + 0.3 * most), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    for axes, (batch, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        group.sort(key=lambda entry: -entry.row()["milliseconds"]["p50"])
+        medians = [entry.row()["milliseconds"]["p50"] for entry in group]
+        highest = [max(filter(None, entry.row()["milliseconds"].values())) for entry in group]
+        names = [" ".join(str(v) for k, v in entry.labels.items() if k != "batch" and v != "") for entry in group]
+        axes.barh(names, medians, color="#4c72b0")
+        axes.hlines(range(len(group)), medians, highest, color="#444444", linewidth=1)
+        for place, median in enumerate(medians):
+            axes.text(median, place + 0.25, f" {median:.3g}", fontsize=6, va="bottom")
+        axes.set_xscale("log")
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel("ms a call: median, line to the highest percentile known", fontsize=8)
+        axes.set_title(f"batch {batch}" if batch else "", fontsize=9)
+    write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=110))
+
+
+def report(
+    benchmark: str, entries: Sequence[Entry], settings: Mapping[str, Any], picture: Path | None, **versions: str
+) -> None:
+    """Print the table, draw the picture where one is wanted, and end with one line of JSON."""
+    found = document(benchmark, entries, settings, **versions)
+    described = found["machine"]
+    quota = described["cpu_quota"]
+    print(
+        f"{described['cpu']}, {described['usable_cpus']} usable cores, quota {quota or 'none'}, "
+        f"{' '.join(described['cpu_features'])}; load {described['load_average']}; "
+        f"{', '.join(f'{name} {version}' for name, version in described['versions'].items())}\n"
+    )
+    print(table(entries))
+    if picture:
+        draw(entries, picture, f"{benchmark}: {described['cpu']}, {described['usable_cpus']} usable cores")
+        print(f"\nDrawn into {picture}.")
+    print()
+    print(json.dumps(found, allow_nan=False, ensure_ascii=False))
+
+
+def add_picture(parser: argparse.ArgumentParser, script: str) -> None:
+    """Add --picture, which without a path means a PNG beside `script`."""
+    beside = Path(script).with_suffix(".png")
+    parser.add_argument("--picture", type=Path, nargs="?", const=beside, help=f"draw a PNG, by default {beside.name}")
+
+
+def say(line: str) -> None:
+    """Print a line about what is going on, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(function: Callable[[], None]) -> None:
+    """Run a script; a failure that a person can understand is one sentence on stderr and exit code 1."""
+    try:
+        function()
+    except EdgecifarError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")

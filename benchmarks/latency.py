@@ -1,0 +1,299 @@
+"""Latency and throughput of a bundle: providers x variants x batch sizes x threads, and a picture's decoding apart.
+
+    python benchmarks/latency.py --bundle RUN/bundle --seconds 4
+    python benchmarks/latency.py --provider cuda --provider tensorrt --batch 1 --batch 64 --batch 1024 --threads 1
+
+Needs the runtime alone, and matplotlib for --picture. A provider that is not in the onnxruntime installed here is a
+line that says what brings it; `onnxruntime-gpu` and `onnxruntime-openvino` take the place of `onnxruntime`, so that
+each needs an environment of its own:
+
+    pip install -r requirements-gpu.txt matplotlib && pip install --no-deps .
+    pip install numpy pillow typer matplotlib onnxruntime-openvino && pip install --no-deps .
+
+Plug-in providers (packages called onnxruntime-ep-...) are registered where they are installed, and measured on each
+device that they offer. All entries of a batch size take turns in rounds; the first calls of a turn are not counted.
+
+    Classifier   Classifier.probabilities: numpy in, numpy out
+    session.run  what it calls, bare, on the very same session; "of session.run" is the first over this one
+    bound        buffers on the device: images copied there, probabilities back, within the time (GPUs)
+    graph        likewise, the calls to the GPU recorded once and replayed (CUDA graph)
+    resident     as graph, but nothing is copied: what the net alone takes
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+from harness import Entry
+from PIL import Image
+
+from edgecifar.runtime import Bundle, Classifier, EdgecifarError, pictures
+from edgecifar.runtime.bundle import Variant
+from edgecifar.runtime.contract import INPUT_NAME, LABELS, PROBABILITIES, SIDE
+from edgecifar.runtime.errors import ProviderError, VariantError
+from edgecifar.runtime.machine import usable_cpus
+from edgecifar.runtime.session import PROVIDERS, RECORD_ASSIGNMENT, Session, assignment, import_onnxruntime
+
+BARE = "session.run"
+GRAPH = {"cuda": {"enable_cuda_graph": "1"}, "tensorrt": {"trt_cuda_graph_enable": "1"}}
+"""Of the providers whose buffers can be on the GPU: the settings that record and replay a CUDA graph."""
+ALWAYS = ("cpu", "cuda", "tensorrt", "openvino")
+"""Providers that are tried unless told otherwise, beside those that the onnxruntime here has."""
+PLUG_IN = "onnxruntime-ep-"
+PHOTOS = {(32, 32): "png", (640, 480): "jpeg", (4000, 3000): "jpeg"}
+"""Pictures that are drawn to be read: width and height, and the ending of the file's name."""
+
+
+class Bound:
+    """A session's input and output in buffers on a device; one call at a time.
+
+    Args:
+        session: of onnxruntime.
+        images: uint8 [N, 32, 32, 3], what is classified.
+        device: onnxruntime's name of the kind of device, such as "cuda".
+    """
+
+    def __init__(self, session: Any, images: np.ndarray, device: str) -> None:
+        ort = import_onnxruntime()
+        self._session, self._images = session, images
+        self._given = ort.OrtValue.ortvalue_from_numpy(images, device, 0)
+        self._result = ort.OrtValue.ortvalue_from_shape_and_type((len(images), len(LABELS)), np.float32, device, 0)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(INPUT_NAME, self._given)
+        self._binding.bind_ortvalue_output(PROBABILITIES, self._result)
+
+    def resident(self) -> None:
+        """Classify what is on the device, and leave the answer there."""
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+    def probabilities(self) -> np.ndarray:
+        """Copy the images to the device, classify them, return the probabilities, float32 [N, 10]."""
+        self._given.update_inplace(self._images)
+        self._session.run_with_iobinding(self._binding)
+        return self._result.numpy()
+
+
+class Measurement:
+    """Entries of one bundle, and what their answers must be."""
+
+    def __init__(self, bundle: Bundle, batches: Sequence[int], seed: int = 0) -> None:
+        self.bundle = bundle
+        rng = np.random.default_rng(seed)
+        self.images = {batch: rng.integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8) for batch in batches}
+        self._expected: dict[tuple[str, int], np.ndarray] = {}
+
+    def check(self, entry: Entry, variant: Variant) -> None:
+        """Note how far the answer of `entry` is from the CPU's, and that it is no good where that is too far."""
+        batch, answer = entry.labels["batch"], np.asarray(entry.call and entry.call())
+        if (variant.name, batch) not in self._expected:
+            session = self.bundle.load(variant, "cpu", 1)
+            for size, images in self.images.items():
+                self._expected[variant.name, size] = session.probabilities(images)
+        expected = self._expected[variant.name, batch]
+        difference = float(np.abs(answer - expected).max())
+        agree = int((answer.argmax(1) == expected.argmax(1)).sum())
+        entry.details |= {"largest_difference": difference, "agree": agree}
+        if not difference <= variant.golden_tolerance:
+            entry.problem = (
+                f"its probabilities differ from the CPU's by {difference:.1e}; {agree} of {batch} arg-maxes agree"
+            )
+
+    def of_provider(self, provider: str, variant: Variant, threads: int) -> Iterator[Entry]:
+        """Yield the entries of one provider.
+
+        Raises:
+            ProviderError: it is not here, or does not run every node.
+        """
+        classifier = Classifier(self.bundle, variant.name, provider, threads)
+        details = harness.ran_on(classifier._session)
+        run = classifier._session._session.run
+        for batch, images in self.images.items():
+            labels = {"provider": provider, "variant": variant.name, "batch": batch, "threads": threads}
+            bare = Entry({**labels, "call": BARE}, lambda i=images: run([PROBABILITIES], {INPUT_NAME: i})[0])
+            ours = Entry({**labels, "call": "Classifier"}, lambda i=images: classifier.probabilities(i))
+            ours.bases[BARE] = bare
+            checked, others = [ours, bare], []
+            if provider in GRAPH:
+                name = str(self.bundle.folder / variant.file)
+                bound = Bound(classifier._session._session, images, "cuda")
+                graph = Session(self.bundle.read(variant), provider, threads, name, GRAPH[provider])
+                replayed = Bound(graph._session, images, "cuda")
+                checked.append(Entry({**labels, "call": "bound"}, bound.probabilities, bases={BARE: bare}))
+                checked.append(Entry({**labels, "call": "graph"}, replayed.probabilities, bases={BARE: bare}))
+                others.append(Entry({**labels, "call": "resident"}, replayed.resident, bases={BARE: bare}))
+            for entry in (*checked, *others):
+                entry.images, entry.details = batch, dict(details)
+            for entry in checked:
+                self.check(entry, variant)
+            yield from (*checked, *others)
+
+    def of_device(self, name: str, device: Any, variant: Variant, threads: int) -> Iterator[Entry]:
+        """Yield the entries of one device of a plug-in provider.
+
+        Raises:
+            ProviderError: it does not run every node, or fails.
+        """
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        options.add_session_config_entry(*RECORD_ASSIGNMENT)
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        try:
+            options.add_provider_for_devices([device], {})
+            session = ort.InferenceSession(self.bundle.read(variant), options)
+            details = harness.share(name, device.ep_name, assignment(session))
+            for batch, images in self.images.items():
+                labels = {"provider": name, "variant": variant.name, "batch": batch, "threads": threads, "call": BARE}
+                entry = Entry(labels, lambda i=images: session.run([PROBABILITIES], {INPUT_NAME: i})[0], batch)
+                entry.details = dict(details)
+                self.check(entry, variant)
+                yield entry
+        except EdgecifarError:
+            raise
+        except Exception as error:  # onnxruntime raises a dozen types that share no base of their own
+            raise ProviderError(f"{name} fails here ({str(error).splitlines()[0][:200]}).") from None
+
+
+def plug_ins() -> Iterator[tuple[str, Any, str]]:
+    """Register every plug-in provider that is installed; yield (name, device or None, the problem or "")."""
+    ort = import_onnxruntime()
+    packages = sorted(
+        {name for found in metadata.distributions() if (name := str(found.metadata["Name"])).startswith(PLUG_IN)}
+    )
+    if not packages:
+        yield "plug-in", None, f"none is installed: 'pip install {PLUG_IN}openvino', {PLUG_IN}webgpu or another."
+    for package in packages:
+        try:
+            module = importlib.import_module(package.replace("-", "_"))
+            ort.register_execution_provider_library(package, module.get_library_path())
+            names = module.get_ep_names()
+        except Exception as error:  # of the package, or of the library that it brings
+            yield package, None, f"it cannot be registered ({str(error).splitlines()[0][:200]}): install it again."
+            continue
+        devices = [device for device in ort.get_ep_devices() if device.ep_name in names]
+        if not devices:
+            yield package, None, "it is registered and offers no device here: it needs hardware that it supports."
+        for device in devices:
+            yield f"{package} {device.device.type.name}", device, ""
+
+
+def entries_of(
+    measurement: Measurement, variants: Sequence[Variant], providers: Sequence[str], threads: Sequence[int]
+) -> list[Entry]:
+    """Return the entries of all combinations; what is not there is an entry with its problem."""
+    entries: list[Entry] = []
+    ort = import_onnxruntime()
+    for provider in providers:
+        if provider in PROVIDERS and PROVIDERS[provider][0] not in ort.get_available_providers():
+            try:
+                measurement.bundle.load(variants[0], provider)
+            except EdgecifarError as error:
+                entries.append(Entry({"provider": provider}, problem=str(error)))
+            continue
+        for variant in variants:
+            for count in threads:
+                try:
+                    entries += list(measurement.of_provider(provider, variant, count))
+                except EdgecifarError as error:
+                    labels = {"provider": provider, "variant": variant.name, "threads": count}
+                    entries.append(Entry(labels, problem=str(error)))
+    return entries
+
+
+def entries_of_plug_ins(measurement: Measurement, variants: Sequence[Variant], threads: Sequence[int]) -> list[Entry]:
+    """Return the entries of the plug-in providers, at the highest thread count."""
+    entries: list[Entry] = []
+    for name, device, problem in plug_ins():
+        if device is None:
+            entries.append(Entry({"provider": name}, problem=problem))
+            continue
+        for variant in variants:
+            try:
+                entries += list(measurement.of_device(name, device, variant, max(threads)))
+            except EdgecifarError as error:
+                entries.append(Entry({"provider": name, "variant": variant.name}, problem=str(error)))
+    return entries
+
+
+def entries_of_photos(bundle: Bundle, threads: int, folder: Path) -> list[Entry]:
+    """Draw `PHOTOS` into `folder`; return the entries of decoding, scaling, classifying, and of all in one."""
+    classifier = Classifier(bundle, provider="cpu", threads=threads)
+    details = harness.ran_on(classifier._session)
+    labels = {"provider": "cpu", "variant": classifier.variant.name, "threads": threads}
+    small = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    entries = [Entry({**labels, "call": "infer"}, lambda: classifier.probabilities(small), details=dict(details))]
+    for size, kind in PHOTOS.items():
+        path = folder / f"{size[0]}x{size[1]}.{kind}"
+        noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+        decoded = decode(path)
+        for call, function in {
+            "decode": lambda p=path: decode(p),
+            "resize": lambda image=decoded: pictures._fit(image, "crop"),
+            "predict": lambda p=path: classifier.predict(p),
+        }.items():
+            entries.append(Entry({**labels, "call": f"{call} {path.name}"}, function, details=dict(details)))
+    return entries
+
+
+def decode(path: Path) -> Image.Image:
+    """Decode a picture as `load_picture` does, big JPEGs at a fraction of their size, and no more than that."""
+    with Image.open(path) as image:
+        image.draft(None, (4 * SIDE, 4 * SIDE))
+        return image.convert("RGB")
+
+
+def main() -> None:
+    """Parse, measure, report."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--bundle", type=Path, help="by default the one installed with the package")
+    parser.add_argument("--variant", action="append", help="may be repeated; by default all that are ONNX")
+    parser.add_argument("--provider", action="append", help="may be repeated; by default all, plug-ins too")
+    parser.add_argument("--batch", type=int, action="append", help="may be repeated; by default 1 and 64")
+    parser.add_argument("--threads", type=int, action="append", help="may be repeated; by default 1 and all")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each entry")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each entry")
+    parser.add_argument("--no-photos", action="store_true", help="leave out decoding and scaling")
+    harness.add_picture(parser, __file__)
+    given = parser.parse_args()
+
+    bundle = Bundle.open(given.bundle)
+    named = [bundle.variant(name) for name in given.variant] if given.variant else bundle.manifest.variants
+    variants = [variant for variant in named if variant.format == "onnx"]
+    if not variants:
+        raise VariantError(f"{bundle.folder} has no ONNX variant to measure: export one with --format onnx.")
+    batches, threads = sorted(set(given.batch or (1, 64))), sorted(set(given.threads or (1, usable_cpus())))
+    here = import_onnxruntime().get_available_providers()
+    usual = [name for name, (full_name, _) in PROVIDERS.items() if name in ALWAYS or full_name in here]
+
+    measurement = Measurement(bundle, batches)
+    harness.say("Loading …")
+    entries = entries_of(measurement, variants, given.provider or usual, threads)
+    if not given.provider:
+        entries += entries_of_plug_ins(measurement, variants, threads)
+    for batch in batches:
+        group = [entry for entry in entries if entry.labels.get("batch") == batch]
+        harness.say(f"Batch {batch}: {len(group)} entries in {given.rounds} rounds …")
+        harness.alternate(group, given.seconds, given.rounds)
+    if not given.no_photos:
+        with tempfile.TemporaryDirectory() as folder:
+            photos = entries_of_photos(bundle, max(threads), Path(folder))
+            harness.say(f"Pictures: {len(photos)} entries in {given.rounds} rounds …")
+            harness.alternate(photos, given.seconds, given.rounds)
+        entries += photos
+    settings = {"bundle": bundle.folder.name, "seconds": given.seconds, "rounds": given.rounds}
+    harness.report("latency", entries, settings, given.picture)
+
+
+if __name__ == "__main__":
+    harness.main(main)
