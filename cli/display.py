@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import sys
@@ -110,6 +109,8 @@ def _print_json(classifier: Classifier, _top_k: int, results: Iterable[tuple[str
 
 
 def _print_csv(_classifier: Classifier, top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
+    import csv
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
     numbered = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "probability")]
     writer.writerow(["source", "error", *numbered])

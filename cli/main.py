@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ app = typer.Typer(
     help="Train a CIFAR-10 classifier, prove its exports equal, and serve it without torch.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # help without boxes: importing rich takes longer than all else that help does
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -100,7 +102,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             print("Stopped.", file=sys.stderr)
             raise typer.Exit(130) from None
 
-    return app.command()(reported)
+    # In the list of commands a line is cut to fit; up to its first comma, colon or semicolon it does.
+    return app.command(short_help=re.split("[,:;.]", function.__doc__ or "")[0])(reported)
 
 
 def _fail(sentence: str) -> None:

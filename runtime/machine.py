@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
 PACKAGES = (
@@ -108,6 +107,8 @@ def describe() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Return the installed version of each package that results depend on."""
+    from importlib import metadata  # slow to import, and a classifier only asks for the cores
+
     found = {}
     for package in PACKAGES:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -163,10 +164,10 @@ def test_versions_names_what_is_installed(monkeypatch):
 
     def version(package: str) -> str:
         if package not in installed:
-            raise machine.metadata.PackageNotFoundError
+            raise importlib.metadata.PackageNotFoundError
         return installed[package]
 
-    monkeypatch.setattr(machine.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
     assert versions() == installed
 
 

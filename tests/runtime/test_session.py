@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -352,10 +353,10 @@ def installed(monkeypatch):
     def install(*packages: str) -> None:
         def version(package: str) -> str:
             if package not in packages:
-                raise sessions.metadata.PackageNotFoundError
+                raise importlib.metadata.PackageNotFoundError
             return "1.0"
 
-        monkeypatch.setattr(sessions.metadata, "version", version)
+        monkeypatch.setattr(importlib.metadata, "version", version)
 
     return install
 
