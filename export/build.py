@@ -150,8 +150,7 @@ def _targets(
             )
         few = dataset.train_images[trained_on[:: max(1, len(trained_on) // 10_000)]]
         held_out_images, held_out_labels = dataset.train_images[held_out], dataset.train_labels[held_out]
-        # The search changes the model it is given.
-        search = edge.EdgeExporter(Deployed(net, model.temperature), few, held_out_images, held_out_labels, budget, say)
+        search = edge.EdgeExporter(model, few, held_out_images, held_out_labels, budget, say)
         return _Target(
             "edge", "onnx", "int8", False, lambda path: search.write(path, {**provenance, "variant": "edge"})
         )
