@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgecifar.export import build, models, to_onnx
+from edgecifar.runtime import signing
 from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.contract import LABELS
 from edgecifar.runtime.errors import DataError, OutputError, ParityError
@@ -215,6 +216,41 @@ class TestDisk:
         (tmp_path / "file").write_text("")
         with pytest.raises(OutputError, match="choose another place"):
             build.export(run, tmp_path / "file" / "new", dataset=small)
+
+
+@pytest.mark.usefixtures("quick_onnx")
+class TestSigned:
+    @pytest.fixture
+    def key(self, tmp_path):
+        pytest.importorskip("model_signing")
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key, pem = ec.generate_private_key(ec.SECP256R1()), serialization.Encoding.PEM
+        unlocked = serialization.NoEncryption()
+        path = tmp_path / "my.key"
+        path.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, unlocked))
+        spki = serialization.PublicFormat.SubjectPublicKeyInfo
+        path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(pem, spki))
+        return path
+
+    def test_an_export_is_signed_as_a_whole(self, edgecifar, run, key, tmp_path, synthetic_is_small):
+        out = tmp_path / "out" / "new"
+        result = edgecifar("export", run.folder, "--data", "synthetic", "--out", out, "--sign", key)
+        assert result.exit_code == 0
+        checks = {check.name: check for check in Bundle.open(out).verify(key.with_suffix(".pub"))}
+        assert all(check.passed for check in checks.values())
+        assert {"model.sig", "bom.cdx.json", "SHA256SUMS"} <= {path.name for path in out.iterdir()}
+        assert checks["model.sig"].detail.endswith(f"over {len(list(out.iterdir())) - 1} files")
+
+    def test_where_the_signature_cannot_be_written_there_is_no_bundle(self, run, small, key, tmp_path, monkeypatch):
+        def full(path, content):
+            raise OutputError("full")
+
+        monkeypatch.setattr(signing, "write_file", full)
+        with pytest.raises(OutputError, match="full"):
+            build.export(run, tmp_path / "out" / "new", dataset=small, signer=signing.Signer(key))
+        assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.usefixtures("quick_onnx")

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -116,6 +117,15 @@ class TestSigned:
         (signed / SIGNATURE).unlink()
         Signer(keys / "theirs.key").sign(signed, "tiny")
         assert failed(signed, keys / "theirs.pub") == {}
+
+    def test_offline(self, tiny_bundle, keys, monkeypatch):
+        def refuse(*arguments, **options):
+            raise AssertionError("the network was asked for")
+
+        monkeypatch.setattr(socket, "socket", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        Signer(keys / "ours.key").sign(tiny_bundle, "tiny")
+        assert failed(tiny_bundle, keys / "ours.pub") == {}
 
     def test_a_disk_that_is_full(self, tiny_bundle, keys, monkeypatch):
         def full(path: Path, *arguments, **options):
