@@ -1,0 +1,220 @@
+"""How soon and how well the recipes train: time to an accuracy, final accuracy, images/s, calibration.
+
+    python benchmarks/training.py --recipe reference:3 --recipe fast --recipe best --seeds 3 --out training-runs
+
+Trains each recipe (`NAME:EPOCHS` for other epochs than its own) with each seed, in turn, into a folder of its own
+under --out, then reports. What is finished there already is not trained again, what was interrupted is resumed: the
+same command goes on after any stop. Finished or unfinished runs from elsewhere are added by --run FOLDER.
+
+A time counts training alone: steps and augmentation, not the evaluation after each epoch, nor reading the data. An
+accuracy counts as reached at the end of the first epoch whose images outside of training (the held-out ones; the
+test images for a recipe that holds none out, as the reference does) are classified that well. Nothing is compiled.
+
+Prints a table, draws accuracy over time with --picture, and ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from edgecifar.runtime import machine
+from edgecifar.runtime.errors import EdgecifarError
+from edgecifar.train import data, loop
+from edgecifar.train.recipes import RECIPES, Recipe
+from edgecifar.train.run import Run
+
+LEVELS = (60.0, 78.0, 90.0)
+"""Accuracies in per cent: one that the reference reaches in minutes, its last one, and one beyond it."""
+
+
+class Line(loop.Silent):
+    """Prints a line an epoch."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Print the epoch's accuracy."""
+        print(f"  {self.name}: epoch {metrics['epoch']}, {100 * accuracy(metrics):.2f} %", file=sys.stderr, flush=True)
+
+
+def accuracy(line: dict[str, Any]) -> float:
+    """Return the accuracy that a line of metrics.jsonl holds, 0 to 1."""
+    return line["held_out_accuracy"] if "held_out_accuracy" in line else line["test_accuracy"]
+
+
+def course(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Return (seconds of training so far, accuracy in per cent) at the end of each epoch."""
+    return [
+        (seconds, 100 * accuracy(line))
+        for seconds, line in zip(accumulate(line["seconds"] for line in metrics), metrics, strict=True)
+    ]
+
+
+def time_to(level: float, metrics: list[dict[str, Any]]) -> float | None:
+    """Return the seconds of training after which `level` per cent were first reached; None if they were not."""
+    return next((seconds for seconds, reached in course(metrics) if reached >= level), None)
+
+
+def spread(values: list[float]) -> dict[str, float | int]:
+    """Return n, the mean, and the sample's standard deviation where n is 2 or more."""
+    summary: dict[str, float | int] = {"n": len(values), "mean": mean(values)}
+    return {**summary, "std": stdev(values)} if len(values) > 1 else summary
+
+
+def report(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], levels: list[float]) -> list[dict[str, Any]]:
+    """Return a row for each recipe and device among the runs, each given as its record and its metrics.
+
+    A time to a level is given where every run of the row reached it.
+    """
+    groups: dict[tuple, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = defaultdict(list)
+    for record, metrics in runs:
+        recipe = record["recipe"]
+        key = (recipe["name"], recipe["epochs"], recipe["batch_size"], recipe["held_out"], record["hardware"])
+        groups[key].append((record, metrics))
+    rows = []
+    for (name, epochs, batch_size, _, hardware), members in groups.items():
+        tests = [record["test"] for record, _ in members if record.get("test")]
+        times = {level: [time_to(level, metrics) for _, metrics in members] for level in levels}
+        rows.append(
+            {
+                "recipe": name,
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "hardware": hardware,
+                "threads": members[0][0].get("threads"),
+                "runs": len(members),
+                "finished": len(tests),
+                "images_per_second": median(line["images_per_second"] for _, metrics in members for line in metrics),
+                "training_seconds": spread([course(metrics)[-1][0] for _, metrics in members]),
+                "seconds_to": {
+                    f"{level:g} %": spread([t for t in reached if t is not None]) if None not in reached else None
+                    for level, reached in times.items()
+                },
+                "test_accuracy": spread([100 * test["accuracy"] for test in tests]) if tests else None,
+                "nll": spread([test["nll"] for test in tests]) if tests else None,
+                "ece": spread([100 * test["ece"] for test in tests]) if tests else None,
+                "versions": members[0][0]["machine"]["versions"],
+            }
+        )
+    return rows
+
+
+def _shown(value: dict[str, Any] | None, digits: int) -> str:
+    if value is None:
+        return "—"
+    return f"{value['mean']:.{digits}f}" + (f" ± {value['std']:.{digits}f}" if "std" in value else "")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as text, with how many times sooner than the reference each reaches a level."""
+    reference = {row["hardware"]: row["seconds_to"] for row in rows if row["recipe"] == "reference"}
+    levels = list(rows[0]["seconds_to"])
+    header = [
+        "recipe",
+        "epochs",
+        "n",
+        "images/s",
+        *(f"s to {level}" for level in levels),
+        "s in all",
+        "test %",
+        "ECE %",
+    ]
+    lines = [header]
+    for row in rows:
+        cells = [row["recipe"], str(row["epochs"]), str(row["runs"]), f"{row['images_per_second']:.0f}"]
+        for level in levels:
+            own, other = row["seconds_to"][level], reference.get(row["hardware"], {}).get(level)
+            sooner = f" ({other['mean'] / own['mean']:.1f}x)" if own and other and row["recipe"] != "reference" else ""
+            cells.append(_shown(own, 0) + sooner)
+        cells += [_shown(row["training_seconds"], 0), _shown(row["test_accuracy"], 2), _shown(row["ece"], 2)]
+        lines.append(cells)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def picture(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], path: Path) -> None:
+    """Draw accuracy over seconds of training, a curve a run, into a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = sorted({record["recipe"]["name"] for record, _ in runs})
+    for record, metrics in runs:
+        name = record["recipe"]["name"]
+        seconds, reached = zip(*course(metrics), strict=True)
+        axes.plot(seconds, reached, marker=".", color=f"C{names.index(name)}", label=f"{name}, seed {record['seed']}")
+    axes.set(xlabel="seconds of training", ylabel="accuracy outside of training, %", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def _recipe(text: str) -> Recipe:
+    name, _, epochs = text.partition(":")
+    if name not in RECIPES or (epochs and not epochs.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text} is not NAME or NAME:EPOCHS with NAME of {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    return replace(recipe, epochs=int(epochs)) if epochs else recipe
+
+
+def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, device: str) -> Run:
+    run, where = Run(folder), loop.choose_device(device)
+    if not (folder / "run.json").exists():
+        loop.train(recipe, dataset, folder, where, seed, Line(folder.name))
+    elif run.record["status"] != "finished":
+        loop.resume(run, dataset, where, Line(folder.name))
+    return run
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train what is asked for, and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=_recipe, action="append", default=[], metavar="NAME[:EPOCHS]")
+    parser.add_argument("--seeds", type=int, default=1, help="how many runs of each recipe, seeds 0, 1, …")
+    parser.add_argument("--run", type=Path, action="append", default=[], help="a run folder to report beside them")
+    parser.add_argument("--level", type=float, action="append", help="an accuracy in per cent to report the time to")
+    parser.add_argument("--data", help="folder of the CIFAR-10 files, as 'edgecifar train' takes it")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("training-runs"), help="where the runs go")
+    parser.add_argument("--picture", type=Path, help="draw accuracy over time into this PNG")
+    options = parser.parse_args(arguments)
+    try:
+        found = [Run(folder) for folder in options.run]
+        if options.recipe:
+            dataset = data.load(options.data, say=lambda line: print(line, file=sys.stderr))
+            found += [
+                _train(recipe, seed, dataset, options.out / f"{recipe.name}-{recipe.epochs}-seed{seed}", options.device)
+                for seed in range(options.seeds)  # seeds outside: a slow hour hits every recipe
+                for recipe in options.recipe
+            ]
+        runs = [(run.record, _metrics(run)) for run in found]
+    except EdgecifarError as error:
+        sys.exit(f"training.py: {error}")
+    runs = [(record, metrics) for record, metrics in runs if metrics]
+    if not runs:
+        parser.error("there is nothing to report: name a --recipe, or a --run with at least one complete epoch")
+    rows = report(runs, options.level or list(LEVELS))
+    print(table(rows))
+    if options.picture:
+        picture(runs, options.picture)
+    print(json.dumps({"benchmark": "training", "machine": machine.describe(), "rows": rows}))
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    path = run.folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()

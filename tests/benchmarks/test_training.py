@@ -1,0 +1,121 @@
+"""Time to an accuracy, the rows and the table are what the runs' metrics say; the script trains, and goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from edgecifar.train import data, loop, plots, run
+from edgecifar.train.recipes import RECIPES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def training():
+    spec = importlib.util.spec_from_file_location("training", ROOT / "benchmarks" / "training.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made(name: str, epochs: list[tuple[float, float]], test: float | None = None, key="held_out_accuracy"):
+    """A run's record and metrics, from the seconds and the accuracy (0 to 1) of each epoch."""
+    record = {
+        "recipe": {"name": name, "epochs": len(epochs), "batch_size": 8, "held_out": 0.1},
+        "seed": 0,
+        "hardware": "a processor",
+        "threads": 2,
+        "machine": {"versions": {"torch": "2"}},
+    }
+    if test is not None:
+        record["test"] = {"accuracy": test, "nll": 0.5, "ece": 0.01}
+    metrics = [{"seconds": s, key: a, "images_per_second": 10 / s, "loss": 1.0} for s, a in epochs]
+    return record, metrics
+
+
+def test_time_to_an_accuracy_is_that_of_the_first_epoch_to_reach_it(training):
+    _, metrics = made("fast", [(10, 0.5), (20, 0.8), (40, 0.7), (80, 0.9)])
+    assert training.course(metrics) == [(10, 50), (30, 80), (70, 70), (150, 90)]
+    assert [training.time_to(level, metrics) for level in (50, 60, 80, 81, 90, 91)] == [10, 30, 30, 150, 150, None]
+
+
+def test_the_reference_is_measured_on_the_test_images(training):
+    _, metrics = made("reference", [(10, 0.5)], key="test_accuracy")
+    assert training.course(metrics) == [(10, 50)]
+
+
+def test_rows_hold_mean_and_deviation_over_the_seeds(training):
+    runs = [made("fast", [(10, 0.8)], 0.81), made("fast", [(14, 0.9)], 0.83), made("best", [(5, 0.1), (5, 0.2)])]
+    fast, best = training.report(runs, [80.0, 85.0])
+    assert fast["runs"] == fast["finished"] == 2
+    assert fast["seconds_to"]["80 %"] == {"n": 2, "mean": 12, "std": pytest.approx(statistics.stdev([10, 14]))}
+    assert fast["seconds_to"]["85 %"] is None  # one of the two did not get there
+    assert fast["test_accuracy"] == {"n": 2, "mean": pytest.approx(82), "std": pytest.approx(2**0.5)}
+    assert (best["runs"], best["finished"], best["test_accuracy"]) == (1, 0, None)
+    assert best["training_seconds"] == {"n": 1, "mean": 10}
+
+
+def test_runs_on_other_hardware_are_rows_of_their_own(training):
+    here, there = made("fast", [(10, 0.8)]), made("fast", [(1, 0.8)])
+    there[0]["hardware"] = "another processor"
+    assert [row["hardware"] for row in training.report([here, there], [80.0])] == ["a processor", "another processor"]
+
+
+def test_the_table_says_how_much_sooner_than_the_reference(training):
+    runs = [made("reference", [(100, 0.5), (100, 0.78)], 0.78, "test_accuracy"), made("fast", [(8, 0.79)], 0.8)]
+    header, reference, fast = training.table(training.report(runs, [78.0, 90.0])).splitlines()
+    assert header.split() == "recipe epochs n images/s s to 78 % s to 90 % s in all test % ECE %".split()
+    assert reference.split() == ["reference", "2", "1", "0", "200", "—", "200", "78.00", "1.00"]
+    assert fast.split() == ["fast", "1", "1", "1", "8", "(25.0x)", "—", "8", "80.00", "1.00"]
+
+
+def test_a_picture_of_accuracy_over_time(training, tmp_path):
+    training.picture([made("reference", [(9, 0.5)], key="test_accuracy"), made("fast", [(1, 0.6)])], tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+class TestCommand:
+    @pytest.fixture
+    def quick(self, monkeypatch, training):
+        from edgecifar.runtime.files import write_file
+
+        for name in ("confusion", "curves"):
+            monkeypatch.setattr(plots, name, lambda _, path: write_file(path, b"drawn"))
+        monkeypatch.setattr(data, "load", lambda *_, **__: data.synthetic(40, 20))
+        return training
+
+    def test_trains_reports_and_trains_nothing_twice(self, quick, tmp_path, capsys, monkeypatch):
+        command = ["--recipe", "fast:1", "--recipe", "reference:1", "--level", "1", "--out", str(tmp_path)]
+        quick.main([*command, "--device", "cpu", "--picture", str(tmp_path / "a.png")])
+        first = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert [(row["recipe"], row["epochs"], row["finished"]) for row in first["rows"]] == [
+            ("fast", 1, 1),
+            ("reference", 1, 1),
+        ]
+        assert run.Run(tmp_path / "fast-1-seed0").record["recipe"]["batch_size"] == RECIPES["fast"].batch_size
+
+        monkeypatch.setattr(loop, "train", None)  # calling it would fail
+        quick.main([*command, "--device", "cpu"])
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == first["rows"]
+
+    @pytest.mark.parametrize("recipe", ["quick", "fast:x", "fast:-1"])
+    def test_a_recipe_that_is_not_one(self, quick, recipe, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            quick.main(["--recipe", recipe])
+        assert stopped.value.code == 2
+        assert "is not NAME or NAME:EPOCHS" in capsys.readouterr().err
+
+    def test_nothing_to_report(self, quick, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            quick.main([])
+        assert stopped.value.code == 2
+        assert "nothing to report" in capsys.readouterr().err
+
+    def test_a_folder_that_is_no_run(self, quick, tmp_path):
+        with pytest.raises(SystemExit, match="is not a run folder"):
+            quick.main(["--run", str(tmp_path)])
