@@ -148,7 +148,7 @@ def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 class TrainingDisplay:
     """A `train.loop.Listener` that shows a bar an epoch on stderr, then a line; only lines where it is no terminal."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device, again: str) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device, processes: int, again: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -168,7 +168,8 @@ class TrainingDisplay:
         self.console.print(
             f"Recipe {recipe.name}: {recipe.epochs} epochs of {len(dataset.train_labels):,} {dataset.name} images"
             f"{f', {100 * recipe.held_out:g} % of them held out' if recipe.held_out else ''}, batch size "
-            f"{recipe.batch_size}, on {describe_device(device)} ({device}). Ctrl-C stops; --resume goes on.",
+            f"{recipe.batch_size}, on {describe_device(device)} ({device})"
+            f"{f', {processes} processes' if processes > 1 else ''}. Ctrl-C stops; --resume goes on.",
             markup=False,
         )
 

@@ -175,13 +175,20 @@ def train(
     held_out: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="Share of the training images kept for decisions.")
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into the run's folder, too.")
+    ] = False,
 ) -> None:
     """Train Net and leave a run folder: weights, settings, metrics, pictures."""
+    from contextlib import ExitStack
     from dataclasses import replace
     from datetime import datetime
 
+    import matplotlib  # noqa: F401  draws last: that it is missing must be known first
+
     from ..train import data as datasets
-    from ..train import loop
+    from ..train import distributed, loop
+    from ..train.events import EventFiles
     from ..train.recipes import RECIPES
     from ..train.run import RUNS, Run
     from .display import TrainingDisplay, evaluation_table
@@ -197,30 +204,43 @@ def train(
     chosen = {name: value for name, value in chosen.items() if value is not None}
     given = {"recipe": recipe, "seed": seed, **chosen}
     fixed = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    if resume and fixed:
-        raise typer.BadParameter(f"a run is resumed as it was begun: leave out {', '.join(fixed)}.")
-    where = loop.choose_device(device)
-    if resume:
-        run = Run(out) if out else Run.newest(unfinished=True)
-        run.resume_state()  # before the data is read: what is wrong is said at once
-        settings = loop.recipe_of(run)
-        if run.record["dataset"]["name"] == datasets.SYNTHETIC:
-            data = data or datasets.SYNTHETIC
-    else:
-        settings = replace(RECIPES[recipe.value if recipe else "fast"], **chosen)
-        run = Run(out or RUNS / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
-        run.check_free()
-    dataset = datasets.load(data, say=_say)
-    again = ["edgecifar", "train", "--resume", "--out", str(run.folder)]
-    again += ["--data", data] if data else []
-    again += ["--device", device] if device != "auto" else []
-    with TrainingDisplay(settings, dataset, where, shlex.join(again)) as display:
+    with distributed.joined() as group, ExitStack() as stack:
+        if resume and fixed:
+            raise typer.BadParameter(f"a run is resumed as it was begun: leave out {', '.join(fixed)}.")
+        where = group.connect(loop.choose_device(device))
+        past = []
         if resume:
-            result = loop.resume(run, dataset, where, display)
+            run = Run(out) if out else Run.newest(unfinished=True)
+            past = (run.resume_state() or {}).get("metrics", [])  # first: what is wrong is said before the data is read
+            settings = loop.recipe_of(run)
+            if run.record["dataset"]["name"] == datasets.SYNTHETIC:
+                data = data or datasets.SYNTHETIC
         else:
-            result = loop.train(settings, dataset, run.folder, where, seed or 0, display)
-    print(evaluation_table(result, dataset.name))
-    _say(f"\nThe run is in {run.folder}. Next: edgecifar export {run.folder} --format onnx")
+            settings = replace(RECIPES[recipe.value if recipe else "fast"], **chosen)
+            run = Run(out or RUNS / group.agree(f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"))
+            run.check_free()
+        events = stack.enter_context(EventFiles(run.folder, past)) if tensorboard and group.leads else None
+        with group.one_first():
+            dataset = datasets.load(data, say=_say)
+        listeners: list[loop.Listener] = [events] if events else []
+        if group.leads:
+            again = ["edgecifar"] if group.size == 1 else [*distributed.LAUNCH, str(group.size), "-m", "edgecifar.cli"]
+            again += ["train", "--resume", "--out", str(run.folder)]
+            again += ["--data", data] if data else []
+            again += ["--device", device] if device != "auto" else []
+            again += ["--tensorboard"] if tensorboard else []
+            display = TrainingDisplay(settings, dataset, where, group.size, shlex.join(again))
+            listeners.append(stack.enter_context(display))
+        listener = loop.Listeners(*listeners)
+        if resume:
+            result = loop.resume(run, dataset, where, listener, group)
+        else:
+            result = loop.train(settings, dataset, run.folder, where, seed or 0, listener, group)
+        if events:
+            events.test(result, settings.epochs)
+    if group.leads:
+        print(evaluation_table(result, dataset.name))
+        _say(f"\nThe run is in {run.folder}. Next: edgecifar export {run.folder} --format onnx")
 
 
 @command

@@ -24,6 +24,7 @@ from . import plots
 from .augment import augment, normalise
 from .calibration import fit_temperature
 from .data import Dataset
+from .distributed import Group
 from .net import Net
 from .optimizer import make_optimizers
 from .recipes import Recipe
@@ -70,6 +71,23 @@ class Silent:
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Do nothing."""
+
+
+class Listeners:
+    """Several listeners in one place; each is told everything, in order."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self.listeners = listeners
+
+    def progress(self, progress: Progress) -> None:
+        """Tell each."""
+        for listener in self.listeners:
+            listener.progress(progress)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Tell each."""
+        for listener in self.listeners:
+            listener.epoch(metrics)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -119,6 +137,7 @@ def train(
     device: torch.device,
     seed: int = 0,
     listener: Listener | None = None,
+    group: Group | None = None,
 ) -> Evaluation:
     """Train Net into the new run folder `folder` and return its evaluation on the test images.
 
@@ -129,17 +148,20 @@ def train(
         device: what to train on.
         seed: what all randomness derives from, 0 to 2**63 - 1.
         listener: what is told how training goes.
+        group: the processes that train together, each of which makes the same call; by default this one alone.
 
     Raises:
         RunError: the folder is taken, the loss is not finite any more, or memory runs out.
         OutputError: the folder cannot be written; the last complete epoch stays.
         KeyboardInterrupt: the user stopped; the last complete epoch stays.
     """
+    group = group or Group()
     record = {
         "recipe": asdict(recipe),
         "seed": seed,
         "device": str(device),
         "hardware": describe_device(device),
+        "processes": group.size,
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
         "dataset": {
@@ -150,13 +172,21 @@ def train(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": RUNNING,
     }
-    run = Run.create(folder, record)
+    run = Run.create(folder, record) if group.leads else Run(folder)
     with _explained(recipe):
-        return _Training(recipe, dataset, run, device, seed, record, listener or Silent()).complete()
+        return _Training(recipe, dataset, run, device, seed, record, listener or Silent(), group).complete()
 
 
-def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener | None = None) -> Evaluation:
+def resume(
+    run: Run,
+    dataset: Dataset,
+    device: torch.device,
+    listener: Listener | None = None,
+    group: Group | None = None,
+) -> Evaluation:
     """Go on with an interrupted run from its last complete epoch, or its start, to the weights it would have reached.
+
+    The number of processes in `group` may be another than before; the run folder must be there for each of them.
 
     Raises:
         RunError: there is nothing to resume, it is damaged, or `dataset` is another one.
@@ -164,9 +194,9 @@ def resume(run: Run, dataset: Dataset, device: torch.device, listener: Listener 
     state, record = run.resume_state(), run.record
     if record["dataset"]["sha256"] != dataset.digest:
         raise RunError(f"{run.folder} was trained on other data ({record['dataset']['name']}): name those with --data.")
-    recipe = recipe_of(run)
+    recipe, listener, group = recipe_of(run), listener or Silent(), group or Group()
     with _explained(recipe):
-        training = _Training(recipe, dataset, run, device, record["seed"], record, listener or Silent())
+        training = _Training(recipe, dataset, run, device, record["seed"], record, listener, group)
         if state:
             training.restore(state)
         return training.complete()
@@ -196,13 +226,15 @@ class _Training:
         seed: int,
         record: dict,
         listener: Listener,
+        group: Group,
     ) -> None:
         self.recipe, self.dataset, self.run, self.device, self.seed = recipe, dataset, run, device, seed
-        self.record, self.listener = record, listener
+        self.record, self.listener, self.group = record, listener, group
         self.trained_on, self.held_out = dataset.hold_out(recipe.held_out)
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
         torch.manual_seed(seed)
         self.net = Net(recipe.dropout).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.trained = group.wrap(self.net)
         self.optimizers = make_optimizers(self.net, recipe)
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
 
@@ -234,8 +266,8 @@ class _Training:
 
         All randomness is a function of the seed and the epoch, so a resumed run repeats what was lost.
         """
-        recipe, epoch, count = self.recipe, self.epoch, len(labels)
-        torch.manual_seed(_derive(self.seed, epoch, 0))  # dropout
+        recipe, epoch, count, processes = self.recipe, self.epoch, len(labels), self.group
+        torch.manual_seed(_derive(self.seed, epoch, 0) + processes.rank)  # dropout
         generator = torch.Generator(self.device).manual_seed(_derive(self.seed, epoch, 1))
         mirror = torch.Generator().manual_seed(self.seed)
         mirrored_first = torch.randint(2, (count,), generator=mirror).bool().to(self.device)
@@ -253,14 +285,17 @@ class _Training:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * share
             shown_images = augment(images[batch], epoch, mirrored_first[batch], recipe, generator)
+            mine = processes.part(len(batch))
+            wanted = labels[batch[mine]]
             with autocast:
-                logits = self.net(normalise(shown_images))
-            loss = functional.cross_entropy(logits.float(), labels[batch], label_smoothing=recipe.label_smoothing)
+                logits = self.trained(normalise(shown_images[mine]))
+            loss = functional.cross_entropy(logits.float(), wanted, label_smoothing=recipe.label_smoothing)
+            loss = processes.weigh(loss, len(wanted), len(batch))
             self.net.zero_grad(set_to_none=True)
             loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
-            losses[step] = loss.detach()
+            losses[step] = processes.mean(loss)
             now = time.perf_counter()
             if now - shown > 0.2 or step + 1 == len(batches):
                 shown = now
@@ -281,6 +316,7 @@ class _Training:
             "loss": losses.mean().item(),
             f"loss_per_{WINDOW}": windows.tolist(),
             "held_out_accuracy" if held_out else "test_accuracy": result.accuracy,
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "seconds": seconds,
             "images_per_second": len(self.trained_on) / seconds,
         }
@@ -293,7 +329,8 @@ class _Training:
             "metrics": self.metrics,
         }
         self._count()
-        self.run.write(self.net, self.record, self.metrics, state)
+        if self.group.leads:
+            self.run.write(self.net, self.record, self.metrics, state)
         self.listener.epoch(line)
 
     def _finish(self) -> Evaluation:
@@ -311,9 +348,10 @@ class _Training:
             "temperature": temperature,
             "test": result.as_json(),
         }
-        plots.confusion(result, self.run.folder / "confusion.png")
-        plots.curves(self.metrics, self.run.folder / "curves.png")
-        self.run.finish(self.net, self.record, self.metrics)
+        if self.group.leads:
+            plots.confusion(result, self.run.folder / "confusion.png")
+            plots.curves(self.metrics, self.run.folder / "curves.png")
+            self.run.finish(self.net, self.record, self.metrics)
         return result
 
     def _check_finite(self, loss: float, complete: int, when: str) -> None:

@@ -224,10 +224,11 @@ def test_sigkill_at_random_moments_loses_nothing(tmp_path):
 
 def test_metrics_hold_a_line_an_epoch(whole):
     assert [list(line) for line in lines(whole)] == [
-        ["epoch", "loss", "loss_per_2000", "held_out_accuracy", "seconds", "images_per_second"]
+        ["epoch", "loss", "loss_per_2000", "held_out_accuracy", "learning_rate", "seconds", "images_per_second"]
     ] * 3
     assert [line["epoch"] for line in lines(whole)] == [1, 2, 3]
     for line in lines(whole):
+        assert line["learning_rate"] == RECIPE.lr * RECIPE.share_of_lr(line["epoch"] * STEPS - 1, 3 * STEPS)
         assert line["loss_per_2000"] == []
         assert line["held_out_accuracy"] * 10 == pytest.approx(round(line["held_out_accuracy"] * 10))
         assert line["images_per_second"] == pytest.approx(30 / line["seconds"])
@@ -386,13 +387,13 @@ def test_pictures_are_pngs(tmp_path, tiny, small_net):
 
 @pytest.mark.parametrize("last_step_only", [False, True])
 def test_loss_that_is_not_finite(whole, tmp_path, tiny, monkeypatch, last_step_only):
-    rate, run = Recipe.rate, Run(tmp_path / "run")
+    share, run = Recipe.share_of_lr, Run(tmp_path / "run")
     broken = 2 * STEPS - 1 if last_step_only else STEPS  # a step of the second epoch
 
     def explode(self, step, steps):
-        return 1e38 if step == broken else rate(self, step, steps)
+        return 1e38 if step == broken else share(self, step, steps)
 
-    monkeypatch.setattr(Recipe, "rate", explode)
+    monkeypatch.setattr(Recipe, "share_of_lr", explode)
     when = "after epoch 2" if last_step_only else "at step 4 of epoch 2"
     assert refusal(loop.train, RECIPE, tiny, run.folder, CPU) == (
         f"The loss is not finite any more {when}: train again with a smaller --lr than 0.05. "
@@ -400,7 +401,7 @@ def test_loss_that_is_not_finite(whole, tmp_path, tiny, monkeypatch, last_step_o
     )
     assert [line["epoch"] for line in lines(run.folder)] == [1]
     assert all(tensor.isfinite().all() for tensor in run.net().state_dict().values())
-    monkeypatch.setattr(Recipe, "rate", rate)
+    monkeypatch.setattr(Recipe, "share_of_lr", share)
     loop.resume(run, tiny, CPU)
     assert digest(run.folder) == digest(whole)
 
