@@ -1,125 +1,87 @@
-"""Trains in child processes that are killed outright, resumes, and compares the weights; run by test_loop.py.
+"""Crashes a small net's training and exports as benchmarks/crashes.py does Net's; run by tests, as it forks.
 
-    kill_and_resume.py writes FOLDER    each child kills itself at another replacement of a file, small net
-    kill_and_resume.py moments FOLDER   each child is killed at a random moment, Net itself
-
-Children are forked, so that torch is imported once.
+kill_and_resume.py writes FOLDER    training is killed before and after each file is put in its place
+kill_and_resume.py moments FOLDER   training of Net itself is killed at random moments
+kill_and_resume.py exports FOLDER   an export in the place of a bundle is killed before and after each step
+kill_and_resume.py disks FOLDER     the disk under training and exports is full, then read-only
 """
 
 from __future__ import annotations
 
-import itertools
+import io
 import os
-import random
-import signal
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
 from conftest import SmallNet
+from PIL import Image
+from torch import Tensor, nn
 
+from edgecifar.export import build
 from edgecifar.runtime.files import write_file
-from edgecifar.train import data, loop, plots
-from edgecifar.train.recipes import Recipe
-from edgecifar.train.run import Run
+from edgecifar.train import loop, net, plots, run
+from edgecifar.train.augment import normalise
 
-CPU = torch.device("cpu")
-
-
-def work(folder: Path, dataset: data.Dataset, recipe: Recipe) -> None:
-    """Begin the run, or go on with it, as a person would after a crash."""
-    run = Run(folder)
-    if (folder / "run.json").exists():
-        if run.record["status"] == "running":
-            loop.resume(run, dataset, CPU)
-    else:
-        loop.train(recipe, dataset, folder, CPU, seed=3)
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import crashes
 
 
-def forked(function: Callable[[], object], kill_after: float | None = None) -> int:
-    """Run `function` in a child, killed after so many seconds; return 0 or the number of the signal it died of."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            torch.set_num_threads(1)
-            function()
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
-        sys.exit("a child failed")
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+class SmallDeployed(nn.Module):
+    """What `Deployed` is for Net: uint8 pictures to probabilities and logits."""
+
+    def __init__(self, net: SmallNet, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.net, self.temperature = net, temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.net(normalise(images))
+        return torch.softmax(logits / self.temperature, dim=1), logits
 
 
-def digests(folder: Path) -> tuple[str, str, int]:
-    record = Run(folder).record
-    return record["status"], record["weights_sha256"], record["epochs_done"]
-
-
-def die_at(count: int, before: bool) -> None:
-    """Let this process kill itself before or after the `count`-th file from now is put in its place."""
-    replace, calls = os.replace, itertools.count(1)
-
-    def deadly(source, target):
-        now = next(calls) == count
-        if now and before:
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-        if now:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    os.replace = deadly
-
-
-def writes(root: Path) -> int:
-    """Kill at each write of a run of two epochs, before and after it."""
-    loop.Net = SmallNet
+def small() -> None:
+    """Put the small net in Net's place, and a point in the pictures' place, as drawing takes longest."""
+    for module in (net, loop, run):
+        module.Net = SmallNet
+    build.Deployed = SmallDeployed
+    point = io.BytesIO()
+    Image.new("L", (1, 1)).save(point, "png")
     for name in ("confusion", "curves"):
-        setattr(plots, name, lambda _, path: write_file(path, b"drawn"))
-    dataset, recipe = data.synthetic(40, 20), Recipe("tiny", 2, 8, lr=0.05, flip=True, shift=2, held_out=0.25)
-    forked(lambda: work(root / "whole", dataset, recipe))
-    wanted = digests(root / "whole")
-    kills = 0
-    for count in itertools.count(1):
-        for before in (True, False):
-            folder = root / f"{count}-{before}"
-
-            def begin(count=count, before=before, folder=folder) -> None:
-                die_at(count, before)
-                work(folder, dataset, recipe)
-
-            if forked(begin) != signal.SIGKILL:
-                return kills
-            kills += 1
-            forked(lambda folder=folder: work(folder, dataset, recipe))
-            if digests(folder) != wanted or list(folder.glob(".edgecifar-partial-*")):
-                sys.exit(f"killed {'before' if before else 'after'} write {count}: {digests(folder)}, not {wanted}")
-    return kills
+        setattr(plots, name, lambda _, path: write_file(path, point.getvalue()))
 
 
-def moments(root: Path) -> int:
-    """Kill one run of the full net again and again, at random moments from its first step to its last write."""
-    dataset, recipe = data.synthetic(20, 10), Recipe("tiny", 3, 8, lr=0.01, flip=True, shift=2, held_out=0.5)
-    started = time.perf_counter()
-    forked(lambda: work(root / "whole", dataset, recipe))
-    seconds, rng = time.perf_counter() - started, random.Random(0)  # noqa: S311
-    kills = 0
-    while kills < 4:
-        forked(lambda: work(root / "killed", dataset, recipe), kill_after=rng.uniform(0.1, 0.4) * seconds)
-        kills += 1
-    forked(lambda: work(root / "killed", dataset, recipe))
-    if digests(root / "killed") != digests(root / "whole"):
-        sys.exit(f"{digests(root / 'killed')}, not {digests(root / 'whole')}")
-    return kills
+def writes(root: Path) -> Iterator[str]:
+    training = crashes.Training(root / "train")
+    training.whole()
+    return training.at_steps([(os, "replace")])
+
+
+def moments(root: Path) -> Iterator[str]:
+    training = crashes.Training(root / "train")
+    training.whole()
+    return training.at_moments(4)
+
+
+def exports(root: Path) -> Iterator[str]:
+    _, replacing = crashes.prepare(crashes.Training(root / "train"), root)
+    return replacing.at_steps()
+
+
+def disks(root: Path) -> Iterator[str]:
+    training = crashes.Training(root / "train")
+    _, replacing = crashes.prepare(training, root)
+    return chain(training.on_disks(3), replacing.on_disks(3))
 
 
 if __name__ == "__main__":
-    torch.optim.SGD(SmallNet().parameters(), lr=1)  # the first optimizer imports half of torch: not in each child
-    sys.stdout.write(f"{globals()[sys.argv[1]](Path(sys.argv[2]))} kills\n")
+    if sys.argv[1] != "moments":
+        small()
+    crashes.prepare_process()
+    kills = 0
+    for lost in globals()[sys.argv[1]](Path(sys.argv[2])):
+        kills += 1
+        if lost:
+            sys.exit(f"crash {kills}: {lost}")
+    sys.stdout.write(f"{kills} kills\n")
