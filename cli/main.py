@@ -60,6 +60,7 @@ class VariantName(StrEnum):
 
     fp32 = "fp32"
     edge = "edge"
+    tiny = "tiny"
     all = "all"
 
 
@@ -279,12 +280,12 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest under runs/.")] = None,
     formats: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.onnx],  # noqa: B006
     variants: Annotated[
-        list[VariantName], typer.Option("--variant", help="Of the ONNX format: fp32 exact, edge small and fast.")
+        list[VariantName], typer.Option("--variant", help="Of ONNX: fp32 exact, edge small and fast, tiny more so.")
     ] = [VariantName.fp32],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="The bundle to make. Default: RUN/bundle.")] = None,
     data: Data = None,
     budget: Annotated[
-        float, typer.Option(min=0, help="Points of held-out accuracy that the edge variant may lose.")
+        float, typer.Option(min=0, help="Points of held-out accuracy that edge may lose; tiny five times as many.")
     ] = 0.2,
     sign: Annotated[
         Path | None, typer.Option(help="Sign the bundle with this private key, PEM.", show_default=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,19 +23,31 @@ from . import bom, card, edge, models, parity, to_onnx, to_pt2, to_torchscript
 from .graph import Deployed
 
 GOLDEN_PICTURES = 32
+TINY = 5
+"""How many times the budget of `edge` the variant `tiny` may lose."""
+
 LOSSY_TOLERANCE = 0.05
 """Largest difference of a probability that int8 may show between processors: their kernels round differently."""
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A model file to make; `write` gets its path and returns how it was made, in a sentence."""
+    """A model file to make.
+
+    Attributes:
+        budget: points of accuracy that a lossy variant may lose; None for one that must agree exactly.
+        write: gets the file's path and returns how it was made, in a sentence.
+    """
 
     name: str
     format: str
     precision: str
-    exact: bool
+    budget: float | None
     write: Callable[[Path], str]
+
+    @property
+    def exact(self) -> bool:
+        return self.budget is None
 
     @property
     def file(self) -> str:
@@ -59,10 +72,10 @@ def export(
         run: a run with at least one complete epoch.
         out: the folder to make; it appears only when every model passed the gate.
         formats: of "onnx", "torchscript" and "pt2".
-        variants: of the ONNX format, of "fp32" and "edge".
+        variants: of the ONNX format, of "fp32", "edge" and "tiny".
         dataset: the one the run was trained on; None where it is not at hand: parity is then proved on drawn
             pictures, accuracy stays unknown, and lossy variants cannot be made.
-        budget: points of held-out accuracy that a lossy variant may lose.
+        budget: points of held-out accuracy that `edge` may lose; `tiny` may lose `TINY` times as many.
         replace: whether a bundle at `out` may be replaced.
         signer: signs the bundle, the last thing before it appears; None leaves it unsigned.
         say: called with a line about each step.
@@ -101,8 +114,9 @@ def export(
             say(f"Writing {target.file} …")
             made[target] = target.write(folder / target.file)
             say(f"Checking {target.file} …")
-            allowed = None if target.exact else budget
-            results[target.name] = _check(folder / target.file, eager, images, data, labels, allowed)
+            results[target.name] = _check(
+                folder / target.file, eager, images, data, labels, target.budget, record.get("temperature", 1.0)
+            )
         say(parity.table(results))
         failed = {name: result for name, result in results.items() if not result.passed}
         if failed:
@@ -139,32 +153,40 @@ def _targets(
 
         return call
 
-    def edge_target() -> _Target:
+    @functools.cache
+    def search() -> edge.EdgeExporter:
         if dataset is None:
-            raise DataError("The edge variant is calibrated on training images: name the data set with --data.")
+            raise DataError("A lossy variant is calibrated on training images: name the data set with --data.")
         trained_on, held_out = dataset.hold_out(record["recipe"]["held_out"])
         if not len(held_out):
             raise RunError(
-                f"The recipe {record['recipe']['name']} holds no images out, and the edge variant is decided on such: "
+                f"The recipe {record['recipe']['name']} holds no images out, and a lossy variant is decided on such: "
                 "train with --recipe fast or best, or with --held-out 0.1."
             )
         few = dataset.train_images[trained_on[:: max(1, len(trained_on) // 10_000)]]
-        held_out_images, held_out_labels = dataset.train_images[held_out], dataset.train_labels[held_out]
-        search = edge.EdgeExporter(model, few, held_out_images, held_out_labels, budget, say)
+        return edge.EdgeExporter(model, few, dataset.train_images[held_out], dataset.train_labels[held_out], say)
+
+    def lossy(name: str, budget: float) -> _Target:
+        searching = search()  # what it lacks is said now, not when other models are written and checked
         return _Target(
-            "edge", "onnx", "int8", False, lambda path: search.write(path, {**provenance, "variant": "edge"})
+            name,
+            "onnx",
+            "int8",
+            budget,
+            lambda path: searching.write(path, {**provenance, "variant": name}, budget),
         )
 
     def write_onnx(path: Path) -> None:
         to_onnx.write(model, path, {**provenance, "variant": "fp32"})
 
     makers: dict[tuple[str, str], Callable[[], _Target]] = {
-        ("onnx", "fp32"): lambda: _Target("fp32", "onnx", "fp32", True, exactly(write_onnx)),
-        ("onnx", "edge"): edge_target,
+        ("onnx", "fp32"): lambda: _Target("fp32", "onnx", "fp32", None, exactly(write_onnx)),
+        ("onnx", "edge"): lambda: lossy("edge", budget),
+        ("onnx", "tiny"): lambda: lossy("tiny", TINY * budget),
         ("torchscript", ""): lambda: _Target(
-            "torchscript", "torchscript", "fp32", True, exactly(lambda path: to_torchscript.write(model, path))
+            "torchscript", "torchscript", "fp32", None, exactly(lambda path: to_torchscript.write(model, path))
         ),
-        ("pt2", ""): lambda: _Target("pt2", "pt2", "fp32", True, exactly(lambda path: to_pt2.write(model, path))),
+        ("pt2", ""): lambda: _Target("pt2", "pt2", "fp32", None, exactly(lambda path: to_pt2.write(model, path))),
     }
     return [make() for key, make in makers.items() if key in wanted]
 
@@ -189,7 +211,13 @@ def _provenance(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(
-    path: Path, eager: np.ndarray, images: np.ndarray, data: str, labels: np.ndarray | None, budget: float | None
+    path: Path,
+    eager: np.ndarray,
+    images: np.ndarray,
+    data: str,
+    labels: np.ndarray | None,
+    budget: float | None,
+    temperature: float,
 ) -> parity.Parity:
     """Return the parity of the model at `path`, loaded as whoever receives the bundle will."""
     try:
@@ -197,7 +225,7 @@ def _check(
     except ModelError as error:
         result = parity.refused(images, data, str(error).removesuffix(": export it again."))
     else:
-        result = parity.compare(exported, eager, images, data, labels, budget)
+        result = parity.compare(exported, eager, images, data, labels, budget, temperature)
     # The file is gone when this is read: the variant's name, which the reader sees beside it, says which it was.
     return replace(result, failure=result.failure.replace(f"{path} ", ""))
 

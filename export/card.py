@@ -18,15 +18,15 @@ Or with onnxruntime alone: input `images`, uint8 `[batch, 32, 32, 3]`, RGB, 0 to
 `probabilities` and `logits`, float32 `[batch, 10]`. Scale the picture's shorter side to 32 pixels, cut out the middle.
 
 ## Variants
-| name | file | precision | bytes | accuracy | arg-max as the net | needs |
-|---|---|---|---|---|---|---|
+| name | file | precision | bytes | accuracy | ECE | arg-max as the net | needs |
+|---|---|---|---|---|---|---|---|
 {rows}
 
 The default is `{default}`. {made_by}
 
-Accuracy and agreement: on {images:,} images ({data}). `{parity}` has the details, `{golden}` the probabilities that
-`edgecifar verify` expects on drawn pictures, `{bom}` the bill of materials (CycloneDX), `{manifest}` all else, `{sums}`
-every digest (`sha256sum -c {sums}`).
+Accuracy, expected calibration error (ECE) and agreement: on {images:,} images ({data}). `{parity}` has the details,
+`{golden}` the probabilities that `edgecifar verify` expects on drawn pictures, `{bom}` the bill of materials
+(CycloneDX), `{manifest}` all else, `{sums}` every digest (`sha256sum -c {sums}`).
 
 ## Training
 Net, six convolutions and three fully connected layers, 20,715,146 parameters, by the recipe `{recipe}`:
@@ -47,7 +47,7 @@ def text(manifest: Manifest) -> str:
     fitted = origin["recipe"]["held_out"] and origin["finished"]  # the temperature is fitted when training ends
     rows = "\n".join(
         f"| `{v.name}` | `{v.file}` | {v.precision} | {v.bytes:,} | {_percent(v.accuracy)} | "
-        f"{v.parity['agree']:,} of {v.parity['images']:,} | {v.needs} |"
+        f"{_percent(v.parity['ece'])} | {v.parity['agree']:,} of {v.parity['images']:,} | {v.needs} |"
         for v in manifest.variants
     )
     synthetic = manifest.dataset != "CIFAR-10"

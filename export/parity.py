@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
+
+from ..runtime.metrics import score
 
 ATOL = RTOL = 1e-4
 """Bounds on a logit of an exact (fp32) format: |exported - eager| <= ATOL + RTOL * |eager|."""
@@ -32,6 +35,10 @@ class Parity:
         largest_relative: the largest of that over the image's largest |eager|.
         batch_sizes: those that ran, each on the first images.
         failure: why the model does not pass; empty where it does.
+        nll: mean negative log-likelihood of the true class, in nats; None without labels, as the two below.
+        ece: expected calibration error, 0 to 1.
+        p_value: of the exact two-sided McNemar test; that an equally good model would differ from the net by as many
+            correct answers or more.
     """
 
     images: int
@@ -42,6 +49,9 @@ class Parity:
     largest_relative: float
     batch_sizes: tuple[int, ...]
     failure: str = ""
+    nll: float | None = None
+    ece: float | None = None
+    p_value: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -71,6 +81,7 @@ def compare(
     data: str,
     labels: np.ndarray | None,
     budget: float | None = None,
+    temperature: float = 1.0,
 ) -> Parity:
     """Hold a model against the eager logits of the same images.
 
@@ -82,6 +93,7 @@ def compare(
         labels: integer [N], for the accuracy; None where they mean nothing.
         budget: None for an exact (fp32) format, of which every arg-max and the tolerances must hold; for a lossy
             variant, the points of accuracy, in per cent, that it may lose beyond what chance explains.
+        temperature: what the logits are divided by for probabilities.
     """
     ran: list[int] = []
     failure = ""
@@ -110,16 +122,41 @@ def compare(
         failure = f"disagrees on {len(images) - agree:,} of {len(images):,} arg-maxes"
     elif (difference > ATOL + RTOL * np.abs(eager)).any():
         failure = f"logits differ by more than {ATOL:.0e} + {RTOL:.0e} * |logit|"
+    known = labels is not None and bool(np.isfinite(logits).all())
+    result = score(_softmax(logits / temperature), labels, seconds=0) if known else None
     return Parity(
         images=len(images),
         data=data,
         agree=agree,
-        accuracy=None if labels is None else float((logits.argmax(1) == labels).mean()),
+        accuracy=result and result.accuracy,
         largest_absolute=float(difference.max()),
         largest_relative=float((difference / np.abs(eager).max(axis=1, keepdims=True)).max()),
         batch_sizes=tuple(ran),
         failure=failure,
+        nll=result and result.nll,
+        ece=result and result.ece,
+        p_value=mcnemar(logits.argmax(1) == labels, eager.argmax(1) == labels) if known else None,
     )
+
+
+def mcnemar(right: np.ndarray, other: np.ndarray) -> float:
+    """Return the p-value, 0 to 1, of the exact two-sided McNemar test of two classifiers of the same images.
+
+    Args:
+        right: bool [N], which images the one has right.
+        other: bool [N], which the other.
+
+    Source: of the images that one alone has right, equally good classifiers have each its half, by the binomial
+    distribution (McNemar, Note on the sampling error of the difference between correlated proportions, 1947).
+    """
+    alone, against = int((right & ~other).sum()), int((other & ~right).sum())
+    trials, fewer = alone + against, min(alone, against)
+    return min(1.0, 2 * sum(comb(trials, k) for k in range(fewer + 1)) / 2**trials)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def _over_budget(logits: np.ndarray, eager: np.ndarray, labels: np.ndarray | None, budget: float) -> str:
@@ -139,11 +176,14 @@ def _over_budget(logits: np.ndarray, eager: np.ndarray, labels: np.ndarray | Non
 
 def table(results: dict[str, Parity]) -> str:
     """Return the results as lines of text, a model a line, the verdict first."""
-    lines = [f"{'':4}  {'model':<12}  {'arg-max agrees':>17}  {'max |Δ|':>9}  {'relative':>9}  batch sizes"]
+    lines = [
+        f"{'':4}  {'model':<12}  {'arg-max agrees':>17}  {'max |Δ|':>9}  {'relative':>9}  {'accuracy':>9}  batch sizes"
+    ]
     for name, parity in results.items():
+        accuracy = "—" if parity.accuracy is None else f"{100 * parity.accuracy:.2f} %"
         lines.append(
             f"{'pass' if parity.passed else 'FAIL'}  {name:<12}  {f'{parity.agree:,} / {parity.images:,}':>17}  "
-            f"{parity.largest_absolute:9.1e}  {parity.largest_relative:9.1e}  "
+            f"{parity.largest_absolute:9.1e}  {parity.largest_relative:9.1e}  {accuracy:>9}  "
             + ", ".join(map(str, parity.batch_sizes))
             + (f"  {parity.failure}" if parity.failure else "")
         )

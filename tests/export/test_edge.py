@@ -1,4 +1,4 @@
-"""The edge variant: low rank is the best of its rank, int8 enters as uint8, and what can't be had is refused."""
+"""The lossy variants: low rank is the best of its rank, int8 enters as uint8, and what can't be had is refused."""
 
 from __future__ import annotations
 
@@ -65,11 +65,13 @@ class TestPrincipalOutputs:
 
 
 class TestRank:
-    @pytest.mark.parametrize(("lost", "rank"), [(0.5, 16), (0.36, 16), (0.31, 16), (0.29, 32), (0.001, 64), (0.0, 64)])
-    def test_smallest_multiple_of_16_that_keeps_enough(self, lost, rank):
-        # The first 16 of 64 directions hold 70 %, the next 16 29 %, the others 1 %.
-        variances = torch.cat([torch.full((16,), 0.7), torch.full((16,), 0.29), torch.full((32,), 0.005)]).double() / 16
-        principal = edge.Principal(torch.zeros(64), torch.eye(64), variances)
+    @pytest.mark.parametrize(
+        ("lost", "rank"), [(0.5, 8), (0.31, 8), (0.29, 16), (0.012, 16), (0.008, 32), (0.001, 64), (0.0, 64)]
+    )
+    def test_smallest_multiple_of_8_that_keeps_enough(self, lost, rank):
+        # The first 8 of 64 directions hold 70 %, the next 8 29 %, the other 48 1 %.
+        variances = torch.cat([torch.full((8,), 0.7 / 8), torch.full((8,), 0.29 / 8), torch.full((48,), 0.01 / 48)])
+        principal = edge.Principal(torch.zeros(64), torch.eye(64), variances.double())
         assert principal.rank(lost) == rank
 
 
@@ -188,9 +190,9 @@ class TestQuantize:
         assert agree > 0.6
 
 
-def edge_exporter(deployed, small, lines, budget=100.0):
+def edge_exporter(deployed, small, lines):
     images, labels = small.train_images[:120], small.train_labels[:120]
-    return edge.EdgeExporter(copy.deepcopy(deployed), small.train_images, images, labels, budget, lines.append)
+    return edge.EdgeExporter(deployed, small.train_images, images, labels, lines.append)
 
 
 class TestSearch:
@@ -203,9 +205,9 @@ class TestSearch:
         monkeypatch.setattr(edge, "factored", lambda model, principals, lost: (model, {"fc1": next(ranks)}))
         monkeypatch.setattr(edge, "principal_outputs", lambda model, images: {})
 
-        def make(budget, accuracies):
+        def make(accuracies):
             lines = []
-            search = edge_exporter(deployed, small, lines, budget)
+            search = edge_exporter(deployed, small, lines)
             given = iter(accuracies)
             monkeypatch.setattr(search, "_accuracy", lambda logits: next(given))
             return search, lines
@@ -213,8 +215,8 @@ class TestSearch:
         return make
 
     def test_the_smallest_within_half_of_the_budget_by_the_best_calibrator(self, search, tmp_path):
-        found, lines = search(1.0, [0.8, 0.5, 0.794, 0.795, 0.79, 0.792, 0.791])
-        made_by = found.write(tmp_path / "model.onnx", {})
+        found, lines = search([0.8, 0.5, 0.794, 0.795, 0.79, 0.792, 0.791])
+        made_by = found.write(tmp_path / "model.onnx", {}, budget=1.0)
         assert made_by.startswith("low rank by principal outputs (fc1 48), then static int8 (QDQ")
         assert "Percentile ranges" in made_by
         assert made_by.endswith("held-out accuracy 79.20 % against 80.00 %")
@@ -228,33 +230,39 @@ class TestSearch:
         assert (tmp_path / "model.onnx").exists()
 
     def test_where_int8_loses_too_much_the_next_is_tried(self, search, tmp_path):
-        found, _ = search(1.0, [0.8, 0.8, 0.7, 0.7, 0.7, 0.8, 0.7, 0.7, 0.79])
-        assert "(fc1 32)" in found.write(tmp_path / "model.onnx", {})
+        found, _ = search([0.8, 0.8, 0.7, 0.7, 0.7, 0.8, 0.7, 0.7, 0.79])
+        assert "(fc1 32)" in found.write(tmp_path / "model.onnx", {}, budget=1.0)
 
     def test_nothing_within_the_budget_names_the_closest(self, search, tmp_path, monkeypatch):
         monkeypatch.setattr(edge, "LOST", edge.LOST[:2])
-        found, _ = search(0.2, [0.9, 0.8, 0.7])
+        found, _ = search([0.9, 0.8, 0.7])
         with pytest.raises(ParityError) as caught:
-            found.write(tmp_path / "model.onnx", {})
+            found.write(tmp_path / "model.onnx", {}, budget=0.2)
         assert str(caught.value) == (
-            "No edge variant that was tried keeps the budget of 0.2 points: the closest (ranks fc1 16) loses 10.00; "
+            "No variant that was tried keeps the budget of 0.2 points: the closest (ranks fc1 16) loses 10.00; "
             "allow more with --budget, or train longer."
         )
         assert list(tmp_path.iterdir()) == []
 
     def test_int8_beyond_the_budget_is_refused(self, search, tmp_path, monkeypatch):
         monkeypatch.setattr(edge, "LOST", edge.LOST[:1])
-        found, _ = search(0.5, [0.9, 0.9, 0.85, 0.89, 0.87])
+        found, _ = search([0.9, 0.9, 0.85, 0.89, 0.87])
         with pytest.raises(ParityError, match=r"closest \(ranks fc1 16, int8, Percentile\) loses 1\.00"):
-            found.write(tmp_path / "model.onnx", {})
+            found.write(tmp_path / "model.onnx", {}, budget=0.5)
         assert list(tmp_path.iterdir()) == []
 
     def test_equal_ranks_are_tried_once(self, search, tmp_path, monkeypatch):
-        found, _ = search(0.2, [0.9, 0.8])
+        found, _ = search([0.9, 0.8])
         monkeypatch.setattr(edge, "factored", lambda model, principals, lost: (model, {"fc1": 16}))
         with pytest.raises(ParityError):
-            found.write(tmp_path / "model.onnx", {})
+            found.write(tmp_path / "model.onnx", {}, budget=0.2)
         assert len(found.tried) == 2
+
+    def test_a_second_search_begins_anew(self, search, tmp_path):
+        found, _ = search([0.8, 0.8, 0.8, 0.7, 0.7, 0.79, 0.8, 0.7, 0.7])
+        assert "(fc1 16)" in found.write(tmp_path / "edge.onnx", {}, budget=0.2)
+        assert "(fc1 32)" in found.write(tmp_path / "tiny.onnx", {}, budget=1.0)  # the net's own accuracy is known
+        assert [trial["tried"] for trial in found.tried][:2] == ["fp32", "ranks fc1 32"]
 
     def test_how_it_was_made_is_said(self, bundle):
         made_by = bundle.variant("edge").made_by
@@ -265,7 +273,7 @@ class TestSearch:
 class TestRefusals:
     def test_too_few_calibration_images(self, deployed, small):
         with pytest.raises(DataError, match=r"^99 held-out images are too few to calibrate int8 on \(100 at least\)"):
-            edge.EdgeExporter(deployed, small.train_images, small.train_images[:99], small.train_labels[:99], 1, print)
+            edge.EdgeExporter(deployed, small.train_images, small.train_images[:99], small.train_labels[:99], print)
 
     def test_a_budget_that_cannot_be_met_ends_in_no_bundle(
         self, run, tmp_path, refused, monkeypatch, synthetic_is_small
@@ -274,7 +282,7 @@ class TestRefusals:
         monkeypatch.setattr(edge.EdgeExporter, "_quantize", lambda *_: pytest.fail("the ranks are beyond the budget"))
         out = tmp_path / "bundles" / "new"
         sentence = refused("export", run.folder, "--variant", "edge", "--budget", "0", "--out", out)
-        assert sentence.startswith("No edge variant that was tried keeps the budget of 0 points: the closest (ranks ")
+        assert sentence.startswith("No variant that was tried keeps the budget of 0 points: the closest (ranks ")
         assert list(out.parent.iterdir()) == []
 
     def test_a_recipe_that_holds_nothing_out(self, run, small, tmp_path):
@@ -286,3 +294,18 @@ class TestRefusals:
         with pytest.raises(RunError, match="The recipe reference holds no images out"):
             build.export(Run(tmp_path / "run"), tmp_path / "new", variants=["edge"], dataset=small)
         assert not (tmp_path / "new").exists()
+
+    def test_tiny_may_lose_five_times_as_much_and_shares_what_was_found(self, net, small, tmp_path, monkeypatch):
+        calls = []
+        monkeypatch.setattr(edge.EdgeExporter, "write", lambda self, path, origin, budget: calls.append((self, budget)))
+        record = {"recipe": {"held_out": 0.4, "name": "fast"}}
+        targets = build._targets(net, record, ["onnx"], ["edge", "tiny"], small, 0.25, {}, print)
+        for target in targets:
+            target.write(tmp_path / target.file)
+        assert [(target.file, target.budget) for target in targets] == [
+            ("model.edge.onnx", 0.25),
+            ("model.tiny.onnx", 1.25),
+        ]
+        (first, budget), (second, larger) = calls
+        assert first is second
+        assert (budget, larger) == (0.25, 1.25)

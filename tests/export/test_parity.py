@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from edgecifar.export import parity, to_onnx, to_pt2, to_torchscript
+from edgecifar.runtime.metrics import score
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (130, 10)).astype(np.float32)
 IMAGES = np.zeros((130, 32, 32, 3), np.uint8)
@@ -26,6 +27,22 @@ def table_lookup(images: np.ndarray) -> np.ndarray:
 
 def compare(exported, exact: bool = True, labels=LABELS, budget=0.2) -> parity.Parity:
     return parity.compare(exported, LOGITS, IMAGES, "numbers", labels, None if exact else budget)
+
+
+class TestMcnemar:
+    @pytest.mark.parametrize(("alone", "against"), [(0, 0), (1, 0), (3, 9), (9, 3), (5, 5), (0, 12), (40, 71)])
+    def test_as_the_binomial_test_of_torch(self, alone, against):
+        right = np.array([True] * alone + [False] * against + [True, False])
+        other = np.array([False] * alone + [True] * against + [True, False])
+        trials = alone + against
+        heads = torch.distributions.Binomial(trials, torch.tensor(0.5, dtype=torch.float64))
+        tail = heads.log_prob(torch.arange(min(alone, against) + 1, dtype=torch.float64)).exp().sum().item()
+        assert parity.mcnemar(right, other) == pytest.approx(min(1.0, 2 * tail))
+
+    def test_ten_thousand_images(self):
+        right = np.arange(10_000) % 2 == 0
+        assert parity.mcnemar(right, ~right) == 1
+        assert parity.mcnemar(np.ones(10_000, bool), np.zeros(10_000, bool)) == 0
 
 
 class TestCompare:
@@ -56,6 +73,19 @@ class TestCompare:
             return logits
 
         assert compare(last_is_wrong, exact=False).accuracy == pytest.approx(129 / 130)
+
+    def test_calibration_is_that_of_the_probabilities(self):
+        labels = np.where(np.arange(130) < 91, LABELS, (LABELS + 1) % 10)  # 70 % are right
+        result = parity.compare(table_lookup, LOGITS, IMAGES, "numbers", labels, temperature=2.0)
+        expected = score(torch.softmax(torch.from_numpy(LOGITS) / 2, 1).numpy(), labels, 1)
+        assert result.accuracy == 0.7
+        assert result.nll == pytest.approx(expected.nll)
+        assert result.ece == pytest.approx(expected.ece)
+        assert result.p_value == 1
+
+    def test_without_labels_calibration_is_unknown_too(self):
+        result = compare(table_lookup, labels=None)
+        assert (result.nll, result.ece, result.p_value) == (None, None, None)
 
     def test_rounding_passes(self):
         result = compare(lambda images: table_lookup(images) * np.float32(1 + 2e-5) + np.float32(2e-5))
@@ -178,6 +208,9 @@ class TestCompare:
             "largest_relative",
             "batch_sizes",
             "failure",
+            "nll",
+            "ece",
+            "p_value",
         ]
 
 
