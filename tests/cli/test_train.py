@@ -19,6 +19,7 @@ from edgecifar.cli.display import TrainingDisplay
 from edgecifar.cli.main import app
 from edgecifar.runtime.files import write_file
 from edgecifar.train import data, loop, plots, run
+from edgecifar.train.recipes import FAST
 
 LEFT = {"run.json", "weights.safetensors", "metrics.jsonl", "curves.png", "confusion.png"}
 
@@ -105,6 +106,64 @@ def test_settings_reach_the_recipe(small):
     )
     recipe = json.loads(Path("run/run.json").read_text())["recipe"]
     assert {name: recipe[name.replace("-", "_")] for name in options} == options
+
+
+def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
+    """Return what TensorBoard shows of a run: (step, value) of each scalar."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(f"{folder}/tensorboard").Reload()
+    return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def written(folder: str) -> dict[str, list[tuple[int, float]]]:
+    """Return what TensorBoard should show of a run, in single precision, as it stores it."""
+    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    record = json.loads(Path(folder, "run.json").read_text())
+    accuracy = "held_out_accuracy" if record["recipe"]["held_out"] >= 0.25 else "test_accuracy"  # of four a class
+    shown = {
+        name: [(line["epoch"], pytest.approx(line[name], rel=1e-6)) for line in lines]
+        for name in ("loss", accuracy, "learning_rate", "images_per_second")
+    }
+    last = lines[-1]["epoch"]
+    return shown | {
+        f"test/{name}": [(last, pytest.approx(record["test"][name], rel=1e-6))] for name in ("accuracy", "nll", "ece")
+    }
+
+
+@pytest.mark.parametrize("held_out", [0, 0.25])
+def test_tensorboard_shows_the_figures_of_the_run(small, held_out):
+    options = ("--epochs", 2, "--batch-size", 8, "--held-out", held_out)
+    assert train(*options, "--out", "run", "--tensorboard").exit_code == 0
+    assert {path.name for path in Path("run").iterdir()} == LEFT | {"tensorboard"}
+    assert len(list(Path("run/tensorboard").iterdir())) == 1
+    assert scalars("run") == written("run")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_tensorboard_shows_the_epochs_of_a_resumed_run_once(small, monkeypatch, before):
+    """Whether or not it was asked for before the run was stopped in its third epoch."""
+    with monkeypatch.context() as context:
+        interrupt(context, 3)
+        result = train("--epochs", 3, "--out", "run", *["--tensorboard"] * before)
+    assert ("--tensorboard" in result.stderr) == before
+    assert Path("run/tensorboard").exists() == before
+    assert train("--resume", "--tensorboard").exit_code == 1  # another folder than the default
+    assert train("--resume", "--out", "run", "--tensorboard").exit_code == 0
+    assert scalars("run") == written("run")
+    assert [step for step, _ in scalars("run")["loss"]] == [1, 2, 3]
+
+
+def test_without_tensorboard_its_extra_is_named(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    result = train("--epochs", 1, "--out", "run", "--tensorboard")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "edgecifar: --tensorboard needs tensorboard, which is not installed: pip install 'edgecifar[tensorboard]'.\n"
+    )
+    assert not Path("run").exists()
 
 
 def test_a_taken_folder_is_refused(small):
@@ -231,7 +290,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", ["torch", pytest.param("safetensors", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["torch", "matplotlib", pytest.param("safetensors", marks=pytest.mark.slow)])
 def test_without_a_package_the_extra_is_named(tmp_path, name):
     result = subprocess.run(
         [sys.executable, "-c", BLOCKED.format(name=name)], cwd=tmp_path, capture_output=True, text=True
@@ -254,7 +313,9 @@ def test_a_real_ctrl_c(tmp_path):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
-    while not (line := process.stderr.readline()).startswith("Recipe fast: 8 epochs of 2,000 synthetic images"):
+    while not (line := process.stderr.readline()).startswith(
+        f"Recipe fast: {FAST.epochs} epochs of 2,000 synthetic images"
+    ):
         assert line, "it ended before it began"
     while not (tmp_path / "run" / "run.json").exists():
         assert process.poll() is None
