@@ -85,11 +85,11 @@ def alternate(
 def figures(times: np.ndarray, images: int) -> dict[str, Any]:
     """Return n, mean, percentiles in ms and images/s of calls that took `times` seconds, float64 [calls].
 
-    A percentile beyond which there is not even one call is None: 99.9 % takes 1,000 calls.
+    But for the median, a percentile beyond which there is not even one call is None: 99.9 % takes 1,000 calls.
     """
     milliseconds: dict[str, float | None] = {"mean": float(1000 * times.mean())}
     for p in PERCENTILES:
-        known = len(times) * (100 - p) >= 100 - 1e-9
+        known = p == 50 or len(times) * (100 - p) >= 100 - 1e-9
         milliseconds[f"p{p}"] = float(1000 * np.percentile(times, p)) if known else None
     return {
         "n": len(times),
@@ -196,24 +196,38 @@ def draw(entries: Sequence[Entry], path: Path, title: str) -> None:
             groups.setdefault(entry.labels.get("batch", ""), []).append(entry)
     if not groups:
         raise EdgecifarError("Nothing was measured, so there is nothing to draw: leave out --picture.")
-    most = max(len(group) for group in groups.values())
-    figure = Figure(figsize=(6.5 * len(groups), 1.2 + 0.3 * most), layout="constrained")
+    sizes = [len(group) for group in groups.values()]
+    figure = Figure(figsize=(8, 0.6 + 0.25 * sum(sizes) + 0.7 * len(sizes)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
-    for axes, (batch, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        group.sort(key=lambda entry: -entry.row()["milliseconds"]["p50"])
-        medians = [entry.row()["milliseconds"]["p50"] for entry in group]
-        highest = [max(filter(None, entry.row()["milliseconds"].values())) for entry in group]
-        names = [" ".join(str(v) for k, v in entry.labels.items() if k != "batch" and v != "") for entry in group]
-        axes.barh(names, medians, color="#4c72b0")
-        axes.hlines(range(len(group)), medians, highest, color="#444444", linewidth=1)
-        for place, median in enumerate(medians):
-            axes.text(median, place + 0.25, f" {median:.3g}", fontsize=6, va="bottom")
+    parts = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[size + 1 for size in sizes])[:, 0]
+    for axes, (batch, group) in zip(parts, groups.items(), strict=True):
+        rows = sorted(
+            ((entry.row()["milliseconds"], entry.labels) for entry in group),
+            key=lambda row: row[0]["p50"],
+            reverse=True,
+        )
+        medians = [milliseconds["p50"] for milliseconds, _ in rows]
+        highest = [max(value or 0 for value in milliseconds.values()) for milliseconds, _ in rows]
+        axes.barh(range(len(rows)), medians, color="#4c72b0")
+        axes.hlines(range(len(rows)), medians, highest, color="#444444", linewidth=1)
+        for place, (median, high) in enumerate(zip(medians, highest, strict=True)):
+            axes.text(high, place, f"  {median:.3g}", fontsize=7, va="center")
+        axes.set_yticks(range(len(rows)), [_name(labels) for _, labels in rows], fontsize=7)
         axes.set_xscale("log")
-        axes.tick_params(labelsize=7)
-        axes.set_xlabel("ms a call: median, line to the highest percentile known", fontsize=8)
+        axes.set_xlim(0.5 * min(medians), 2 * max(highest))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
+        axes.tick_params(axis="x", which="both", labelsize=7)
         axes.set_title(f"batch {batch}" if batch else "", fontsize=9)
+    parts[-1].set_xlabel("ms a call: the median, and a line to the highest percentile that is known", fontsize=8)
     write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=110))
+
+
+def _name(labels: Mapping[str, Any]) -> str:
+    """Say in a line what the labels say."""
+    shown = {**labels, "threads": f"{labels['threads']} threads"} if "threads" in labels else labels
+    return ", ".join(str(value) for name, value in shown.items() if name not in ("batch", "agree") and value != "")
 
 
 def report(

@@ -147,7 +147,6 @@ class Measurement:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         options.add_session_config_entry(*RECORD_ASSIGNMENT)
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             options.add_provider_for_devices([device], {})
             session = ort.InferenceSession(self.bundle.read(variant), options)

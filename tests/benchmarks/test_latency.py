@@ -1,0 +1,197 @@
+"""The script on the tiny bundle; what is on the device is bound there, and what falls back or is not there says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import harness
+import latency
+import numpy as np
+import pytest
+from latency import BARE, Bound, Measurement
+
+from edgecifar.runtime import Bundle, Classifier
+from edgecifar.runtime import session as sessions
+from edgecifar.runtime.errors import ProviderError
+from edgecifar.runtime.session import Session, import_onnxruntime
+
+SCRIPT = Path(latency.__file__)
+
+
+@pytest.fixture
+def measurement(tiny) -> Measurement:
+    return Measurement(Bundle.open(tiny), [1, 3])
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_the_script(tiny, check_document, tmp_path):
+    picture = tmp_path / "p.png"
+    options = ("--seconds", 0.02, "--rounds", 2, "--batch", 3, "--threads", 1, "--picture", picture)
+    done = run("--bundle", tiny, *options)
+    assert done.returncode == 0, done.stderr
+    document = check_document(done.stdout.splitlines()[-1])
+    rows = document["rows"]
+    figures = {(row["provider"], row["variant"], row.get("batch"), row["call"]): row for row in rows if "n" in row}
+    for variant in ("fp32", "edge"):
+        ours, bare = (figures["cpu", variant, 3, call] for call in ("Classifier", BARE))
+        assert ours["ratios"].keys() == {BARE}
+        assert (ours["share"], ours["agree"], ours["largest_difference"]) == (1.0, 3, 0.0)
+        assert ours["nodes"] == bare["nodes"] == {"CPUExecutionProvider": 5}
+    for call in ("infer", "decode 640x480.jpeg", "resize 4000x3000.jpeg", "predict 32x32.png"):
+        assert ("cpu", "fp32", None, call) in figures
+    absent = {row["provider"]: row["problem"] for row in rows if "n" not in row}
+    for provider, (full_name, _) in sessions.PROVIDERS.items():
+        if provider in latency.ALWAYS and full_name not in import_onnxruntime().get_available_providers():
+            assert f"The provider {provider} is not in the onnxruntime installed here: " in absent[provider]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--bundle", "nowhere"], "latency.py: nowhere is not a bundle"),
+        (["--variant", "huge"], "has no variant called huge: choose one of"),
+    ],
+)
+def test_a_failure_is_one_sentence(options, sentence, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["latency.py", *options])
+    with pytest.raises(SystemExit) as caught:
+        harness.main(latency.main)
+    assert sentence in str(caught.value.code)
+    assert capsys.readouterr().out == ""
+
+
+class TestBound:
+    """On the CPU, whose memory can be bound like a GPU's."""
+
+    @pytest.mark.parametrize("batch", [1, 5])
+    def test_same_answers(self, tiny, batch):
+        images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
+        classifier = Classifier(tiny, "fp32", "cpu", 1)
+        bound = Bound(classifier._session._session, images, "cpu")
+        wanted = classifier.probabilities(images)
+        assert bound.probabilities().tolist() == wanted.tolist()
+        images[:] = 255 - images  # copied anew for each call
+        assert bound.probabilities().tolist() == classifier.probabilities(images).tolist() != wanted.tolist()
+        bound.resident()
+
+
+class TestMeasurement:
+    def test_a_fall_back_is_refused(self, measurement, monkeypatch):
+        monkeypatch.setattr(Session, "assignment", lambda self: {"CPUExecutionProvider": 3, "Another": 2})
+        bundle = measurement.bundle
+        with pytest.raises(ProviderError, match="Only 3 of 5 nodes run on cpu, so it is not measured"):
+            list(measurement.of_provider("cpu", bundle.variant("fp32"), 1))
+        entries = latency.entries_of(measurement, [bundle.variant("fp32")], ["cpu"], [1, 2])
+        assert [entry.row() for entry in entries] == [
+            {"provider": "cpu", "variant": "fp32", "threads": threads, "problem": entries[0].problem}
+            for threads in (1, 2)
+        ]
+        assert all(entry.call is None for entry in entries)
+
+    def test_another_answer_than_the_cpus_says_so(self, measurement):
+        variant = measurement.bundle.variant("fp32")
+        entry, *_ = measurement.of_provider("cpu", variant, 1)
+        wrong = entry.call()[:, ::-1]
+        entry.call = lambda: wrong
+        measurement.check(entry, variant)
+        difference = np.abs(wrong - wrong[:, ::-1]).max()
+        assert entry.problem.startswith(f"its probabilities differ from the CPU's by {difference:.1e}; 0 of 1 ")
+        assert entry.details["largest_difference"] == pytest.approx(difference)
+
+    def test_gpus_have_their_buffers_measured(self, measurement, monkeypatch):
+        """As on a GPU, but for the name of the memory and the setting, which only a GPU's onnxruntime knows."""
+        monkeypatch.setitem(latency.GRAPH, "cpu", {})
+        monkeypatch.setattr(latency, "Bound", lambda session, images, device: Bound(session, images, "cpu"))
+        entries = list(measurement.of_provider("cpu", measurement.bundle.variant("edge"), 1))
+        calls = ["Classifier", BARE, "bound", "graph", "resident"]
+        assert [(entry.labels["batch"], entry.labels["call"]) for entry in entries] == [
+            (batch, call) for batch in (1, 3) for call in calls
+        ]
+        harness.alternate(entries, 0.01, 2)
+        assert all(entry.row()["n"] >= 2 and entry.images == entry.labels["batch"] for entry in entries)
+        assert [entry.row()["ratios"].keys() for entry in entries[1:4]] == [set(), {BARE}, {BARE}]
+
+    def test_openvino_is_told_the_threads(self, monkeypatch):
+        """Its threads are its own: a session's `intra_op_num_threads` means nothing to it."""
+        tried = []
+
+        class Made:
+            def __init__(self, model, options, providers, **others):
+                tried.append(providers)
+                raise RuntimeError("enough")
+
+        real = import_onnxruntime()
+        fake = types.SimpleNamespace(
+            InferenceSession=Made,
+            SessionOptions=real.SessionOptions,
+            get_available_providers=lambda: ["OpenVINOExecutionProvider"],
+        )
+        monkeypatch.setattr(sessions, "import_onnxruntime", lambda: fake)
+        with pytest.raises(ProviderError, match="enough"):
+            Session(b"", "openvino", 3)
+        assert tried == [[("OpenVINOExecutionProvider", {"num_of_threads": "3"})]]
+
+
+class TestPlugIns:
+    """Packages that are not installed here are stood in for by modules of the same interface."""
+
+    @pytest.fixture
+    def install(self, monkeypatch):
+        def call(package: str, module, devices=()):
+            found = [types.SimpleNamespace(metadata={"Name": name}) for name in (package, "numpy", package)]
+            registered = []
+            ort = types.SimpleNamespace(
+                register_execution_provider_library=lambda *given: registered.append(given),
+                get_ep_devices=lambda: list(devices),
+            )
+            monkeypatch.setattr(latency.metadata, "distributions", lambda: found)
+            monkeypatch.setattr(latency, "import_onnxruntime", lambda: ort)
+            if module:
+                monkeypatch.setitem(sys.modules, package.replace("-", "_"), module)
+            return registered
+
+        return call
+
+    MODULE = types.SimpleNamespace(get_library_path=lambda: "lib.so", get_ep_names=lambda: ["Fast"])
+
+    def test_none(self, monkeypatch):
+        monkeypatch.setattr(latency.metadata, "distributions", list)
+        ((name, device, problem),) = latency.plug_ins()
+        assert (name, device) == ("plug-in", None)
+        assert problem == (
+            "none is installed: 'pip install onnxruntime-ep-openvino', onnxruntime-ep-webgpu or another."
+        )
+
+    def test_one_without_a_device(self, install):
+        registered = install("onnxruntime-ep-fast", self.MODULE, [types.SimpleNamespace(ep_name="Other")])
+        problem = "it is registered and offers no device here: it needs hardware that it supports."
+        assert list(latency.plug_ins()) == [("onnxruntime-ep-fast", None, problem)]
+        assert registered == [("onnxruntime-ep-fast", "lib.so")]
+
+    def test_its_devices(self, install):
+        gpu = types.SimpleNamespace(
+            ep_name="Fast", device=types.SimpleNamespace(type=types.SimpleNamespace(name="GPU"))
+        )
+        install("onnxruntime-ep-fast", self.MODULE, [gpu])
+        assert list(latency.plug_ins()) == [("onnxruntime-ep-fast GPU", gpu, "")]
+
+    def test_one_that_is_damaged(self, install):
+        install("onnxruntime-ep-fast", None)
+        ((name, device, problem),) = latency.plug_ins()
+        assert (name, device) == ("onnxruntime-ep-fast", None)
+        assert problem == ("it cannot be registered (No module named 'onnxruntime_ep_fast'): install it again.")
+
+    def test_a_device_is_measured(self, measurement):
+        """The CPU's own device goes the way of a plug-in's."""
+        (device,) = [d for d in import_onnxruntime().get_ep_devices() if d.ep_name == "CPUExecutionProvider"]
+        entries = list(measurement.of_device("plug", device, measurement.bundle.variant("fp32"), 1))
+        assert [(entry.labels["batch"], entry.images, entry.problem) for entry in entries] == [(1, 1, ""), (3, 3, "")]
+        assert entries[0].details["nodes"] == {"CPUExecutionProvider": 5}
+        assert entries[0].details["largest_difference"] == 0.0
