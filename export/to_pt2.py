@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from pathlib import Path
 
 import torch
 
 from ..runtime.contract import INPUT_NAME, SIDE
 from .graph import Deployed
+
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Makes `torch.load` refuse all but tensors, though torch's own reader of .pt2 asks for more."""
 
 
 def write(model: Deployed, path: Path) -> None:
@@ -24,11 +28,17 @@ def write(model: Deployed, path: Path) -> None:
 
 
 def read(path: Path) -> torch.nn.Module:
-    """Load an exported program as a module."""
+    """Load an exported program as a module; pickles in it that hold more than tensors are refused."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.ERROR)  # of a damaged file it logs a traceback beside the error that it raises
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"  # torch would otherwise run whatever pickle the archive names as a weight
     try:
         return torch.export.load(path).module()
     finally:
         logger.setLevel(level)
+        if before is None:
+            del os.environ[WEIGHTS_ONLY]
+        else:
+            os.environ[WEIGHTS_ONLY] = before

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import pickle
 import shutil
 import warnings
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +133,50 @@ def test_a_checkpoint_of_torch_is_not_torchscript(tmp_path):
     path = tmp_path / "model.pt"
     torch.save({"weight": torch.zeros(3)}, path)
     assert message(path).startswith(f"{path} is not a model")
+
+
+class Evil:
+    """Runs when it is unpickled: it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt", "model.pt2"])
+@pytest.mark.parametrize("pack", [pickle.dump, torch.save])
+def test_a_pickle_is_never_run(tmp_path, name, pack):
+    trap, path = tmp_path / "executed", tmp_path / name
+    with path.open("wb") as file:
+        pack(Evil(trap), file)
+    assert message(path).startswith(f"{path} is not a model")
+    assert not trap.exists()
+    with path.open("rb") as file:  # the trap is armed
+        torch.load(file, weights_only=False) if pack is torch.save else pickle.load(file)  # noqa: S301
+    assert trap.exists()
+
+
+def test_a_pickle_inside_a_pt2_file_is_never_run(tmp_path):
+    """Its configuration says that a weight is a pickle: torch's reader, left alone, runs it."""
+    trap, path = tmp_path / "executed", tmp_path / "model.pt2"
+    whole, evil = io.BytesIO(), io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(3, 10), (torch.zeros(2, 3),)), whole)
+    torch.save(Evil(trap), evil)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as target:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name.endswith("weights_config.json"):
+                assert b'"use_pickle": false' in content
+                content = content.replace(b'"use_pickle": false', b'"use_pickle": true')
+            target.writestr(name, evil.getvalue() if "/weights/weight_" in name else content)
+    assert message(path).startswith(f"{path} is not a model")
+    assert not trap.exists()
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # the trap is armed
+        warnings.simplefilter("ignore")
+        torch.export.load(path)
+    assert trap.exists()
 
 
 def test_an_onnx_file_of_another_net(tmp_path):

@@ -240,6 +240,15 @@ def test_a_pickle_is_never_run(run, tmp_path, pack):
     assert trap.exists()
 
 
+@pytest.mark.parametrize("pack", [pickle.dump, torch.save])
+def test_a_pickle_in_place_of_the_weights_is_never_run(run, tmp_path, pack):
+    trap = tmp_path / "executed"
+    with (run.folder / "weights.safetensors").open("wb") as file:
+        pack(Evil(trap), file)
+    assert "weights.safetensors is damaged (" in refusal(run.net)
+    assert not trap.exists()
+
+
 @pytest.mark.parametrize(
     "content",
     [
