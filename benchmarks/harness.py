@@ -126,6 +126,14 @@ def share(provider: str, full_name: str, nodes: Mapping[str, int] | None) -> dic
     return {"ran_on": provider, "nodes": dict(nodes), "share": own / total}
 
 
+def problem(error: Exception) -> str:
+    """Say in a sentence why something could not be measured; each engine has failures of its own."""
+    if isinstance(error, EdgecifarError):
+        return str(error)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+    return f"it does not run here ({reason})."
+
+
 def document(benchmark: str, entries: Sequence[Entry], settings: Mapping[str, Any], **versions: str) -> dict[str, Any]:
     """Return the JSON document of a run: the machine, what was asked for, and a row an entry."""
     described = machine.describe()
@@ -212,21 +220,25 @@ def draw(entries: Sequence[Entry], path: Path, title: str) -> None:
         axes.barh(range(len(rows)), medians, color="#4c72b0")
         axes.hlines(range(len(rows)), medians, highest, color="#444444", linewidth=1)
         for place, (median, high) in enumerate(zip(medians, highest, strict=True)):
-            axes.text(high, place, f"  {median:.3g}", fontsize=7, va="center")
+            axes.text(high, place, f"  {median:.3g}" if median < 100 else f"  {median:,.0f}", fontsize=7, va="center")
         axes.set_yticks(range(len(rows)), [_name(labels) for _, labels in rows], fontsize=7)
         axes.set_xscale("log")
         axes.set_xlim(0.5 * min(medians), 2 * max(highest))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
+        some = "25" if max(highest) < 1000 * min(medians) else ""
+        axes.xaxis.set_minor_formatter(lambda x, _, some=some: f"{x:g}" if f"{x:.0e}"[0] in some else "")
         axes.tick_params(axis="x", which="both", labelsize=7)
         axes.set_title(f"batch {batch}" if batch else "", fontsize=9)
-    parts[-1].set_xlabel("ms a call: the median, and a line to the highest percentile that is known", fontsize=8)
+    parts[-1].set_xlabel(
+        "ms a call: the median, bar and number, and a line to the highest percentile known", fontsize=8
+    )
     write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=110))
 
 
 def _name(labels: Mapping[str, Any]) -> str:
     """Say in a line what the labels say."""
-    shown = {**labels, "threads": f"{labels['threads']} threads"} if "threads" in labels else labels
+    threads = labels.get("threads", "")
+    shown = {**labels, "threads": threads and f"{threads} thread{'s' if threads > 1 else ''}"}
     return ", ".join(str(value) for name, value in shown.items() if name not in ("batch", "agree") and value != "")
 
 

@@ -38,7 +38,7 @@ from PIL import Image
 from edgecifar.runtime import Bundle, Classifier, EdgecifarError, pictures
 from edgecifar.runtime.bundle import Variant
 from edgecifar.runtime.contract import INPUT_NAME, LABELS, PROBABILITIES, SIDE
-from edgecifar.runtime.errors import ProviderError, VariantError
+from edgecifar.runtime.errors import VariantError
 from edgecifar.runtime.machine import usable_cpus
 from edgecifar.runtime.session import PROVIDERS, RECORD_ASSIGNMENT, Session, assignment, import_onnxruntime
 
@@ -111,7 +111,7 @@ class Measurement:
         """Yield the entries of one provider.
 
         Raises:
-            ProviderError: it is not here, or does not run every node.
+            ProviderError: it is not here, or does not run every node; and whatever onnxruntime does where it fails.
         """
         classifier = Classifier(self.bundle, variant.name, provider, threads)
         details = harness.ran_on(classifier._session)
@@ -140,27 +140,22 @@ class Measurement:
         """Yield the entries of one device of a plug-in provider.
 
         Raises:
-            ProviderError: it does not run every node, or fails.
+            ProviderError: it does not run every node; and whatever onnxruntime does where it fails.
         """
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         options.add_session_config_entry(*RECORD_ASSIGNMENT)
-        try:
-            options.add_provider_for_devices([device], {})
-            session = ort.InferenceSession(self.bundle.read(variant), options)
-            details = harness.share(name, device.ep_name, assignment(session))
-            for batch, images in self.images.items():
-                labels = {"provider": name, "variant": variant.name, "batch": batch, "threads": threads, "call": BARE}
-                entry = Entry(labels, lambda i=images: session.run([PROBABILITIES], {INPUT_NAME: i})[0], batch)
-                entry.details = dict(details)
-                self.check(entry, variant)
-                yield entry
-        except EdgecifarError:
-            raise
-        except Exception as error:  # onnxruntime raises a dozen types that share no base of their own
-            raise ProviderError(f"{name} fails here ({str(error).splitlines()[0][:200]}).") from None
+        options.add_provider_for_devices([device], {})
+        session = ort.InferenceSession(self.bundle.read(variant), options)
+        details = harness.share(name, device.ep_name, assignment(session))
+        for batch, images in self.images.items():
+            labels = {"provider": name, "variant": variant.name, "batch": batch, "threads": threads, "call": BARE}
+            entry = Entry(labels, lambda i=images: session.run([PROBABILITIES], {INPUT_NAME: i})[0], batch)
+            entry.details = dict(details)
+            self.check(entry, variant)
+            yield entry
 
 
 def plug_ins() -> Iterator[tuple[str, Any, str]]:
@@ -202,10 +197,11 @@ def entries_of(
         for variant in variants:
             for count in threads:
                 try:
-                    entries += list(measurement.of_provider(provider, variant, count))
-                except EdgecifarError as error:
+                    for entry in measurement.of_provider(provider, variant, count):
+                        entries.append(entry)  # one by one: those before a failure are kept
+                except Exception as error:  # onnxruntime raises a dozen types that share no base of their own
                     labels = {"provider": provider, "variant": variant.name, "threads": count}
-                    entries.append(Entry(labels, problem=str(error)))
+                    entries.append(Entry(labels, problem=harness.problem(error)))
     return entries
 
 
@@ -218,9 +214,10 @@ def entries_of_plug_ins(measurement: Measurement, variants: Sequence[Variant], t
             continue
         for variant in variants:
             try:
-                entries += list(measurement.of_device(name, device, variant, max(threads)))
-            except EdgecifarError as error:
-                entries.append(Entry({"provider": name, "variant": variant.name}, problem=str(error)))
+                for entry in measurement.of_device(name, device, variant, max(threads)):
+                    entries.append(entry)
+            except Exception as error:  # as above
+                entries.append(Entry({"provider": name, "variant": variant.name}, problem=harness.problem(error)))
     return entries
 
 

@@ -257,8 +257,7 @@ def entry(peer: Peer, batch: int, threads: int, reference: Function) -> Entry:
         images = random_images(max(CHECKED // batch, 1) * batch)
         answers = np.concatenate([function(images[at : at + batch]) for at in range(0, len(images), batch)])
     except Exception as error:  # each engine has failures of its own, and none may cost the others' figures
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
-        return Entry(labels, problem=f"it does not run here ({reason}).")
+        return Entry(labels, problem=harness.problem(error))
     expected = reference(images)
     agree = int((answers.argmax(1) == expected.argmax(1)).sum())
     difference = float(np.abs(answers - expected).max())

@@ -95,6 +95,23 @@ class TestMeasurement:
         ]
         assert all(entry.call is None for entry in entries)
 
+    def test_what_was_there_before_a_failure_is_kept(self, measurement, monkeypatch):
+        """As where a GPU's memory runs out at the second batch size."""
+        real = Measurement.check
+
+        def check(self, entry, variant):
+            if entry.labels["batch"] == 3:
+                raise RuntimeError("CUDA failure 2: out of memory.\n  at one.cc")
+            real(self, entry, variant)
+
+        monkeypatch.setattr(Measurement, "check", check)
+        entries = latency.entries_of(measurement, [measurement.bundle.variant("fp32")], ["cpu"], [1])
+        assert [(entry.labels.get("batch"), entry.problem) for entry in entries] == [
+            (1, ""),
+            (1, ""),
+            (None, "it does not run here (CUDA failure 2: out of memory)."),
+        ]
+
     def test_another_answer_than_the_cpus_says_so(self, measurement):
         variant = measurement.bundle.variant("fp32")
         entry, *_ = measurement.of_provider("cpu", variant, 1)
