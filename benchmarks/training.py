@@ -165,7 +165,7 @@ def _recipe(text: str) -> Recipe:
     if name not in RECIPES or (epochs and not epochs.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text} is not NAME or NAME:EPOCHS with NAME of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
-    return replace(recipe, epochs=int(epochs)) if epochs else recipe
+    return replace(recipe, epochs=int(epochs), cuda_epochs=0) if epochs else recipe
 
 
 def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, device: str) -> Run:
@@ -192,11 +192,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         found = [Run(folder) for folder in options.run]
         if options.recipe:
+            recipes = [recipe.on(loop.choose_device(options.device).type) for recipe in options.recipe]
             dataset = data.load(options.data, say=lambda line: print(line, file=sys.stderr))
             found += [
                 _train(recipe, seed, dataset, options.out / f"{recipe.name}-{recipe.epochs}-seed{seed}", options.device)
                 for seed in range(options.seeds)  # seeds outside: a slow hour hits every recipe
-                for recipe in options.recipe
+                for recipe in recipes
             ]
         runs = [(run.record, _metrics(run)) for run in found]
     except EdgecifarError as error:

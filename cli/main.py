@@ -217,7 +217,7 @@ def train(
             if run.record["dataset"]["name"] == datasets.SYNTHETIC:
                 data = data or datasets.SYNTHETIC
         else:
-            settings = replace(RECIPES[recipe.value if recipe else "fast"], **chosen)
+            settings = replace(RECIPES[recipe.value if recipe else "fast"].on(where.type), **chosen)
             run = Run(out or RUNS / group.agree(f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"))
             run.check_free()
         events = stack.enter_context(EventFiles(run.folder, past)) if tensorboard and group.leads else None

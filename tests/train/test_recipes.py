@@ -31,7 +31,15 @@ def test_reference_is_the_reference_experiment():
         "cutout": 0,
         "held_out": 0.0,
         "bfloat16": False,
+        "cuda_epochs": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("cuda_epochs", "device", "epochs"), [(0, "cpu", 3), (0, "cuda", 3), (9, "cpu", 3), (9, "cuda", 9), (9, "mps", 3)]
+)
+def test_epochs_of_a_device(cuda_epochs, device, epochs):
+    assert replace(REFERENCE, epochs=3, cuda_epochs=cuda_epochs).on(device).epochs == epochs
 
 
 def test_command_line_names_every_recipe():
