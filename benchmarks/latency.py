@@ -104,7 +104,7 @@ class Measurement:
         entry.details |= {"largest_difference": difference, "agree": agree}
         if not difference <= variant.golden_tolerance:
             entry.problem = (
-                f"its probabilities differ from the CPU's by {difference:.1e}; {agree} of {batch} arg-maxes agree"
+                f"its probabilities differ from the CPU's by {difference:.1e}; {agree} of {batch} arg-maxes agree."
             )
 
     def of_provider(self, provider: str, variant: Variant, threads: int) -> Iterator[Entry]:
@@ -126,6 +126,7 @@ class Measurement:
                 name = str(self.bundle.folder / variant.file)
                 bound = Bound(classifier._session._session, images, "cuda")
                 graph = Session(self.bundle.read(variant), provider, threads, name, GRAPH[provider])
+                harness.ran_on(graph)
                 replayed = Bound(graph._session, images, "cuda")
                 checked.append(Entry({**labels, "call": "bound"}, bound.probabilities, bases={BARE: bare}))
                 checked.append(Entry({**labels, "call": "graph"}, replayed.probabilities, bases={BARE: bare}))
