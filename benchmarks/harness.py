@@ -174,7 +174,7 @@ def table(entries: Sequence[Entry]) -> str:
             cells += [f"{row['images_per_second']:,.0f}", f"{row['n']:,}"]
             for name in ratios:
                 found = row["ratios"].get(name)
-                cells.append(f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})" if found else "")
+                cells.append(f"{found['median']:.3f} ({found['low']:.3f} to {found['high']:.3f})" if found else "")
         if entry.problem:
             notes.append(" ".join([*filter(None, cells[: len(labels)])]) + f": {entry.problem}")
         if "n" in row:

@@ -23,9 +23,11 @@ gives in eager torch on all of them, or it is not timed. Of a lossy one the agre
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -185,7 +187,8 @@ class Peers:
 
         logging.getLogger("nncf").setLevel(logging.ERROR)
         images = list(self.calibration[:, None])  # one at a time
-        return nncf.quantize(self._openvino[1], nncf.Dataset(images), subset_size=len(images))
+        with contextlib.redirect_stdout(sys.stderr):  # its progress bar is no result
+            return nncf.quantize(self._openvino[1], nncf.Dataset(images), subset_size=len(images))
 
     def _compile_openvino(self, batch: int, model: Any, precision: str) -> Function:
         settings = {

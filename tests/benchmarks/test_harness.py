@@ -166,7 +166,7 @@ class TestReport:
         )
         plain, other = lines[1].split(), lines[2].split()
         assert plain == ["plain", "8", "500.000", "500.000", "500.000", "500.000", "16", "100"]
-        assert other == ["other", "8", "1000.000", "1000.000", "1000.000", "8", "50", "2.00", "(2.00", "to", "2.00)"]
+        assert other == ["other", "8", "1000.000", "1000.000", "1000.000", "8", "50", "2.000", "(2.000", "to", "2.000)"]
         assert lines[3:] == ["", "absent 8: it is not installed: 'pip install absent'."]
         assert lines[1].index("500.000") == lines[2].index("1000.000") + 1  # flush right
 
