@@ -1,0 +1,175 @@
+"""Queries are answered once each, in batches; logs are read as LoadGen writes them; LoadGen itself, where it is."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import sys
+import threading
+import types
+
+import mlperf
+import numpy as np
+import pytest
+from mlperf import System
+
+from edgecifar.runtime.errors import EdgecifarError, InputError
+
+SUMMARY = """\
+================================================
+MLPerf Results Summary
+================================================
+SUT name : PySUT
+Scenario : Server
+Completed samples per second    : 200.53
+Result is : INVALID
+  Early stopping satisfied: NO
+Recommendations:
+ * Reduce target QPS to improve latency.
+Mean latency (ns)               : 101492013
+"""
+
+
+class FakeLoadGen:
+    """Holds what was answered: the class of each query's id."""
+
+    def __init__(self) -> None:
+        self.answered: dict[int, int] = {}
+        self.sizes: list[int] = []
+
+    def QuerySampleResponse(self, identity, address, length):  # noqa: N802
+        return identity, address, length
+
+    def QuerySamplesComplete(self, answers):  # noqa: N802
+        self.sizes.append(len(answers))
+        for identity, address, length in answers:
+            assert identity not in self.answered
+            (self.answered[identity],) = ctypes.string_at(address, length)
+
+
+class Brightest:
+    """A classifier that takes an image's first value for its class; it waits where it is told to."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.began = threading.Event()
+
+    def probabilities(self, images):
+        self.began.set()
+        assert self.go.wait(30)
+        if (images[:, 0, 0, 0] > 9).any():
+            raise InputError("No.")
+        return np.eye(10, dtype=np.float32)[images[:, 0, 0, 0]]
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """uint8 [10, 32, 32, 3], of the classes 0 to 9."""
+    return np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None], (10, 32, 32, 3))
+
+
+def samples(*indices: int):
+    return [types.SimpleNamespace(id=100 + place, index=index) for place, index in enumerate(indices)]
+
+
+class TestSystem:
+    @pytest.mark.parametrize("queued", [False, True])
+    def test_each_query_is_answered(self, images, queued):
+        lg = FakeLoadGen()
+        with System(lg, Brightest(), images, 4, queued) as system:
+            system.issue(samples(3, 1, 4, 1, 5, 9, 2, 6, 5))
+        assert [*lg.answered.values()] == [3, 1, 4, 1, 5, 9, 2, 6, 5]
+        assert [*lg.answered] == [*range(100, 109)]
+        assert max(lg.sizes) <= 4
+        assert system.error is None
+
+    def test_offline_in_batches(self, images):
+        lg = FakeLoadGen()
+        with System(lg, Brightest(), images, 4, queued=False) as system:
+            system.issue(samples(*range(10)))
+        assert lg.sizes == [4, 4, 2]
+
+    def test_what_waits_is_taken_together(self, images):
+        lg, classifier = FakeLoadGen(), Brightest()
+        classifier.go.clear()
+        with System(lg, classifier, images, 4, queued=True) as system:
+            one, *others = samples(*range(7))
+            system.issue([one])
+            assert classifier.began.wait(30)
+            for sample in others:
+                system.issue([sample])  # does not wait for the first
+            assert lg.sizes == []
+            classifier.go.set()
+        assert lg.sizes == [1, 4, 2]
+
+    @pytest.mark.parametrize("queued", [False, True])
+    def test_a_failure_is_kept_and_nobody_waits(self, images, queued):
+        lg = FakeLoadGen()
+        images = images.copy()
+        images[5] = 77
+        with System(lg, Brightest(), images, 1, queued) as system:
+            system.issue(samples(4, 5, 6))
+        assert lg.answered == {100: 4, 101: 255, 102: 255}
+        assert str(system.error) == "No."
+
+
+def test_read_summary(tmp_path):
+    (tmp_path / "mlperf_log_summary.txt").write_text(SUMMARY)
+    found = mlperf.read_summary(tmp_path)
+    assert found["Result is"] == "INVALID"
+    assert found[mlperf.SCENARIOS["Server"]] == "200.53"
+    assert found["Mean latency (ns)"] == "101492013"
+    with pytest.raises(EdgecifarError, match=r"^LoadGen left no summary in .*: look at mlperf_log_detail.txt there\.$"):
+        mlperf.read_summary(tmp_path / "none")
+
+
+class TestShareCorrect:
+    def write(self, folder, *answers: tuple[int, str]):
+        entries = [{"seq_id": n, "qsl_idx": index, "data": data} for n, (index, data) in enumerate(answers)]
+        (folder / "mlperf_log_accuracy.json").write_text(json.dumps(entries))
+
+    def test_known(self, tmp_path):
+        self.write(tmp_path, (2, "09"), (0, "03"), (1, "00"), (3, "FF"))
+        assert mlperf.share_correct(tmp_path, np.array([3, 1, 9, 9])) == 0.5
+
+    @pytest.mark.parametrize("answers", [[(0, "01")], [(0, "01"), (0, "01")], [(0, "01"), (1, "01"), (2, "01")]])
+    def test_not_one_each(self, tmp_path, answers):
+        self.write(tmp_path, *answers)
+        with pytest.raises(
+            EdgecifarError, match=r"has not one answer an image: look at mlperf_log_detail.txt there\.$"
+        ):
+            mlperf.share_correct(tmp_path, np.array([1, 1]))
+
+
+def test_without_loadgen(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    with pytest.raises(
+        EdgecifarError, match=r"^mlperf.py needs MLCommons' LoadGen: pip install mlcommons-loadgen==[0-9.]+\.$"
+    ):
+        mlperf.loadgen()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mlperf_loadgen"), reason="mlcommons-loadgen is not installed")
+def test_it_runs(tiny, synthetic_is_small, small, monkeypatch, capsys, tmp_path):
+    from edgecifar.runtime import Classifier
+
+    arguments = ["--bundle", str(tiny), "--variant", "fp32", "--provider", "cpu", "--threads", "1", "--images", "20"]
+    arguments += ["--data", "synthetic", "--seconds", "0.1", "--queries", "5", "--qps", "200", "--logs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["mlperf.py", *arguments])
+    mlperf.main()
+    *lines, last = capsys.readouterr().out.splitlines()
+    document = json.loads(last)
+    assert sorted(document) == ["benchmark", "machine", "rows", "settings"]
+    assert document["settings"]["server_qps"] == 200
+    assert [row["scenario"] for row in document["rows"]] == [*mlperf.SCENARIOS]
+    answers = Classifier(tiny, "fp32", "cpu", 1).probabilities(small.test_images[:20]).argmax(axis=1)
+    for row in document["rows"]:
+        assert row["verdict"] in ("VALID", "INVALID")
+        assert row["value"] > 0
+        assert row["accuracy"] == (answers == small.test_labels[:20]).mean()
+        assert row["summary"]["Scenario"] == row["scenario"]
+        assert any(line.startswith(row["scenario"]) and row["verdict"] in line for line in lines)
+    assert any("not an MLPerf result" in line for line in lines)
+    assert len([*tmp_path.glob("*/mlperf_log_detail.txt")]) == 6
