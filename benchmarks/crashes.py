@@ -364,8 +364,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         training = Training(folder / "train")
-        trials = dict(zip(("train", "export", "export --force"), (training, *prepare(training, folder)), strict=True))
-        for trial_name, trial in trials.items():
+
+        def trials() -> Iterator[tuple[str, Trial]]:
+            training.whole()
+            yield "train", training  # before the ONNX exporter is run here, after which no forked child can train
+            yield from zip(("export", "export --force"), prepare(training, folder), strict=True)
+
+        for trial_name, trial in trials():
             ways: dict[str, Iterator[str]] = {
                 "killed at a step": trial.at_steps(),
                 "killed at a random moment": trial.at_moments(given.kills if trial is training else given.kills // 2),

@@ -12,7 +12,6 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -71,8 +70,10 @@ def exports(root: Path) -> Iterator[str]:
 
 def disks(root: Path) -> Iterator[str]:
     training = crashes.Training(root / "train")
+    training.whole()
+    yield from training.on_disks(3)  # before `prepare`, after which no forked child can train
     _, replacing = crashes.prepare(training, root)
-    return chain(training.on_disks(3), replacing.on_disks(3))
+    yield from replacing.on_disks(3)
 
 
 if __name__ == "__main__":
