@@ -1,8 +1,9 @@
 """Several processes that train one net together, as `torchrun` starts them; it knows nothing of recipes or runs.
 
 Every process holds the whole net and takes its part of every batch. Gradients, batch norm's statistics and the loss
-are those of the whole batch, so that the number of processes changes the weights by rounding only. Dropout is the
-exception: each process draws masks of its own.
+are those of the whole batch, so that the number of processes changes a step by rounding only (which, where it decides
+on which side of zero a ReLU's input lies, grows from step to step). Dropout is the exception: each process draws masks
+of its own.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _WholeBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the parts of all processes, which may be of unequal size or empty, in float32.
+    """Batch norm over the parts of all processes, which may be of unequal size or empty, at least in float32.
 
     torch's SyncBatchNorm does the same, but not on the CPU.
     """
@@ -188,7 +189,7 @@ class _WholeBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as torch calls it
         if not self.training:
             return super().forward(input)
-        wide, axes = input.float(), (0, 2, 3)
+        wide, axes = input.to(torch.promote_types(input.dtype, torch.float32)), (0, 2, 3)
         count = wide.new_full((1,), wide.numel() / wide.shape[1])
         sums = _Sum.apply(torch.cat([wide.sum(axes), count]))
         mean, count = sums[:-1] / sums[-1], sums[-1]

@@ -2,6 +2,8 @@
 
 train_together.py library FOLDER    train FOLDER/recipes.json, {name: recipe}, each into FOLDER/name; end the run
                                     FOLDER/one, and begin the run FOLDER/two with the first recipe
+train_together.py net FOLDER        train Net itself in float64, by the first of FOLDER/recipes.json, into
+                                    FOLDER/net-PROCESSES
 train_together.py train ...         `edgecifar train ...`, whose loss is not finite any more in the second epoch
 """
 
@@ -17,6 +19,7 @@ from conftest import SmallNet
 from edgecifar.cli.main import main
 from edgecifar.runtime.files import write_file
 from edgecifar.train import data, distributed, loop, plots, run
+from edgecifar.train.net import Net
 from edgecifar.train.recipes import Recipe
 
 DRAWN = data.synthetic(40, 20)
@@ -42,6 +45,15 @@ def library(root: Path) -> None:
             sys.stdout.write(f"process {group.rank} of {group.size}\n")
 
 
+def whole_net(root: Path) -> None:
+    normalise = loop.normalise
+    loop.Net = lambda dropout: Net(dropout).double()
+    loop.normalise = lambda images: normalise(images).double()
+    recipe = Recipe(**next(iter(json.loads((root / "recipes.json").read_text()).values())))
+    with distributed.joined() as group:
+        loop.train(recipe, DRAWN, root / f"net-{group.size}", group.connect(torch.device("cpu")), group=group)
+
+
 def command() -> None:
     share = Recipe.share_of_lr
     Recipe.share_of_lr = lambda self, step, steps: 1e38 if step == steps // 2 else share(self, step, steps)
@@ -54,4 +66,10 @@ if __name__ == "__main__":
     loop.Net = run.Net = SmallNet
     for name in ("confusion", "curves"):
         setattr(plots, name, lambda _, path: write_file(path, b"drawn"))
-    library(Path(sys.argv[2])) if sys.argv[1] == "library" else command()
+    match sys.argv[1]:
+        case "library":
+            library(Path(sys.argv[2]))
+        case "net":
+            whole_net(Path(sys.argv[2]))
+        case _:
+            command()
