@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 
 import numpy as np
 import onnx
@@ -107,21 +108,21 @@ class TestLowRank:
         assert torch.equal(layer.weight, before)
 
 
-class TestFactored:
-    def test_each_layer_at_its_rank_in_a_copy(self, deployed, principals):
-        reduced, ranks = edge.factored(deployed, principals, 0.05)
-        assert ranks == {name: principals[name].rank(0.05) for name in edge.FACTORED}
-        assert {name: reduced.get_submodule(name)[0].weight.shape[0] for name in ranks} == ranks
-        assert isinstance(deployed.fc1, torch.nn.Linear)
+@pytest.mark.parametrize("name", edge.FACTORED)
+class TestSplit:
+    def test_one_layer_of_a_copy(self, deployed, principals, name):
+        reduced, rank = edge.split(deployed, name, principals[name], 0.1)
+        assert rank == principals[name].rank(0.1)
+        assert len(reduced.get_submodule(name)[0].weight) == rank
+        assert not isinstance(deployed.get_submodule(name), torch.nn.Sequential)
+        assert reduced.conv1 is deployed.conv1
+        images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+        assert not torch.equal(reduced(images)[1], deployed(images)[1])
 
-    def test_layers_that_would_not_shrink_stay_whole(self, deployed, principals):
-        flat = {
-            name: edge.Principal(principal.mean, principal.directions, torch.ones_like(principal.variances))
-            for name, principal in principals.items()
-        }
-        reduced, ranks = edge.factored(deployed, flat, 0.001)
-        assert ranks == {}
-        assert isinstance(reduced.fc1, torch.nn.Linear)
+    def test_a_layer_that_would_not_shrink_stays_whole(self, deployed, principals, name):
+        principal = principals[name]
+        flat = edge.Principal(principal.mean, principal.directions, torch.ones_like(principal.variances))
+        assert edge.split(deployed, name, flat, 0.001) == (deployed, 0)
 
 
 @pytest.fixture
@@ -165,8 +166,9 @@ class TestQuantize:
 
     def test_logits_are_near_those_of_the_same_rank_in_fp32(self, deployed, bundle, small):
         trained_on, _ = small.hold_out(0.4)
-        principals = edge.principal_outputs(deployed, small.train_images[trained_on])
-        reduced, _ = edge.factored(deployed, principals, edge.LOST[0])
+        reduced = deployed
+        for name, principal in edge.principal_outputs(deployed, small.train_images[trained_on]).items():
+            reduced, _ = edge.split(reduced, name, principal, edge.LOST[0])
         with torch.inference_mode():
             _, before = reduced(torch.from_numpy(small.test_images))
         after = Session((bundle.folder / "model.edge.onnx").read_bytes(), "cpu").logits(small.test_images)
@@ -195,78 +197,87 @@ def edge_exporter(deployed, small, lines):
     return edge.EdgeExporter(deployed, small.train_images, images, labels, lines.append)
 
 
+RANKS = {0.4: 8, 0.3: 16, 0.2: 24, 0.1: 0}
+"""Of each share lost in the trials below; at the last, splitting is not worth it."""
+
+
 class TestSearch:
     @pytest.fixture
     def search(self, deployed, small, monkeypatch, quick_onnx, bundle):
-        """Returns the search within a budget whose trials have the accuracies given, and its lines."""
+        """Returns a search with one or two layers, whose trials have the accuracies given."""
         model = onnx.load(bundle.folder / "model.edge.onnx")
         monkeypatch.setattr(edge, "quantize", lambda source, images, calibrator: copy.deepcopy(model))
-        ranks = iter(range(16, 1600, 16))
-        monkeypatch.setattr(edge, "factored", lambda model, principals, lost: (model, {"fc1": next(ranks)}))
-        monkeypatch.setattr(edge, "principal_outputs", lambda model, images: {})
+        monkeypatch.setattr(edge, "LOST", tuple(RANKS))
 
-        def make(accuracies):
+        def split(model, name, principal, lost):
+            shape = model if isinstance(model, tuple) else ()
+            return ((*shape, RANKS[lost]), RANKS[lost]) if RANKS[lost] else (model, 0)
+
+        monkeypatch.setattr(edge, "split", split)
+
+        def make(by_ranks, int8, layers=("fc1",)):
+            monkeypatch.setattr(edge, "FACTORED", layers)
+            monkeypatch.setattr(edge, "principal_outputs", lambda model, images: dict.fromkeys(layers))
             lines = []
             search = edge_exporter(deployed, small, lines)
-            given = iter(accuracies)
-            monkeypatch.setattr(search, "_accuracy", lambda logits: next(given))
+            quantized = iter(int8)
+            monkeypatch.setattr(search, "_float_logits", lambda model: model if isinstance(model, tuple) else ())
+            monkeypatch.setattr(
+                search, "_accuracy", lambda logits: by_ranks[logits] if isinstance(logits, tuple) else next(quantized)
+            )
             return search, lines
 
         return make
 
-    def test_the_smallest_within_half_of_the_budget_by_the_best_calibrator(self, search, tmp_path):
-        found, lines = search([0.8, 0.5, 0.794, 0.795, 0.79, 0.792, 0.791])
+    def test_the_smallest_rank_within_half_of_the_budget_by_the_best_calibrator(self, search, tmp_path):
+        found, lines = search({(): 0.8, (8,): 0.5, (16,): 0.795, (24,): 0.798}, [0.79, 0.792, 0.791])
         made_by = found.write(tmp_path / "model.onnx", {}, budget=1.0)
-        assert made_by.startswith("low rank by principal outputs (fc1 48), then static int8 (QDQ")
+        assert made_by.startswith("low rank by principal outputs (fc1 16), then static int8 (QDQ")
         assert "Percentile ranges" in made_by
         assert made_by.endswith("held-out accuracy 79.20 % against 80.00 %")
-        assert [trial["tried"] for trial in found.tried] == [
-            "fp32",
-            *("ranks fc1 16", "ranks fc1 32", "ranks fc1 48"),
-            *(f"ranks fc1 48, int8, {calibrator}" for calibrator in edge.CALIBRATORS),
-        ]
-        assert len(lines) == 7
-        assert "79.50" in lines[3]
+        tried = [trial["tried"] for trial in found.tried]
+        assert tried[0] == "fp32"
+        assert set(tried[1:-3]) >= {"ranks fc1 8", "ranks fc1 16"}
+        assert tried[-3:] == [f"ranks fc1 16, int8, {calibrator}" for calibrator in edge.CALIBRATORS]
+        assert len(lines) == len(tried)
+        assert "79.20" in lines[-2]
         assert (tmp_path / "model.onnx").exists()
 
-    def test_where_int8_loses_too_much_the_next_is_tried(self, search, tmp_path):
-        found, _ = search([0.8, 0.8, 0.7, 0.7, 0.7, 0.8, 0.7, 0.7, 0.79])
-        assert "(fc1 32)" in found.write(tmp_path / "model.onnx", {}, budget=1.0)
+    def test_a_layer_keeps_the_budget_with_those_before_it(self, search, tmp_path):
+        by_ranks = {(): 0.8, (8,): 0.797, (16,): 0.8, (24,): 0.8, (8, 8): 0.79, (8, 16): 0.794, (8, 24): 0.7955}
+        found, _ = search(by_ranks, [0.795] * 3, ("fc1", "conv6"))
+        assert "(fc1 8, conv6 24)" in found.write(tmp_path / "model.onnx", {}, budget=1.0)
 
-    def test_nothing_within_the_budget_names_the_closest(self, search, tmp_path, monkeypatch):
-        monkeypatch.setattr(edge, "LOST", edge.LOST[:2])
-        found, _ = search([0.9, 0.8, 0.7])
+    def test_layers_stay_whole_where_no_rank_keeps_the_budget(self, search, tmp_path):
+        found, _ = search({(): 0.8, (8,): 0.5, (16,): 0.5, (24,): 0.5}, [0.8] * 3)
+        assert "(full)" in found.write(tmp_path / "model.onnx", {}, budget=1.0)
+
+    def test_where_int8_loses_too_much_higher_ranks_are_tried(self, search, tmp_path):
+        by_ranks = {(): 0.8, (8,): 0.795, (16,): 0.7975, (24,): 0.8}
+        found, _ = search(by_ranks, [0.7, 0.7, 0.7, 0.7, 0.7, 0.79])
+        assert "(fc1 16)" in found.write(tmp_path / "model.onnx", {}, budget=1.0)
+
+    def test_int8_beyond_the_budget_is_refused(self, search, tmp_path):
+        found, _ = search({(): 0.9, (8,): 0.9, (16,): 0.9, (24,): 0.9}, [0.85, 0.89, 0.87] * 3)
         with pytest.raises(ParityError) as caught:
-            found.write(tmp_path / "model.onnx", {}, budget=0.2)
+            found.write(tmp_path / "model.onnx", {}, budget=0.5)
         assert str(caught.value) == (
-            "No variant that was tried keeps the budget of 0.2 points: the closest (ranks fc1 16) loses 10.00; "
-            "allow more with --budget, or train longer."
+            "No variant that was tried keeps the budget of 0.5 points: the closest (ranks fc1 8, int8, Percentile) "
+            "loses 1.00; allow more with --budget, or train longer."
         )
         assert list(tmp_path.iterdir()) == []
 
-    def test_int8_beyond_the_budget_is_refused(self, search, tmp_path, monkeypatch):
-        monkeypatch.setattr(edge, "LOST", edge.LOST[:1])
-        found, _ = search([0.9, 0.9, 0.85, 0.89, 0.87])
-        with pytest.raises(ParityError, match=r"closest \(ranks fc1 16, int8, Percentile\) loses 1\.00"):
-            found.write(tmp_path / "model.onnx", {}, budget=0.5)
-        assert list(tmp_path.iterdir()) == []
-
-    def test_equal_ranks_are_tried_once(self, search, tmp_path, monkeypatch):
-        found, _ = search([0.9, 0.8])
-        monkeypatch.setattr(edge, "factored", lambda model, principals, lost: (model, {"fc1": 16}))
-        with pytest.raises(ParityError):
-            found.write(tmp_path / "model.onnx", {}, budget=0.2)
-        assert len(found.tried) == 2
-
     def test_a_second_search_begins_anew(self, search, tmp_path):
-        found, _ = search([0.8, 0.8, 0.8, 0.7, 0.7, 0.79, 0.8, 0.7, 0.7])
+        found, _ = search({(): 0.8, (8,): 0.795, (16,): 0.799, (24,): 0.8}, [0.8, 0.7, 0.7, 0.79, 0.7, 0.7])
         assert "(fc1 16)" in found.write(tmp_path / "edge.onnx", {}, budget=0.2)
-        assert "(fc1 32)" in found.write(tmp_path / "tiny.onnx", {}, budget=1.0)  # the net's own accuracy is known
-        assert [trial["tried"] for trial in found.tried][:2] == ["fp32", "ranks fc1 32"]
+        assert "(fc1 8)" in found.write(tmp_path / "tiny.onnx", {}, budget=1.0)
+        assert [trial["tried"] for trial in found.tried].count("fp32") == 1
 
     def test_how_it_was_made_is_said(self, bundle):
         made_by = bundle.variant("edge").made_by
-        assert made_by.startswith("low rank by principal outputs (conv4 ")
+        assert re.match(
+            r"low rank by principal outputs \(fc1 \d+, conv6 \d+, conv5 \d+, conv4 \d+\), then static", made_by
+        )
         assert "MinMax ranges of 120 held-out images" in made_by
 
 
@@ -278,11 +289,16 @@ class TestRefusals:
     def test_a_budget_that_cannot_be_met_ends_in_no_bundle(
         self, run, tmp_path, refused, monkeypatch, synthetic_is_small
     ):
-        monkeypatch.setattr(edge, "LOST", (0.9,))
-        monkeypatch.setattr(edge.EdgeExporter, "_quantize", lambda *_: pytest.fail("the ranks are beyond the budget"))
+        monkeypatch.setattr(edge, "LOST", ())  # all layers stay whole
+
+        def quantize(self, *_):
+            self._note("ranks full, int8, MinMax", -1.0, 0.0)
+            return None, "MinMax", -1.0
+
+        monkeypatch.setattr(edge.EdgeExporter, "_quantize", quantize)
         out = tmp_path / "bundles" / "new"
         sentence = refused("export", run.folder, "--variant", "edge", "--budget", "0", "--out", out)
-        assert sentence.startswith("No variant that was tried keeps the budget of 0 points: the closest (ranks ")
+        assert sentence.startswith("No variant that was tried keeps the budget of 0 points: the closest (")
         assert list(out.parent.iterdir()) == []
 
     def test_a_recipe_that_holds_nothing_out(self, run, small, tmp_path):
