@@ -122,8 +122,10 @@ def compare(
         failure = f"disagrees on {len(images) - agree:,} of {len(images):,} arg-maxes"
     elif (difference > ATOL + RTOL * np.abs(eager)).any():
         failure = f"logits differ by more than {ATOL:.0e} + {RTOL:.0e} * |logit|"
-    known = labels is not None and bool(np.isfinite(logits).all())
-    result = score(_softmax(logits / temperature), labels, seconds=0) if known else None
+    result, p_value = None, None
+    if labels is not None and np.isfinite(logits).all():
+        result = score(_softmax(logits / temperature), labels, seconds=0)
+        p_value = mcnemar(logits.argmax(1) == labels, eager.argmax(1) == labels)
     return Parity(
         images=len(images),
         data=data,
@@ -135,7 +137,7 @@ def compare(
         failure=failure,
         nll=result and result.nll,
         ece=result and result.ece,
-        p_value=mcnemar(logits.argmax(1) == labels, eager.argmax(1) == labels) if known else None,
+        p_value=p_value,
     )
 
 
