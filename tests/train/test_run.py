@@ -192,9 +192,9 @@ def test_damaged_weights(run, damage):
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (lambda state: state.pop("5.bias"), "5.bias is missing"),
+        (lambda state: state.pop("7.bias"), "7.bias is missing"),
         (lambda state: state.update(fc9=torch.zeros(1)), "fc9 is unknown"),
-        (lambda state: state.update({"5.bias": torch.zeros(11)}), "5.bias has shape [11], not [10]"),
+        (lambda state: state.update({"7.bias": torch.zeros(11)}), "7.bias has shape [11], not [10]"),
     ],
 )
 def test_checkpoint_of_another_net(run, edit, reason):
@@ -206,7 +206,7 @@ def test_checkpoint_of_another_net(run, edit, reason):
 
 
 def test_weights_that_changed_after_the_fact(run):
-    change(run, lambda state: state["5.bias"].add_(1e-6))
+    change(run, lambda state: state["7.bias"].add_(1e-6))
     assert refusal(run.net).startswith(f"{run.folder / 'weights.safetensors'} is not the file that run.json describes")
 
 
