@@ -14,7 +14,7 @@ AUDIT = Path(__file__).parents[1] / "scripts" / "audit.py"
 SOUND = {"name": "numpy", "version": "2.0", "vulns": []}
 UNKNOWN = {"name": "edgecifar", "skip_reason": "Dependency not found on PyPI and could not be audited"}
 FLAWED = {"name": "pillow", "version": "9.0.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["9.0.1"], "aliases": []}]}
-OFFLINE = "Traceback (most recent call last):\nrequests.exceptions.ConnectionError: Failed to resolve 'pypi.org'"
+OFFLINE = "Traceback (most recent call last):\nrequests.exceptions.ConnectionError: Failed to resolve 'index.example'"
 
 
 @pytest.mark.parametrize(

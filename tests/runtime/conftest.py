@@ -48,6 +48,22 @@ def tiny_bundle(tmp_path) -> Path:
 
 
 @pytest.fixture
+def never_read(monkeypatch) -> Callable[[Path], None]:
+    """Make reading a file a failure: `never_read(path)`."""
+
+    def forbid(path: Path) -> None:
+        read = Path.read_bytes
+
+        def guarded(wanted: Path) -> bytes:
+            assert wanted != path
+            return read(wanted)
+
+        monkeypatch.setattr(Path, "read_bytes", guarded)
+
+    return forbid
+
+
+@pytest.fixture
 def resealed(tiny_bundle) -> Callable[..., Path]:
     """Change files of the tiny bundle and make SHA256SUMS agree: `resealed(**{"README.md": b"..."})`.
 

@@ -522,18 +522,12 @@ class TestRead:
             assert failed(Bundle.open(tiny_bundle))[name] == reason
 
     @pytest.mark.parametrize("name", FILES)
-    def test_oversize_files_are_refused_unread(self, tiny_bundle, monkeypatch, name):
+    def test_oversize_files_are_refused_unread(self, tiny_bundle, never_read, name):
         path = tiny_bundle / name
         limit = 1 << 30 if name.endswith(".onnx") else 1 << 24
         with path.open("ab") as file:
             file.truncate(limit + 1)  # takes no space: a hole
-        read = Path.read_bytes
-
-        def guarded(wanted: Path) -> bytes:
-            assert wanted != path
-            return read(wanted)
-
-        monkeypatch.setattr(Path, "read_bytes", guarded)
+        never_read(path)
         reason = f"{path} is larger than {limit:,} bytes: this is no bundle of edgecifar."
         if name in ("manifest.json", "SHA256SUMS"):
             assert refusal(tiny_bundle) == reason

@@ -322,17 +322,11 @@ class TestDamaged:
             f"{signed / SIGNATURE} is not a file: copy the bundle again, whole."
         )
 
-    def test_oversize_is_refused_unread(self, signed, keys, monkeypatch):
+    def test_oversize_is_refused_unread(self, signed, keys, never_read):
         path = signed / SIGNATURE
         with path.open("ab") as file:
             file.truncate(LARGEST + 1)
-        read = Path.read_bytes
-
-        def guarded(wanted: Path) -> bytes:
-            assert wanted != path
-            return read(wanted)
-
-        monkeypatch.setattr(Path, "read_bytes", guarded)
+        never_read(path)
         reason = f"{path} is larger than 1,048,576 bytes: this is no bundle of edgecifar."
         assert refusal(signed, keys / "ours.pub") == reason
         assert failed(signed) == {SIGNATURE: reason}
