@@ -1,4 +1,4 @@
-"""What latency.py and peers.py share: turns taken in rounds, figures, ratios, and the table, picture and JSON of them.
+"""What latency.py, peers.py and variants.py share: turns taken in rounds, figures, ratios, table, picture and JSON.
 
 It knows nothing of models; an entry is a function without arguments and what to call it.
 """
@@ -179,15 +179,19 @@ def table(entries: Sequence[Entry]) -> str:
             notes.append(" ".join([*filter(None, cells[: len(labels)])]) + f": {entry.problem}")
         if "n" in row:
             lines.append(cells)
+    return "\n".join([aligned(lines, len(labels)), *([""] if notes else []), *notes])
+
+
+def aligned(lines: Sequence[Sequence[str]], labels: int) -> str:
+    """Return lines of cells as text in columns, the first `labels` of them flush left, the others flush right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    shown = [
+    return "\n".join(
         "  ".join(
-            cell.ljust(width) if column < len(labels) else cell.rjust(width)
+            cell.ljust(width) if column < labels else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
-    ]
-    return "\n".join([*shown, *([""] if notes else []), *notes])
+    )
 
 
 def draw(entries: Sequence[Entry], path: Path, title: str) -> None:
@@ -242,18 +246,22 @@ def _name(labels: Mapping[str, Any]) -> str:
     return ", ".join(str(value) for name, value in shown.items() if name not in ("batch", "agree") and value != "")
 
 
+def header(described: Mapping[str, Any]) -> str:
+    """Return what `document` says of the machine, in a line."""
+    return (
+        f"{described['cpu']}, {described['usable_cpus']} usable cores, quota {described['cpu_quota'] or 'none'}, "
+        f"{' '.join(described['cpu_features'])}; load {described['load_average']}; "
+        f"{', '.join(f'{name} {version}' for name, version in described['versions'].items())}"
+    )
+
+
 def report(
     benchmark: str, entries: Sequence[Entry], settings: Mapping[str, Any], picture: Path | None, **versions: str
 ) -> None:
     """Print the table, draw the picture where one is wanted, and end with one line of JSON."""
     found = document(benchmark, entries, settings, **versions)
     described = found["machine"]
-    quota = described["cpu_quota"]
-    print(
-        f"{described['cpu']}, {described['usable_cpus']} usable cores, quota {quota or 'none'}, "
-        f"{' '.join(described['cpu_features'])}; load {described['load_average']}; "
-        f"{', '.join(f'{name} {version}' for name, version in described['versions'].items())}\n"
-    )
+    print(f"{header(described)}\n")
     print(table(entries))
     if picture:
         draw(entries, picture, f"{benchmark}: {described['cpu']}, {described['usable_cpus']} usable cores")
