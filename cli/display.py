@@ -75,8 +75,13 @@ def benchmark_table(report: Report) -> str:
             f"{row.variant:<10} {row.provider:<9} {row.batch:>5} {row.threads:>7} {times} "
             f"{row.images_per_second:>9,.0f} {row.calls:>7,}"
         )
-    best = report.best
-    lines += ["", f"Lowest median latency: --variant {best.variant} --threads {best.threads}"]
+    soon, much = report.best, report.best_throughput
+    lines += [
+        "",
+        f"Best on this machine: for latency --variant {soon.variant} --threads {soon.threads} "
+        f"({soon.milliseconds['p50']:.3f} ms at batch {soon.batch}), for throughput --variant {much.variant} "
+        f"--threads {much.threads} ({much.images_per_second:,.0f} images/s at batch {much.batch}).",
+    ]
     return "\n".join(lines)
 
 
@@ -228,6 +233,7 @@ def describe_model(model: Path | None, as_json: bool) -> str:
     if model is not None and model.suffix == ".onnx":
         return _onnx_text(model, as_json)
     from ..runtime.bundle import Bundle
+    from ..runtime.choice import choose
 
     if model is not None and not model.is_dir():
         raise EdgecifarError(
@@ -236,8 +242,11 @@ def describe_model(model: Path | None, as_json: bool) -> str:
             else f"{model} is not there: check the path."
         )
     bundle = Bundle.open(model)
+    chosen = {provider: choose(bundle, provider) for provider in ("cpu", "cuda")}
     if as_json:
-        return json.dumps({"bundle": str(bundle.folder), **json.loads(bundle.manifest.as_json())}, indent=2)
+        choices = {where: {"variant": variant.name, "reason": reason} for where, (variant, reason) in chosen.items()}
+        manifest = json.loads(bundle.manifest.as_json())
+        return json.dumps({"bundle": str(bundle.folder), "chosen_here": choices, **manifest}, indent=2)
     manifest = bundle.manifest
     lines = [
         f"{bundle.folder}: a classifier trained on {manifest.dataset}",
@@ -249,8 +258,10 @@ def describe_model(model: Path | None, as_json: bool) -> str:
     for v in manifest.variants:
         accuracy = "—" if v.accuracy is None else f"{100 * v.accuracy:.2f} %"
         agree = f"{v.parity.get('agree', 0):,} of {v.parity.get('images', 0):,}"
-        default = "  (default)" if v.name == manifest.default_variant else ""
-        lines.append(f"{v.name:<12} {v.file:<22} {v.precision:<9} {v.bytes:>11,} {accuracy:>9}  {agree}{default}")
+        notes = ["default"] * (v.name == manifest.default_variant) + [f"needs {v.needs}"] * (v.needs != "any")
+        note = f"  ({', '.join(notes)})" if notes else ""
+        lines.append(f"{v.name:<12} {v.file:<22} {v.precision:<9} {v.bytes:>11,} {accuracy:>9}  {agree}{note}")
+    lines += ["", *(f"on {provider}: {reason}" for provider, (_, reason) in chosen.items())]
     origin = manifest.provenance
     recipe = origin.get("recipe", {})
     lines += [

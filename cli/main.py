@@ -59,6 +59,7 @@ class VariantName(StrEnum):
     """Variants of the ONNX format that `export` makes."""
 
     fp32 = "fp32"
+    fp16 = "fp16"
     edge = "edge"
     tiny = "tiny"
     all = "all"
@@ -211,7 +212,7 @@ def train(
         where = group.connect(loop.choose_device(device))
         past = []
         if resume:
-            run = Run(out) if out else Run.newest(unfinished=True)
+            run = Run(out) if out else Run.newest(unfinished=True, say=_say)
             past = (run.resume_state() or {}).get("metrics", [])  # first: what is wrong is said before the data is read
             settings = loop.recipe_of(run)
             if run.record["dataset"]["name"] == datasets.SYNTHETIC:
@@ -248,7 +249,9 @@ def train(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run folder, .pt (TorchScript), .pt2, .onnx or a bundle.")],
     data: Data = None,
-    variant: Annotated[str | None, typer.Option(help="Of a bundle. Default: the bundle's own choice.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Of a bundle. Default: what suits provider and processor.")
+    ] = None,
     provider: Provider = "auto",
     plot: Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this PNG.")] = None,
     as_json: Json = False,
@@ -280,7 +283,8 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest under runs/.")] = None,
     formats: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.onnx],  # noqa: B006
     variants: Annotated[
-        list[VariantName], typer.Option("--variant", help="Of ONNX: fp32 exact, edge small and fast, tiny more so.")
+        list[VariantName],
+        typer.Option("--variant", help="Of ONNX: fp32 exact, fp16 for GPUs, edge small and fast, tiny more so."),
     ] = [VariantName.fp32],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="The bundle to make. Default: RUN/bundle.")] = None,
     data: Data = None,
@@ -302,7 +306,7 @@ def export(
 
     if set(variants) != {VariantName.fp32} and not {Format.onnx, Format.all} & set(formats):
         raise typer.BadParameter("--variant chooses among the ONNX models: add --format onnx.")
-    source = Run(run) if run else Run.newest()
+    source = Run(run) if run else Run.newest(say=_say)
     name = source.record["dataset"]["name"]
     dataset = datasets.load_for_export(name, data, _say)
     target = out or source.folder / "bundle"
@@ -333,7 +337,9 @@ def predict(
         list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders, globs; '-' is standard input.")
     ],
     bundle: BundleFolder = None,
-    variant: Annotated[str | None, typer.Option(help="Of the bundle. Default: its own choice.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Of the bundle. Default: what suits provider and processor.", show_default=False)
+    ] = None,
     provider: Provider = "auto",
     threads: Threads = None,
     top_k: Annotated[int, typer.Option(min=1, max=10, help="How many classes to list.")] = 3,
@@ -355,8 +361,9 @@ def predict(
     if verbose:
         _say(
             f"{classifier.bundle.folder}: variant {classifier.variant.name} ({classifier.variant.precision}) on "
-            f"{classifier.provider}, {classifier.threads} threads"
+            f"{classifier.provider}, {classifier.threads} thread{'s' * (classifier.threads > 1)}"
         )
+        _say(classifier.reason)
     dataset = classifier.bundle.manifest.dataset
     if dataset != "CIFAR-10":
         _say(f"Note: this model was trained on {dataset} data, not on CIFAR-10.")
@@ -391,11 +398,12 @@ def verify(
 
     opened = Bundle.open(bundle, key)
     checks = opened.verify(key)
+    failed = [check.name for check in checks if not check.passed]
     if as_json:
-        print(json.dumps({"bundle": str(opened.folder), "checks": [asdict(check) for check in checks]}, indent=2))
+        verdict = {"bundle": str(opened.folder), "passed": not failed, "checks": [asdict(check) for check in checks]}
+        print(json.dumps(verdict, indent=2))
     else:
         print(check_table(checks))
-    failed = [check.name for check in checks if not check.passed]
     if failed:
         _fail(f"{opened.folder} failed {len(failed)} of {len(checks)} checks: {', '.join(failed)}.")
 
@@ -406,6 +414,7 @@ def benchmark(
     provider: Provider = "cpu",
     batch: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1 and 64.")] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1 and all.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: all ONNX ones.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each row is measured.")] = 2.0,
     as_json: Json = False,
 ) -> None:
@@ -415,7 +424,7 @@ def benchmark(
     from .display import benchmark_table
 
     opened = Bundle.open(bundle)
-    report = measure(opened, provider, batch or (1, 64), threads, seconds, _say)
+    report = measure(opened, provider, batch or (1, 64), threads, seconds, _say, variant)
     print(json.dumps(report.as_json(), indent=2) if as_json else benchmark_table(report))
 
 

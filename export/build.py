@@ -19,7 +19,7 @@ from ..runtime.signing import Signer
 from ..train.data import SYNTHETIC, Dataset, synthetic
 from ..train.loop import logits_with
 from ..train.run import RECORD, Run
-from . import bom, card, edge, models, parity, to_onnx, to_pt2, to_torchscript
+from . import bom, card, edge, models, parity, to_fp16, to_onnx, to_pt2, to_torchscript
 from .graph import Deployed
 
 GOLDEN_PICTURES = 32
@@ -29,6 +29,9 @@ TINY = 5
 LOSSY_TOLERANCE = 0.05
 """Largest difference of a probability that int8 may show between processors: their kernels round differently."""
 
+HALF_BUDGET, HALF_TOLERANCE = 0.1, 0.02
+"""Points of accuracy that `fp16` may lose, and the largest difference of a probability from the net's."""
+
 
 @dataclass(frozen=True)
 class _Target:
@@ -37,6 +40,7 @@ class _Target:
     Attributes:
         budget: points of accuracy that a lossy variant may lose; None for one that must agree exactly.
         write: gets the file's path and returns how it was made, in a sentence.
+        within: largest difference of a probability from the net's; None where the budget alone counts.
     """
 
     name: str
@@ -44,6 +48,7 @@ class _Target:
     precision: str
     budget: float | None
     write: Callable[[Path], str]
+    within: float | None = None
 
     @property
     def exact(self) -> bool:
@@ -72,9 +77,9 @@ def export(
         run: a run with at least one complete epoch.
         out: the folder to make; it appears only when every model passed the gate.
         formats: of "onnx", "torchscript" and "pt2".
-        variants: of the ONNX format, of "fp32", "edge" and "tiny".
+        variants: of the ONNX format, of "fp32", "fp16", "edge" and "tiny".
         dataset: the one the run was trained on; None where it is not at hand: parity is then proved on drawn
-            pictures, accuracy stays unknown, and lossy variants cannot be made.
+            pictures, accuracy stays unknown, and `edge` and `tiny` cannot be made.
         budget: points of held-out accuracy that `edge` may lose; `tiny` may lose `TINY` times as many.
         replace: whether a bundle at `out` may be replaced.
         signer: signs the bundle, the last thing before it appears; None leaves it unsigned.
@@ -115,7 +120,7 @@ def export(
             made[target] = target.write(folder / target.file)
             say(f"Checking {target.file} …")
             results[target.name] = _check(
-                folder / target.file, eager, images, data, labels, target.budget, record.get("temperature", 1.0)
+                folder / target.file, eager, images, data, labels, target, record.get("temperature", 1.0)
             )
         say(parity.table(results))
         failed = {name: result for name, result in results.items() if not result.passed}
@@ -179,8 +184,12 @@ def _targets(
     def write_onnx(path: Path) -> None:
         to_onnx.write(model, path, {**provenance, "variant": "fp32"})
 
+    def write_half(path: Path) -> str:
+        return to_fp16.write(model, path, {**provenance, "variant": "fp16"})
+
     makers: dict[tuple[str, str], Callable[[], _Target]] = {
         ("onnx", "fp32"): lambda: _Target("fp32", "onnx", "fp32", None, exactly(write_onnx)),
+        ("onnx", "fp16"): lambda: _Target("fp16", "onnx", "fp16", HALF_BUDGET, write_half, HALF_TOLERANCE),
         ("onnx", "edge"): lambda: lossy("edge", budget),
         ("onnx", "tiny"): lambda: lossy("tiny", TINY * budget),
         ("torchscript", ""): lambda: _Target(
@@ -216,7 +225,7 @@ def _check(
     images: np.ndarray,
     data: str,
     labels: np.ndarray | None,
-    budget: float | None,
+    target: _Target,
     temperature: float,
 ) -> parity.Parity:
     """Return the parity of the model at `path`, loaded as whoever receives the bundle will."""
@@ -225,7 +234,7 @@ def _check(
     except ModelError as error:
         result = parity.refused(images, data, str(error).removesuffix(": export it again."))
     else:
-        result = parity.compare(exported, eager, images, data, labels, budget, temperature)
+        result = parity.compare(exported, eager, images, data, labels, target.budget, temperature, target.within)
     # The file is gone when this is read: the variant's name, which the reader sees beside it, says which it was.
     return replace(result, failure=result.failure.replace(f"{path} ", ""))
 
@@ -249,12 +258,12 @@ def _complete(
             accuracy=results[target.name].accuracy,
             parity=results[target.name].as_json(),
             made_by=sentence,
-            golden_tolerance=1e-4 if target.exact else LOSSY_TOLERANCE,
+            golden_tolerance=1e-4 if target.exact else target.within or LOSSY_TOLERANCE,
         )
         for target, sentence in made.items()
     )
     onnx_names = [variant.name for variant in variants if variant.format == "onnx"]
-    default = "edge" if "edge" in onnx_names else variants[0].name
+    default = next((name for name in ("edge", "fp32", "tiny") if name in onnx_names), variants[0].name)
     manifest = Manifest(LABELS, variants, default, dataset, provenance)
     pictures = synthetic(train=10, test=GOLDEN_PICTURES).test_images  # drawn: a bundle carries no data set's images
     golden = {INPUT_NAME: pictures}

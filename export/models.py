@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..runtime import choice
 from ..runtime.bundle import MANIFEST, Bundle
 from ..runtime.contract import LABELS, SIDE
 from ..runtime.errors import ModelError, ProviderError, VariantError
@@ -45,7 +46,7 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
     Args:
         path: a run folder, a bundle, or a file ending in .pt, .pt2 or .onnx. Code in a .pt or .pt2 file may run:
             load only those from a trusted source.
-        variant: of a bundle.
+        variant: of a bundle; by default the one that suits the provider and this processor.
         provider: of onnxruntime, for ONNX and bundles.
 
     Raises:
@@ -58,7 +59,7 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
         raise ModelError(f"{path} is not there: check the path.")
     if (path / MANIFEST).exists():
         bundle = Bundle.open(path)
-        session = bundle.load(bundle.variant(variant), provider)
+        _, _, session = choice.load(bundle, variant, provider)
         return Model("bundle", session.probabilities, session.logits, session.provider, bundle.manifest.dataset)
     if variant:
         raise VariantError(f"{path} is not a bundle and has no variants: leave out --variant.")

@@ -39,6 +39,7 @@ class Parity:
         ece: expected calibration error, 0 to 1.
         p_value: of the exact two-sided McNemar test; that an equally good model would differ from the net by as many
             correct answers or more.
+        largest_probability: largest |exported - eager| of a probability; None where the model cannot be compared.
     """
 
     images: int
@@ -52,6 +53,7 @@ class Parity:
     nll: float | None = None
     ece: float | None = None
     p_value: float | None = None
+    largest_probability: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -82,6 +84,7 @@ def compare(
     labels: np.ndarray | None,
     budget: float | None = None,
     temperature: float = 1.0,
+    within: float | None = None,
 ) -> Parity:
     """Hold a model against the eager logits of the same images.
 
@@ -94,6 +97,8 @@ def compare(
         budget: None for an exact (fp32) format, of which every arg-max and the tolerances must hold; for a lossy
             variant, the points of accuracy, in per cent, that it may lose beyond what chance explains.
         temperature: what the logits are divided by for probabilities.
+        within: largest difference of a probability that a lossy variant may show; one that is held to this may do
+            without `labels`.
     """
     ran: list[int] = []
     failure = ""
@@ -114,16 +119,21 @@ def compare(
             failure = f"gives other logits at batch size {size}"
     difference = np.abs(logits - eager)
     agree = int((logits.argmax(1) == eager.argmax(1)).sum())
-    if not np.isfinite(logits).all():
+    finite = bool(np.isfinite(logits).all())
+    moved = float(np.abs(_softmax(logits / temperature) - _softmax(eager / temperature)).max()) if finite else None
+    if moved is None:
         failure = "gives logits that are not finite"
     elif budget is not None:
-        failure = failure or _over_budget(logits, eager, labels, budget)
+        if within is not None and moved > within:
+            failure = f"moves a probability by {moved:.3f}, more than {within:g}"
+        elif labels is not None or within is None:
+            failure = failure or _over_budget(logits, eager, labels, budget)
     elif agree < len(images):
         failure = f"disagrees on {len(images) - agree:,} of {len(images):,} arg-maxes"
     elif (difference > ATOL + RTOL * np.abs(eager)).any():
         failure = f"logits differ by more than {ATOL:.0e} + {RTOL:.0e} * |logit|"
     result, p_value = None, None
-    if labels is not None and np.isfinite(logits).all():
+    if labels is not None and finite:
         result = score(_softmax(logits / temperature), labels, seconds=0)
         p_value = mcnemar(logits.argmax(1) == labels, eager.argmax(1) == labels)
     return Parity(
@@ -135,6 +145,7 @@ def compare(
         largest_relative=float((difference / np.abs(eager).max(axis=1, keepdims=True)).max()),
         batch_sizes=tuple(ran),
         failure=failure,
+        largest_probability=moved,
         nll=result and result.nll,
         ece=result and result.ece,
         p_value=p_value,

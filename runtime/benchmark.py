@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, the machine, and the row of the lowest median latency of one image."""
+    """All rows, the machine, and the rows of the lowest latency and of the highest throughput."""
 
     machine: dict[str, Any]
     rows: tuple[Row, ...]
@@ -55,9 +55,16 @@ class Report:
         smallest = min(row.batch for row in self.rows)
         return min((row for row in self.rows if row.batch == smallest), key=lambda row: row.milliseconds["p50"])
 
+    @property
+    def best_throughput(self) -> Row:
+        """The row with the most images per second of the largest batch."""
+        largest = max(row.batch for row in self.rows)
+        return max((row for row in self.rows if row.batch == largest), key=lambda row: row.images_per_second)
+
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        return {"machine": self.machine, "rows": [asdict(row) for row in self.rows], "best": asdict(self.best)}
+        best = {"best": asdict(self.best), "best_throughput": asdict(self.best_throughput)}
+        return {"machine": self.machine, "rows": [asdict(row) for row in self.rows], **best}
 
 
 def time_calls(
@@ -89,8 +96,9 @@ def measure(
     threads: Sequence[int] | None = None,
     seconds: float = 2.0,
     say: Callable[[str], object] = lambda line: None,
+    names: Sequence[str] | None = None,
 ) -> Report:
-    """Measure every ONNX variant of `bundle` at every batch size and thread count.
+    """Measure variants of `bundle` at every batch size and thread count.
 
     Args:
         bundle: what to measure.
@@ -99,12 +107,15 @@ def measure(
         threads: by default 1 and all that this process may use.
         seconds: how long each combination is measured.
         say: called with a line about each.
+        names: of the variants, in the order of the rows; by default all that are ONNX.
 
     Raises:
-        VariantError: none of the variants is ONNX.
+        VariantError: none of the variants is ONNX, or one that is named is not, or not there.
         ProviderError, BundleError, ModelError: as `Bundle.load` says.
     """
     variants = [variant for variant in bundle.manifest.variants if variant.format == "onnx"]
+    if names:
+        variants = [bundle.variant(name) for name in dict.fromkeys(names)]
     if not variants:
         raise VariantError(f"{bundle.folder} has no ONNX variant to measure: export one with --format onnx.")
     counts = sorted(set(threads or (1, machine.usable_cpus())))
@@ -114,7 +125,7 @@ def measure(
         for count in counts:
             session: Session = bundle.load(variant, provider, count)
             for batch in batches:
-                say(f"Measuring {variant.name}, batch {batch}, {count} threads …")
+                say(f"Measuring {variant.name}, batch {batch}, {count} thread{'s' * (count > 1)} …")
                 images = rng.integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
                 times = time_calls(lambda: session.probabilities(images), seconds)  # noqa: B023
                 rows.append(

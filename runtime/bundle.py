@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from . import machine
 from .contract import INPUT_NAME, LABELS, LOGITS, PROBABILITIES, SIDE
 from .errors import BundleError, EdgecifarError, VariantError
 from .session import Session, check_images
@@ -76,7 +77,8 @@ class Variant:
         accuracy: share of the test images classified correctly, 0 to 1; None where they were not at hand.
         parity: how it agrees with the net it was made from: arg-maxes, largest differences, on what.
         made_by: how it was made, in a sentence.
-        needs: what the processor needs to give these results, such as "any" or "avx512_vnni".
+        needs: the features of a processor, as Linux names them, of which it needs one to give these results, such as
+            "avx_vnni|avx512_vnni|asimddp"; "any" where every processor does.
         golden_tolerance: largest difference of a probability from golden.npz that `verify` accepts.
     """
 
@@ -91,6 +93,15 @@ class Variant:
     made_by: str
     needs: str = "any"
     golden_tolerance: float = 1e-4
+
+    def lacks(self) -> str:
+        """Return what it needs and this processor lacks, or cannot be known to have, in words; "" where nothing."""
+        if self.needs == "any":
+            return ""
+        wanted, (_, features) = self.needs.split("|"), machine.cpu_info()
+        if not features.isdisjoint(wanted):
+            return ""
+        return f"{' or '.join(wanted)}, which {'this processor lacks' if features else 'this system does not tell of'}"
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,8 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"variant {variant.name!r} has an unknown format")
         if not 0 <= (variant.accuracy or 0) <= 1 or not 0 < variant.golden_tolerance < 1:  # also fails for nan
             raise ValueError(f"variant {variant.name!r} has an accuracy or a tolerance that is not between 0 and 1")
+        if not re.fullmatch(r"[a-z0-9_]+(\|[a-z0-9_]+)*", variant.needs):
+            raise ValueError(f"variant {variant.name!r} needs what no processor has")
 
 
 @dataclass(frozen=True)
@@ -367,9 +380,12 @@ class Bundle:
         if variant.name not in expected:
             raise BundleError(f"{GOLDEN} holds nothing for it")
         difference = np.abs(self.load(variant, "cpu").probabilities(images) - expected[variant.name]).max()
+        lacking = variant.lacks()
+        note = f"; it needs {lacking}" if lacking else ""
         if not difference <= variant.golden_tolerance:  # not: nan fails too
-            raise BundleError(f"differ by {difference:.2e}, more than {variant.golden_tolerance:.0e} on this machine")
-        return f"{len(images)} images, largest difference {difference:.1e}"
+            worse = f"more than {variant.golden_tolerance:.0e}"
+            raise BundleError(f"differ by {difference:.2e}, {worse} on this machine{note}")
+        return f"{len(images)} images, largest difference {difference:.1e}{note}"
 
     def _unchanged(self) -> str:
         if _sums(self.folder) != self.sums:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import choice
 from .bundle import Bundle
 from .contract import LABELS, SIDE
 from .errors import InputError, PictureError
@@ -46,6 +47,7 @@ class Classifier:
     Attributes:
         bundle: where the model comes from.
         variant: which of its variants is used.
+        reason: why it is that one, in a sentence.
         provider: which execution provider every node of it runs on.
         threads: how many threads one call may use on the CPU.
     """
@@ -61,7 +63,7 @@ class Classifier:
 
         Args:
             bundle: a bundle or its folder; by default the one installed with the package.
-            variant: the name of a variant; by default the bundle's own choice.
+            variant: the name of a variant; by default the one that suits the provider and this processor.
             provider: "cpu", "cuda" and so on; "auto" takes CUDA where it runs, else the CPU.
             threads: by default as many as the affinity mask and the control group's quota allow.
 
@@ -72,8 +74,8 @@ class Classifier:
             ModelError: the model cannot be loaded.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self.variant: Variant = self.bundle.variant(variant)
-        self._session = self.bundle.load(self.variant, provider, threads)
+        self.variant: Variant
+        self.variant, self.reason, self._session = choice.load(self.bundle, variant, provider, threads)
         self.provider, self.threads = self._session.provider, self._session.threads
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import weakref
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,9 +16,11 @@ from .errors import InputError, ModelError, ProviderError
 from .machine import usable_cpus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import onnxruntime
+
+Loaded = TypeVar("Loaded")
 
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider", "onnxruntime"),
@@ -72,18 +75,9 @@ class Session:
             raise ProviderError(f"A call cannot have {threads} threads: choose 1 to {MOST_THREADS}.")
         self.threads = threads or usable_cpus()
         ort = import_onnxruntime()
-        if provider == AUTO:
-            candidates = [key for key in ("cuda", "cpu") if PROVIDERS[key][0] in ort.get_available_providers()]
-        else:
-            candidates = [provider]
-        for candidate in candidates:
-            try:
-                self._session = _load(ort, model, candidate, self.threads, name, settings or {})
-                self.provider = candidate
-                break
-            except ProviderError:
-                if candidate == candidates[-1]:
-                    raise
+        self._session, self.provider = first_that_runs(
+            provider, lambda candidate: (_load(ort, model, candidate, self.threads, name, settings or {}), candidate)
+        )
         self._name = name
         self._abandoned = False
         _living.add(self)
@@ -161,6 +155,20 @@ def _abandon() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=lambda: _living and _abandon())
+
+
+def first_that_runs(provider: str, load: Callable[[str], Loaded]) -> Loaded:
+    """Return what `load` makes for `provider`; for "auto", for CUDA where that runs, else for the CPU.
+
+    Raises:
+        ProviderError: there is no onnxruntime; or as `load` does.
+    """
+    if provider != AUTO:
+        return load(provider)
+    if PROVIDERS["cuda"][0] in import_onnxruntime().get_available_providers():
+        with contextlib.suppress(ProviderError):
+            return load("cuda")
+    return load("cpu")
 
 
 def check_images(images: object) -> None:

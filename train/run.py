@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,21 +65,30 @@ class Run:
         return run
 
     @classmethod
-    def newest(cls, unfinished: bool = False, under: Path = RUNS) -> Run:
+    def newest(
+        cls, unfinished: bool = False, under: Path = RUNS, say: Callable[[str], object] = lambda line: None
+    ) -> Run:
         """Return the run under `under` that was begun last; only unfinished ones where asked.
+
+        Those whose record is damaged are passed over, and `say` is called with a line about each.
 
         Raises:
             RunError: there is none.
         """
-        found = [cls(path.parent) for path in under.glob(f"*/{RECORD}")]
-        if unfinished:
-            found = [run for run in found if run.record.get("status") == RUNNING]
-        else:
-            found = [run for run in found if (run.folder / WEIGHTS).exists()]
+        found: list[tuple[str, str, Run]] = []
+        for path in sorted(under.glob(f"*/{RECORD}")):
+            run = cls(path.parent)
+            try:
+                record = run.record
+            except RunError as error:
+                say(f"Passed over: {error}")
+                continue
+            if record.get("status") == RUNNING if unfinished else (run.folder / WEIGHTS).exists():
+                found.append((str(record.get("started", "")), run.folder.name, run))
         if not found:
             kind = "unfinished run" if unfinished else "trained run"
             raise RunError(f"There is no {kind} under {under}/: train one with 'edgecifar train', or name its folder.")
-        return max(found, key=lambda run: (run.record.get("started", ""), run.folder.name))
+        return max(found, key=lambda entry: entry[:2])[-1]
 
     @property
     def record(self) -> dict[str, Any]:

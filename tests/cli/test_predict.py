@@ -124,7 +124,12 @@ def test_fit(predict, tmp_path):
 
 def test_verbose_says_what_runs(predict, pictures, own_bundle):
     result = predict(pictures[0], "--verbose", "--threads", 1, "--csv")
-    assert f"{own_bundle}: variant edge (int8) on cpu, 1 thread" in result.stderr
+    said = result.stderr.splitlines()
+    assert said[0] == f"{own_bundle}: variant edge (int8) on cpu, 1 thread"
+    assert said[1] == "The variant edge is the bundle's default."
+    asked = predict(pictures[0], "--verbose", "--threads", 2, "--variant", "edge", "--csv").stderr.splitlines()
+    assert asked[0].endswith(" on cpu, 2 threads")
+    assert asked[1] == "The variant edge was asked for."
     assert "variant" not in result.stdout
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgecifar.runtime import machine
 from edgecifar.runtime.contract import LABELS
 from edgecifar.runtime.files import sha256
 from edgecifar.runtime.signing import Signer
@@ -30,6 +31,7 @@ class TestVerify:
     def test_json(self, edgecifar, own_bundle):
         document = json.loads(edgecifar("verify", own_bundle, "--json").stdout)
         assert document["bundle"] == str(own_bundle)
+        assert document["passed"] is True
         assert all(check["passed"] for check in document["checks"])
 
     @pytest.mark.parametrize("name", ["model.edge.onnx", "golden.npz", "parity.json", "README.md"])
@@ -45,7 +47,9 @@ class TestVerify:
         assert name in sentence
         as_json = edgecifar("verify", own_bundle, "--json")
         assert as_json.exit_code == 1
-        assert name in {check["name"] for check in json.loads(as_json.stdout)["checks"] if not check["passed"]}
+        document = json.loads(as_json.stdout)
+        assert document["passed"] is False
+        assert name in {check["name"] for check in document["checks"] if not check["passed"]}
 
     @pytest.mark.parametrize("name", ["model.edge.onnx", "golden.npz"])
     def test_a_missing_file_is_named(self, edgecifar, own_bundle, name):
@@ -175,10 +179,32 @@ class TestInfo:
             assert f"{100 * variant.accuracy:.2f} %" in line
             assert ("(default)" in line) == (variant.name == "edge")
         assert bundle.manifest.provenance["checkpoint_sha256"] in result.stdout
+        assert "\non cpu: The variant edge is the bundle's default.\non cuda: The variant fp" in result.stdout
 
-    def test_a_bundle_as_json_is_its_manifest(self, edgecifar, bundle):
+    def test_what_the_processor_needs_and_lacks(self, edgecifar, own_bundle, monkeypatch):
+        manifest = json.loads((own_bundle / "manifest.json").read_text())
+        manifest["variants"][0]["needs"] = "avx512_vnni"
+        (own_bundle / "manifest.json").write_text(json.dumps(manifest))
+        sums = own_bundle / "SHA256SUMS"
+        lines = [line for line in sums.read_text().splitlines() if not line.endswith("manifest.json")]
+        sums.write_text("\n".join([*lines, f"{sha256(own_bundle / 'manifest.json')}  manifest.json", ""]))
+        monkeypatch.setattr(machine, "cpu_info", lambda: ("a processor", frozenset({"avx2"})))
+        out = edgecifar("info", own_bundle).stdout
+        assert "  (default, needs avx512_vnni)\n" in out
+        reason = "The variant edge is the bundle's default"
+        lacking = f"{reason}; it needs avx512_vnni, which this processor lacks: its answers may differ."
+        assert f"\non cpu: {lacking}\non cuda: {reason}.\n" in out
+        assert json.loads(edgecifar("info", own_bundle, "--json").stdout)["chosen_here"] == {
+            "cpu": {"variant": "edge", "reason": lacking},
+            "cuda": {"variant": "edge", "reason": f"{reason}."},
+        }
+
+    def test_a_bundle_as_json_is_its_manifest_and_what_is_chosen(self, edgecifar, bundle):
         document = json.loads(edgecifar("info", bundle.folder, "--json").stdout)
         assert document.pop("bundle") == str(bundle.folder)
+        chosen = document.pop("chosen_here")
+        assert chosen["cpu"] == {"variant": "edge", "reason": "The variant edge is the bundle's default."}
+        assert chosen["cuda"]["variant"] in ("fp16", "fp32")
         assert document == json.loads((bundle.folder / "manifest.json").read_text())
 
     def test_a_run(self, edgecifar, run):
@@ -242,7 +268,8 @@ class TestBenchmark:
             assert row["calls"] >= 10
             assert 0 < row["milliseconds"]["p50"] <= row["milliseconds"]["p90"] <= row["milliseconds"]["p99"]
             assert row["images_per_second"] > 0
-        assert document["best"]["batch"] == 1
+        assert document["best"] == document["rows"][0]
+        assert document["best_throughput"] == document["rows"][1]
         assert {"cpu", "usable_cpus", "versions"} <= document["machine"].keys()
 
     def test_table(self, edgecifar, own_bundle):
@@ -251,7 +278,21 @@ class TestBenchmark:
         assert "onnxruntime" in result.stdout.splitlines()[0]
         (row,) = (line for line in result.stdout.splitlines() if line.startswith("edge "))
         assert row.split()[1:4] == ["cpu", "2", "1"]
-        assert result.stdout.splitlines()[-1] == "Lowest median latency: --variant edge --threads 1"
+        (speed,) = row.split()[7:8]
+        assert result.stdout.splitlines()[-1] == (
+            f"Best on this machine: for latency --variant edge --threads 1 ({row.split()[4]} ms at batch 2), for "
+            f"throughput --variant edge --threads 1 ({speed} images/s at batch 2)."
+        )
+        assert "Measuring edge, batch 2, 1 thread …" in result.stderr
+
+    def test_some_variants(self, edgecifar, refused):
+        few = ["--bundle", TINY, "--batch", 1, "--threads", 1, "--seconds", 0.1]
+        for names in (["edge"], ["edge", "fp32"]):
+            chosen = [part for name in names for part in ("--variant", name)]
+            rows = json.loads(edgecifar("benchmark", *few, *chosen, "--json").stdout)["rows"]
+            assert [row["variant"] for row in rows] == names
+        sentence = refused("benchmark", *few, "--variant", "int4")
+        assert sentence == f"{TINY} has no variant called int4: choose one of fp32, edge."
 
     def test_an_unknown_provider(self, refused, own_bundle):
         assert "no provider called abacus" in refused("benchmark", "--bundle", own_bundle, "--provider", "abacus")

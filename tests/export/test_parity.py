@@ -197,6 +197,32 @@ class TestCompare:
     def test_lossy_models_need_labels(self):
         assert "no labels" in compare(table_lookup, exact=False, labels=None).failure
 
+    @pytest.mark.parametrize("labels", [LABELS, None])
+    def test_lossy_models_may_be_held_to_their_probabilities(self, labels):
+        def colder(images):
+            return 1.02 * table_lookup(images)
+
+        probabilities = [np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (LOGITS / 2, 1.02 * LOGITS / 2)]
+        moved = np.abs(probabilities[0] - probabilities[1]).max()
+        held = [
+            parity.compare(colder, LOGITS, IMAGES, "numbers", labels, 0.2, 2.0, within)
+            for within in (moved * 1.01, moved * 0.99)
+        ]
+        assert [result.largest_probability for result in held] == [pytest.approx(moved, rel=1e-4)] * 2
+        assert held[0].passed
+        assert held[1].failure == f"moves a probability by {moved:.3f}, more than {moved * 0.99:g}"
+
+    def test_one_that_keeps_its_probabilities_may_still_lose_too_much(self):
+        flat = np.where(np.arange(10) == 3, np.float32(1e-3), 0).astype(np.float32)  # every image, by a little, class 3
+
+        def other(images):
+            return np.tile(flat[::-1], (len(images), 1))
+
+        eager = np.tile(flat, (130, 1))
+        result = parity.compare(other, eager, IMAGES, "numbers", np.full(130, 3), 0.2, within=0.02)
+        assert result.largest_probability < 0.001
+        assert result.failure.startswith("classifies 130 of 130 images fewer correctly")
+
     def test_as_json_holds_every_field(self):
         values = compare(table_lookup).as_json()
         assert list(values) == [
@@ -211,6 +237,7 @@ class TestCompare:
             "nll",
             "ece",
             "p_value",
+            "largest_probability",
         ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,3 +101,50 @@ def expected() -> np.ndarray:
     """float64 [10, 10]: the logits of `images`, by the definition: how far each colour is from all others, squared."""
     colour = np.array(list(COLOURS.values()), np.float64)  # [10, 3]
     return (2 * colour @ colour.T - (colour**2).sum(1)) / 4096
+
+
+class Fake(types.SimpleNamespace):
+    """An onnxruntime that has some providers, of which some fail to start, or start as others."""
+
+    def __init__(self, available: list[str], fails: dict[str, Exception] | None = None, starts_as: str = "") -> None:
+        self.tried: list[tuple[str, dict]] = []
+        self.options: list[Fake.SessionOptions] = []
+        fails = fails or {}
+
+        class InferenceSession:
+            def __init__(fake, model, options, providers, **others) -> None:  # noqa: N805
+                self.tried.append((providers[0], others))
+                self.options.append(options)
+                assert len(providers) == 1
+                if providers[0] in fails:
+                    raise fails[providers[0]]
+                fake.get_providers = lambda: [starts_as or providers[0], "CPUExecutionProvider"]
+
+            def get_inputs(fake):  # noqa: N805
+                return [types.SimpleNamespace(name="images", type="tensor(uint8)", shape=["batch", 32, 32, 3])]
+
+            def get_outputs(fake):  # noqa: N805
+                names = ("probabilities", "logits")
+                return [types.SimpleNamespace(name=n, type="tensor(float)", shape=["batch", 10]) for n in names]
+
+        super().__init__(InferenceSession=InferenceSession, get_available_providers=lambda: available)
+
+    class SessionOptions:
+        def __init__(self) -> None:
+            self.entries: dict[str, str] = {}
+
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            self.entries[key] = value
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Put a `Fake` in onnxruntime's place: `fake(["CUDAExecutionProvider", "CPUExecutionProvider"], fails={...})`."""
+    from edgecifar.runtime import session as sessions
+
+    def install(*arguments, **options) -> Fake:
+        made = Fake(*arguments, **options)
+        monkeypatch.setattr(sessions, "import_onnxruntime", lambda: made)
+        return made
+
+    return install

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,14 @@ class TestReport:
         assert Report({}, rows).best is rows[1]
         assert Report({}, rows[::-1]).best is rows[1]
 
+    def test_best_throughput_is_that_of_the_largest_batch(self):
+        rows = tuple(
+            replace(row("edge", batch, threads), images_per_second=speed)
+            for batch, threads, speed in ((1, 1, 900.0), (64, 1, 300.0), (64, 2, 500.0))
+        )
+        assert Report({}, rows).best_throughput is rows[2]
+        assert Report({}, rows[::-1]).best_throughput is rows[2]
+
     def test_json(self):
         report = Report({"cpu": "Some CPU"}, (row(median=3), row("edge")))
         document = json.loads(json.dumps(report.as_json()))
@@ -67,7 +76,8 @@ class TestReport:
             "images_per_second": 5.0,
         }
         first = {**edge, "variant": "fp32", "milliseconds": {"p50": 3, "p90": 2.0, "p99": 3.0}}
-        assert document == {"machine": {"cpu": "Some CPU"}, "rows": [first, edge], "best": edge}
+        rows = {"rows": [first, edge], "best": edge, "best_throughput": first}
+        assert document == {"machine": {"cpu": "Some CPU"}, **rows}
 
 
 class TestMeasure:
@@ -96,7 +106,8 @@ class TestMeasure:
         combinations = [(v, t, b) for v in ("fp32", "edge") for t in (1, 2) for b in (1, 3)]
         assert [(row.variant, row.threads, row.batch) for row in report.rows] == combinations
         assert asked == [((b, 10), 0.25) for _, _, b in combinations]
-        assert said == [f"Measuring {v}, batch {b}, {t} threads …" for v, t, b in combinations]
+        count = {1: "1 thread", 2: "2 threads"}
+        assert said == [f"Measuring {v}, batch {b}, {count[t]} …" for v, t, b in combinations]
         assert {row.provider for row in report.rows} == {"cpu"}
         assert [row.images_per_second for row in report.rows] == [2 * b for _, _, b in combinations]
 
@@ -117,6 +128,20 @@ class TestMeasure:
             assert measured.images_per_second > 0
         assert report.machine["usable_cpus"] == machine.usable_cpus()
         json.dumps(report.as_json(), allow_nan=False)
+
+    def test_variants_by_name(self, bundle, monkeypatch):
+        monkeypatch.setattr(benchmark, "time_calls", lambda call, seconds: np.ones(10))
+        for names in (["edge"], ["edge", "fp32"], ["edge", "fp32", "edge"]):
+            report = measure(bundle, "cpu", [1], [1], names=names)
+            assert [row.variant for row in report.rows] == list(dict.fromkeys(names))
+        with pytest.raises(VariantError, match=r"has no variant called int4: choose one of fp32, edge\.$"):
+            measure(bundle, "cpu", [1], names=["edge", "int4"])
+
+    def test_one_by_name_that_needs_torch(self, resealed):
+        others = {"format": "pt2", "file": "model.pt2"}
+        folder = resealed(manifest=lambda values: values["variants"][1].update(others))
+        with pytest.raises(VariantError, match="The variant edge is pt2, which needs torch"):
+            measure(Bundle.open(folder), "cpu", [1], [1], names=["edge"])
 
     def test_an_unknown_provider(self, bundle):
         with pytest.raises(ProviderError, match="There is no provider called gpu"):

@@ -299,51 +299,7 @@ class TestThreads:
         assert answers == [[answer] * 20 for answer in wanted]
 
 
-class Fake(types.SimpleNamespace):
-    """An onnxruntime that has some providers, of which some fail to start, or start as others."""
-
-    def __init__(self, available: list[str], fails: dict[str, Exception] | None = None, starts_as: str = "") -> None:
-        self.tried: list[tuple[str, dict]] = []
-        self.options: list[Fake.SessionOptions] = []
-        fails = fails or {}
-
-        class InferenceSession:
-            def __init__(fake, model, options, providers, **others) -> None:  # noqa: N805
-                self.tried.append((providers[0], others))
-                self.options.append(options)
-                assert len(providers) == 1
-                if providers[0] in fails:
-                    raise fails[providers[0]]
-                fake.get_providers = lambda: [starts_as or providers[0], "CPUExecutionProvider"]
-
-            def get_inputs(fake):  # noqa: N805
-                return [types.SimpleNamespace(name="images", type="tensor(uint8)", shape=["batch", 32, 32, 3])]
-
-            def get_outputs(fake):  # noqa: N805
-                names = ("probabilities", "logits")
-                return [types.SimpleNamespace(name=n, type="tensor(float)", shape=["batch", 10]) for n in names]
-
-        super().__init__(InferenceSession=InferenceSession, get_available_providers=lambda: available)
-
-    class SessionOptions:
-        def __init__(self) -> None:
-            self.entries: dict[str, str] = {}
-
-        def add_session_config_entry(self, key: str, value: str) -> None:
-            self.entries[key] = value
-
-
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    def install(*arguments, **options) -> Fake:
-        made = Fake(*arguments, **options)
-        monkeypatch.setattr(sessions, "import_onnxruntime", lambda: made)
-        return made
-
-    return install
 
 
 @pytest.fixture

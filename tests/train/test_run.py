@@ -94,6 +94,25 @@ def test_newest_is_the_one_begun_last(tmp_path, small_net):
     assert Run.newest(unfinished=True, under=tmp_path).folder.name == "b"
 
 
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"status": "running", "started": "2027"})])
+@pytest.mark.parametrize("unfinished", [True, False])
+def test_newest_passes_over_damaged_records(run, tmp_path, content, unfinished):
+    damaged, said = tmp_path / "a", []
+    damaged.mkdir()
+    (damaged / "run.json").write_text(content)
+    (damaged / "weights.safetensors").write_bytes(b"")
+    assert Run.newest(unfinished, tmp_path, said.append) == run
+    assert said == [f"Passed over: {damaged / 'run.json'} is damaged: restore it or train again."]
+    (run.folder / "run.json").unlink()
+    assert refusal(Run.newest, unfinished, tmp_path).startswith("There is no ")
+
+
+def test_a_start_of_another_type_is_no_obstacle_to_the_newest(run, tmp_path):
+    other = begin(tmp_path / "other", started=7)
+    (other.folder / "weights.safetensors").write_bytes(b"")
+    assert Run.newest(under=tmp_path) == max((run, other), key=lambda one: str(one.record["started"]))
+
+
 @pytest.mark.parametrize(("unfinished", "kind"), [(False, "trained"), (True, "unfinished")])
 def test_no_run_at_all(tmp_path, unfinished, kind):
     assert refusal(Run.newest, unfinished, tmp_path / "runs") == (

@@ -1,0 +1,84 @@
+"""Which variant of a bundle runs, and why: by the provider, the processor's features and the manifest's figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .session import first_that_runs
+
+if TYPE_CHECKING:
+    from .bundle import Bundle, Variant
+    from .session import Session
+
+GPUS = ("cuda", "tensorrt", "directml", "coreml")
+"""Providers that compute fastest in half precision. int8 is for the others: CPUs have instructions for it."""
+
+LOSS = 0.002
+"""Share of the test images by which what replaces a bundle's default may be less accurate."""
+
+
+def load(bundle: Bundle, name: str | None, provider: str, threads: int | None = None) -> tuple[Variant, str, Session]:
+    """Return the variant called `name`, by default the one that suits the provider, why it is that, and its session.
+
+    Args:
+        bundle: where the variants are.
+        name: of a variant, or None.
+        provider: as `Session` takes it; with "auto" the variant is chosen for the provider that then runs it.
+        threads: as `Session` takes it.
+
+    Raises:
+        VariantError: the bundle has no such variant, or it needs torch.
+        BundleError, ProviderError, ModelError: as `Bundle.load` says.
+    """
+
+    def on(candidate: str) -> tuple[Variant, str, Session]:
+        variant, reason = choose(bundle, candidate, name)
+        return variant, reason, bundle.load(variant, candidate, threads)
+
+    return first_that_runs(provider, on)
+
+
+def choose(bundle: Bundle, provider: str, name: str | None = None) -> tuple[Variant, str]:
+    """Return the variant called `name`, by default the one that suits `provider`, and the reason, a sentence.
+
+    On a GPU that is the first fp16, else the first fp32 variant. On a CPU it is the bundle's default where the
+    processor has what that needs. Else it is, of the ONNX variants whose needs are met, fp16 aside, which CPUs compute
+    by way of fp32, the smallest that is at most `LOSS` less accurate than the default; where there is none, the first,
+    which is the most exact.
+
+    Raises:
+        VariantError: the bundle has no variant of that name.
+    """
+    given = bundle.variant(name)
+    lacking = "" if provider in GPUS else given.lacks()
+    note = f"; it needs {lacking}: its answers may differ" if lacking else ""
+    if name:
+        return given, f"The variant {name} was asked for{note}."
+    models = [variant for variant in bundle.manifest.variants if variant.format == "onnx"]
+    best = _for_gpu(models) if provider in GPUS else _for_cpu(models, given)
+    if best is None or best is given:
+        return given, f"The variant {given.name} is the bundle's default{note}."
+    if given.format != "onnx":
+        why = "that needs torch"
+    elif provider in GPUS:
+        why = f"{provider} is faster in {best.precision} than in {given.precision}"
+    else:
+        why = f"that needs {lacking}" if lacking else "half precision is for GPUs"
+    return best, f"The variant {best.name} takes the place of the default, {given.name}: {why}."
+
+
+def _for_gpu(models: list[Variant]) -> Variant | None:
+    for precision in ("fp16", "fp32"):
+        for variant in models:
+            if variant.precision == precision:
+                return variant
+    return None
+
+
+def _for_cpu(models: list[Variant], default: Variant) -> Variant | None:
+    fit = [variant for variant in models if variant.precision != "fp16" and not variant.lacks()]
+    if default in fit or not fit:
+        return default
+    least = (default.accuracy or 2) - LOSS  # nothing is close to an accuracy that is not known
+    close = [variant for variant in fit if (variant.accuracy or 0) >= least]
+    return min(close, key=lambda variant: variant.bytes) if close else fit[0]
