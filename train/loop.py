@@ -267,16 +267,19 @@ class _Training:
         All randomness is a function of the seed and the epoch, so a resumed run repeats what was lost.
         """
         recipe, epoch, count, processes = self.recipe, self.epoch, len(labels), self.group
-        torch.manual_seed(_derive(self.seed, epoch, 0) + processes.rank)  # dropout
-        generator = torch.Generator(self.device).manual_seed(_derive(self.seed, epoch, 1))
+        torch.manual_seed(derive(self.seed, epoch, 0) + processes.rank)  # dropout
+        generator = torch.Generator(self.device).manual_seed(derive(self.seed, epoch, 1))
         mirror = torch.Generator().manual_seed(self.seed)
         mirrored_first = torch.randint(2, (count,), generator=mirror).bool().to(self.device)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(_derive(self.seed, epoch, 2)))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(derive(self.seed, epoch, 2)))
         batches = order.to(self.device).split(recipe.batch_size)
         losses = torch.empty(len(batches), device=self.device)
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=recipe.bfloat16 and self.device.type == "cuda"
         )
+        if recipe.restarts(epoch):
+            for optimizer in self.optimizers:
+                optimizer.state.clear()
         self.net.train()
         started = shown = time.perf_counter()
         for step, batch in enumerate(batches):
@@ -371,7 +374,7 @@ class _Training:
         return evaluate(classify, self.dataset.test_images, self.dataset.test_labels)
 
 
-def _derive(seed: int, epoch: int, purpose: int) -> int:
+def derive(seed: int, epoch: int, purpose: int) -> int:
     """Return the seed of one stream of random numbers; numpy promises the same on every machine and version."""
     return int(np.random.SeedSequence(seed, spawn_key=(epoch, purpose)).generate_state(1, np.uint64)[0] >> 1)
 

@@ -152,9 +152,9 @@ def test_random_streams_are_pinned_and_apart():
         (0, 1, 0): 5769891174451087230,
         (2**63 - 1, 9, 2): 1622001822621356661,
     }
-    assert {key: loop._derive(*key) for key in pinned} == pinned
+    assert {key: loop.derive(*key) for key in pinned} == pinned
     seeds = [0, 1, 2, 3, 2**31, 2**32, 2**32 + 1, 2**63 - 1]
-    every = [loop._derive(seed, epoch, purpose) for seed in seeds for epoch in range(200) for purpose in range(3)]
+    every = [loop.derive(seed, epoch, purpose) for seed in seeds for epoch in range(200) for purpose in range(3)]
     assert len(set(every)) == len(every)
     assert all(0 <= value < 2**63 for value in every)
 
