@@ -4,144 +4,43 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import copy
 import functools
 import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
 
 from ..runtime.contract import INPUT_NAME, LOGITS
 from ..runtime.errors import DataError, ParityError
 from ..runtime.session import Session
+from ..train.calibration import fit_temperature
+from ..train.net import Net
 from . import to_onnx
+from .distill import Tuner
 from .graph import Deployed
+from .low_rank import FACTORED, Principal, factored, principal_outputs, split
 from .parity import in_batches
-
-FACTORED = ("fc1", "conv6", "conv5", "conv4")
-"""Layers that may be split in two, in the order in which they are: those with the most weights first."""
-
-WORTH = 0.75
-"""A layer is split only where its factors compute at most this share of what it does."""
-
-STEP = 8
-"""Ranks are multiples of it: int8 kernels work on 8 or 16 channels at once."""
 
 LOST = (0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018, 0.013, 0.009, 0.006, 0.004, 0.002, 0.001)
 """Shares of the variance of a layer's outputs that its factors may lose, the smallest variant first."""
+
+RANKS = {
+    "tiny": ((16, 32, 32, 32), (24, 48, 48, 48), (32, 64, 64, 64)),
+    "edge": ((48, 64, 64, 64), (64, 96, 96, 64), (96, 128, 128, 96)),
+}
+"""Ranks of `FACTORED` at which a variant is fine-tuned, the smallest first: its size and speed are chosen by these."""
 
 CALIBRATION = 1_000
 """Held-out images that the int8 ranges are taken from."""
 
 CALIBRATORS = ("MinMax", "Percentile", "Entropy")
-
-
-@dataclass(frozen=True)
-class Principal:
-    """The principal components of a layer's outputs, over images and, of a convolution, over places.
-
-    Attributes:
-        mean: float64 [outputs].
-        directions: float64 [outputs, outputs], orthonormal columns, the one of the largest variance first.
-        variances: float64 [outputs], of each direction.
-    """
-
-    mean: Tensor
-    directions: Tensor
-    variances: Tensor
-
-    def rank(self, lost: float) -> int:
-        """Return the smallest multiple of `STEP` whose directions lose at most the share `lost` of the variance."""
-        left = 1 - self.variances.cumsum(0) / self.variances.sum()
-        needed = int((left > lost).sum()) + 1
-        return -(-needed // STEP) * STEP
-
-
-def principal_outputs(model: Deployed, images: np.ndarray) -> dict[str, Principal]:
-    """Return the principal components of the outputs of each layer in `FACTORED`, before the ReLU.
-
-    Args:
-        model: the deployed net.
-        images: uint8 [N, 32, 32, 3], of the training set.
-    """
-    sums = {name: [torch.zeros((), dtype=torch.float64)] * 3 for name in FACTORED}
-
-    def add(name: str, outputs: Tensor) -> None:
-        rows = outputs.movedim(1, -1).flatten(0, -2).double()  # [images * places, channels]
-        count, total, products = sums[name]
-        sums[name] = [count + len(rows), total + rows.sum(0), products + rows.T @ rows]
-
-    def remember(name: str) -> Callable[..., None]:
-        return lambda layer, inputs, outputs: add(name, outputs)
-
-    hooks = [model.get_submodule(name).register_forward_hook(remember(name)) for name in FACTORED]
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(images), 250):
-                model(torch.from_numpy(images[start : start + 250]))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found = {}
-    for name, (count, total, products) in sums.items():
-        mean = total / count
-        variances, directions = torch.linalg.eigh(products / count - torch.outer(mean, mean))
-        found[name] = Principal(mean, directions.flip(1), variances.flip(0).clamp(min=0))
-    return found
-
-
-def low_rank(layer: nn.Linear | nn.Conv2d, principal: Principal, rank: int) -> nn.Sequential:
-    """Return two layers that give the projection of `layer`'s outputs on their `rank` principal directions.
-
-    With U the directions and m the mean, Wx + b becomes U (U'W x + U'(b - m)) + m, which among all maps of this rank
-    loses the least of the outputs' variance on the images the directions were taken from; a convolution becomes one
-    of the same window to `rank` channels and one of 1x1. What passes between the two is brought to unit variance in
-    every channel, so that one int8 scale suits all of them.
-    Source: the data-aware form of the truncated SVD in Girshick, Fast R-CNN, 2015, section 3.1; for convolutions
-    Zhang et al., Accelerating Very Deep Convolutional Networks, 2015, section 3.1.
-    """
-    basis = principal.directions[:, :rank]
-    deviation = principal.variances[:rank].sqrt().clamp(min=1e-6 * float(principal.variances[0].sqrt()))
-    inward, outward = (basis / deviation).T, basis * deviation
-    if layer.bias is None:
-        raise ValueError("every layer of Net has a bias")
-    weight, bias = layer.weight.double(), layer.bias.double()
-    down: nn.Module
-    up: nn.Module
-    if isinstance(layer, nn.Conv2d):
-        height, width = layer.weight.shape[2:]
-        down = nn.Conv2d(layer.in_channels, rank, (height, width))
-        up = nn.Conv2d(rank, layer.out_channels, 1)
-    else:
-        down, up = nn.Linear(layer.in_features, rank), nn.Linear(rank, layer.out_features)
-    down_weight = (inward @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-    up_weight = outward.reshape(*outward.shape, *([1] * (weight.ndim - 2)))
-    down.load_state_dict({"weight": down_weight.float(), "bias": (inward @ (bias - principal.mean)).float()})
-    up.load_state_dict({"weight": up_weight.float(), "bias": principal.mean.float()})
-    return nn.Sequential(down, up).requires_grad_(False)
-
-
-def split(model: Deployed, name: str, principal: Principal, lost: float) -> tuple[Deployed, int]:
-    """Return a copy of `model` whose layer `name` loses at most the share `lost` of its outputs' variance; its rank.
-
-    Where splitting is not worth it, `model` itself is returned, and 0.
-    """
-    layer = cast("nn.Linear | nn.Conv2d", model.get_submodule(name))
-    rank, outputs = principal.rank(lost), len(layer.weight)
-    if rank * (layer.weight[0].numel() + outputs) > WORTH * layer.weight.numel():
-        return model, 0
-    reduced = copy.copy(model)  # shares every layer but the one that is replaced
-    reduced._modules = {**model._modules, name: low_rank(layer, principal, rank)}
-    return reduced, rank
 
 
 class EdgeExporter:
@@ -153,6 +52,8 @@ class EdgeExporter:
         images: uint8 [M, 32, 32, 3], held out from training, for every decision.
         labels: integer [M].
         say: called with a line a trial.
+        net: the net behind `model`, and
+        tuner: what fine-tunes its factors; None where they stay as they are.
 
     Raises:
         DataError: fewer held-out images than the calibration needs.
@@ -165,6 +66,8 @@ class EdgeExporter:
         images: np.ndarray,
         labels: np.ndarray,
         say: Callable[[str], object],
+        net: Net | None = None,
+        tuner: Tuner | None = None,
     ) -> None:
         if len(images) < CALIBRATION // 10:
             raise DataError(
@@ -173,19 +76,22 @@ class EdgeExporter:
             )
         self.model, self.training_images = model, training_images
         self.images, self.labels, self.say = images, labels, say
+        self.net, self.tuner = net, tuner
         self.tried: list[dict[str, Any]] = []
         self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again
 
-    def write(self, path: Path, provenance: dict[str, Any], budget: float) -> str:
+    def write(self, path: Path, provenance: dict[str, Any], budget: float, ladder: Sequence[Sequence[int]] = ()) -> str:
         """Search, write the ONNX file of the variant found, and return a sentence on how it was made.
 
-        The factors may take half of the budget; where their int8 form then does not keep all of it, a quarter, and at
+        With a tuner, the first of the `ladder`'s ranks whose fine-tuned int8 form keeps the budget. Without one, the
+        factors may take half of the budget; where their int8 form then does not keep all of it, a quarter, and at
         last nothing.
 
         Args:
             path: where to.
             provenance: JSON values that go into the file's metadata.
             budget: points of held-out accuracy, in per cent, that may be lost in all.
+            ladder: ranks of `FACTORED` to fine-tune at, the smallest first.
 
         Raises:
             ParityError: nothing tried stays within the budget; the best is named.
@@ -193,8 +99,7 @@ class EdgeExporter:
         self.tried = []
         full = self._full
         self._note("fp32", full, full)
-        for share in (1 / 2, 1 / 4, 0):
-            reduced, shown = self._split_layers(share * budget, full)
+        for reduced, shown in self._fine_tuned(ladder) if self.tuner else self._untuned(budget):
             quantized, calibrator, accuracy = self._quantize(reduced, shown, full, provenance)
             if _within(budget, accuracy, full):
                 to_onnx.save(quantized, path, provenance)
@@ -204,6 +109,31 @@ class EdgeExporter:
                     f"held-out accuracy {100 * accuracy:.2f} % against {100 * full:.2f} %"
                 )
         raise self._over_budget(budget)
+
+    def _untuned(self, budget: float) -> Iterator[tuple[Deployed, str]]:
+        """Yield nets with factors as they are, ever more exact, and their ranks in words."""
+        for share in (1 / 2, 1 / 4, 0):
+            yield self._split_layers(share * budget, self._full)
+
+    def _fine_tuned(self, ladder: Sequence[Sequence[int]]) -> Iterator[tuple[Deployed, str]]:
+        """Yield nets with fine-tuned factors, ever larger, and their ranks in words."""
+        if self.tuner is None or self.net is None:
+            raise ValueError("fine-tuning needs a tuner and the net")
+        for rung in ladder:
+            ranks: dict[str, int] = dict(zip(FACTORED, rung, strict=True))
+            shown = ", ".join(f"{name} {rank}" for name, rank in ranks.items())
+            student = factored(self.net, self._principals, ranks)
+            self._note(f"ranks {shown}", self._accuracy(self._float_logits(Deployed(student))), self._full)
+            student = self.tuner.tune(student, ranks)
+            logits = self._float_logits(Deployed(student))
+            # In the whole net's unit, so that one temperature, the run's, calibrates every variant.
+            scale = self.model.temperature / fit_temperature(logits, self.labels)
+            with torch.no_grad():
+                student.fc3.weight.mul_(scale)
+                student.fc3.bias.mul_(scale)
+            shown += f"; fine-tuned for {self.tuner.recipe.epochs} epochs on the whole net's answers"
+            self._note(f"ranks {shown}", self._accuracy(logits), self._full)
+            yield Deployed(student, self.model.temperature), shown
 
     def _split_layers(self, budget: float, full: float) -> tuple[Deployed, str]:
         """Return the net with its layers split within `budget` points, and their ranks in words.
@@ -281,16 +211,15 @@ def _within(budget: float, accuracy: float, full: float) -> bool:
     return 100 * (full - accuracy) <= budget + 1e-9  # 5 of 5,000 images are 0.1 points, in floats a little more
 
 
-def quantize(source: Path, images: np.ndarray, calibrator: str) -> onnx.ModelProto:
+def quantize(source: Path, images: np.ndarray, calibrator: str, reduce_range: bool = True) -> onnx.ModelProto:
     """Return the static int8 form of an ONNX file of `Deployed`: QDQ, uint8 activations, int8 weights per channel.
-
-    Weights use 7 of their 8 bits (`reduce_range`): on x86 without VNNI, products of two full-range bytes saturate the
-    16-bit sums of `vpmaddubsw`, so that only this form gives the same answers on every processor.
 
     Args:
         source: the fp32 file.
         images: uint8 [N, 32, 32, 3], held out from training, that the activations' ranges are taken from.
         calibrator: one of `CALIBRATORS`.
+        reduce_range: whether weights use 7 of their 8 bits: on x86 without VNNI, products of two full-range bytes
+            saturate the 16-bit sums of `vpmaddubsw`, so that only this form gives the same answers on every processor.
     """
     with _quiet():
         from onnxruntime import quantization
@@ -319,7 +248,7 @@ def quantize(source: Path, images: np.ndarray, calibrator: str) -> onnx.ModelPro
                 op_types_to_quantize=["Conv", "Gemm", "MaxPool", "Relu", "Reshape"],
                 nodes_to_exclude=[logits.name],  # 2,570 weights: not worth logits in steps of a 256th
                 per_channel=True,
-                reduce_range=True,
+                reduce_range=reduce_range,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=getattr(quantization.CalibrationMethod, calibrator),

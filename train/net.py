@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 INPUT_SHAPE = (3, 32, 32)
+FEATURES = (512, 6, 6)
+"""What the convolutions give: channels, height, width."""
 CLASSES = 10
 
 

@@ -96,4 +96,10 @@ def test_the_source_net_is_unchanged_and_shares_nothing(net, small):
 def test_nothing_to_train_and_no_identities(deployed):
     assert not deployed.training
     assert not any(parameter.requires_grad for parameter in deployed.parameters())
-    assert {type(module) for module in deployed.modules()} == {Deployed, nn.Conv2d, nn.Linear}
+    assert {type(module) for module in deployed.modules()} == {
+        Deployed,
+        nn.Conv2d,
+        nn.Linear,
+        nn.Sequential,
+        nn.Flatten,
+    }

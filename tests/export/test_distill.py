@@ -1,0 +1,224 @@
+"""Fine-tuning: it learns, is the same twice and after an interruption, and keeps what it computed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from edgecifar.export import distill, edge, low_rank
+from edgecifar.export.graph import Deployed
+from edgecifar.runtime.errors import OutputError, RunError
+from edgecifar.train.loop import logits_with
+from edgecifar.train.recipes import Recipe
+
+RANKS = {"fc1": 8, "conv6": 16, "conv5": 16, "conv4": 16}
+IMAGES = 96
+RECIPE = replace(distill.recipe(2), batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def start(net, deployed, small):
+    """A factored net that has lost much."""
+    return low_rank.factored(net, low_rank.principal_outputs(deployed, small.train_images), RANKS)
+
+
+@pytest.fixture
+def tuner(net, small, tmp_path):
+    def make(**changes) -> distill.Tuner:
+        lines = []
+        given = {
+            "folder": tmp_path,
+            "origin": "a digest",
+            "teacher": net,
+            "images": small.train_images[:IMAGES],
+            "labels": small.train_labels[:IMAGES],
+            "recipe": RECIPE,
+            "seed": 3,
+            "device": torch.device("cpu"),
+            "say": lines.append,
+        }
+        made = distill.Tuner(**{**given, **changes})
+        object.__setattr__(made, "lines", lines)
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tuned(net, start, small, tmp_path_factory):
+    """What two epochs make of it, without an interruption."""
+    folder = tmp_path_factory.mktemp("tuned")
+    images, labels = small.train_images[:IMAGES], small.train_labels[:IMAGES]
+    made = distill.Tuner(folder, "a digest", net, images, labels, RECIPE, 3, torch.device("cpu"), print)
+    return made.tune(copy.deepcopy(start), RANKS)
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestDistance:
+    TEACHER = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
+    LABELS = torch.tensor([0, 2])
+
+    def test_by_its_formula(self):
+        logits = torch.tensor([[1.0, -1.0, 0.3], [0.0, 2.0, 1.0]])
+        wanted = 0.0
+        for own, taught, label in zip(logits.tolist(), self.TEACHER.tolist(), self.LABELS.tolist(), strict=True):
+            soft = np.exp(np.array(taught) / 2) / np.exp(np.array(taught) / 2).sum()
+            log_soft = np.array(own) / 2 - math.log(np.exp(np.array(own) / 2).sum())
+            log_hard = own[label] - math.log(np.exp(np.array(own)).sum())
+            wanted += (0.7 * 4 * -(soft * log_soft).sum() - 0.3 * log_hard) / 2
+        assert distill.distance(logits, self.TEACHER, self.LABELS).item() == pytest.approx(wanted, rel=1e-5)
+
+    def test_the_teacher_s_part_is_least_at_its_answers(self, monkeypatch):
+        monkeypatch.setattr(distill, "TAUGHT", 1.0)
+        logits = self.TEACHER.clone().requires_grad_()
+        distill.distance(logits, self.TEACHER, self.LABELS).backward()
+        assert logits.grad.abs().max() < 1e-6
+
+
+class TestTuner:
+    def test_it_learns(self, tuner, start):
+        made = tuner(recipe=replace(distill.recipe(4), batch_size=16, lr=0.01, shift=0))
+        made.tune(copy.deepcopy(start), RANKS)
+        losses = [float(line.split("loss ")[1].split(",")[0]) for line in made.lines]
+        assert len(losses) == 4
+        assert losses[-1] < 0.9 * losses[0], losses
+
+    def test_the_same_twice(self, tuner, start, tuned):
+        assert same(tuner().tune(copy.deepcopy(start), RANKS), tuned)
+
+    def test_another_seed_gives_others(self, tuner, start, tuned):
+        assert not same(tuner(seed=4).tune(copy.deepcopy(start), RANKS), tuned)
+
+    def test_what_is_interrupted_goes_on(self, tuner, start, tuned, monkeypatch):
+        made, whole = tuner(), distill.Tuner._train_epoch
+
+        def stop(self, student, teacher, optimizers, epoch):
+            if epoch:
+                raise KeyboardInterrupt
+            whole(self, student, teacher, optimizers, epoch)
+
+        monkeypatch.setattr(distill.Tuner, "_train_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            made.tune(copy.deepcopy(start), RANKS)
+        monkeypatch.setattr(distill.Tuner, "_train_epoch", whole)
+        assert same(made.tune(copy.deepcopy(start), RANKS), tuned)
+        assert [line.split(":")[0].strip() for line in made.lines] == [
+            "fine-tuning, epoch 1 of 2",
+            "fine-tuning, epoch 2 of 2",
+        ]
+
+    def test_what_is_finished_is_kept(self, tuner, start, tuned):
+        made = tuner()
+        made.tune(copy.deepcopy(start), RANKS)
+        made.lines.clear()
+        assert same(made.tune(copy.deepcopy(start), RANKS), tuned)
+        assert made.lines == []
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"origin": "another"}, {"seed": 9}, {"recipe": replace(RECIPE, lr=0.001)}],
+        ids=lambda c: next(iter(c)),
+    )
+    def test_what_was_kept_for_another_is_not_taken(self, tuner, start, changes):
+        made = tuner(recipe=replace(RECIPE, epochs=1))
+        made.tune(copy.deepcopy(start), RANKS)
+        other = tuner(**changes)
+        other.tune(copy.deepcopy(start), RANKS)
+        assert len(other.lines) == 2
+
+    def test_a_damaged_file_is_computed_anew(self, tuner, start, tuned, tmp_path):
+        made = tuner()
+        made.tune(copy.deepcopy(start), RANKS)
+        (path,) = (tmp_path / distill.FOLDER).iterdir()
+        path.write_bytes(path.read_bytes()[:5_000])
+        assert same(made.tune(copy.deepcopy(start), RANKS), tuned)
+
+    def test_a_loss_that_is_not_finite_is_said(self, tuner, start):
+        made = tuner(recipe=replace(RECIPE, lr=1e30, filter_lr=1e30))
+        with pytest.raises(RunError, match="not finite any more: export without --fine-tune"):
+            made.tune(copy.deepcopy(start), RANKS)
+
+    def test_a_folder_that_cannot_be_written(self, tuner, start, tmp_path):
+        (tmp_path / distill.FOLDER).write_text("taken")
+        with pytest.raises(OutputError):
+            tuner().tune(copy.deepcopy(start), RANKS)
+
+    def test_the_teacher_is_unchanged(self, net, tuner, start):
+        before = copy.deepcopy(net)
+        tuner(recipe=replace(RECIPE, epochs=1)).tune(copy.deepcopy(start), RANKS)
+        assert same(net, before)
+        assert not net.training
+
+
+def test_recipe_is_one_that_training_knows():
+    recipe = distill.recipe(5)
+    assert isinstance(recipe, Recipe)
+    assert recipe.epochs == 5
+    assert recipe.share_of_lr(99, 100) < 0.05
+
+
+class TestSearch:
+    """The ladder of ranks, with fine-tuning and quantization replaced: what is decided is tested here."""
+
+    @pytest.fixture
+    def search(self, net, deployed, small, tuner, monkeypatch):
+        def make(int8: list[float]):
+            lines, tuned, answers = [], [], iter(int8)
+            monkeypatch.setattr(
+                distill.Tuner, "tune", lambda self, student, ranks: tuned.append(ranks) or student.eval()
+            )
+
+            def quantized(self, model, shown, full, provenance):
+                accuracy = full + next(answers)
+                self._note(f"ranks {shown}, int8, MinMax", accuracy, full)
+                return model, "MinMax", accuracy
+
+            monkeypatch.setattr(edge.EdgeExporter, "_quantize", quantized)
+            monkeypatch.setattr(edge.to_onnx, "save", lambda model, path, provenance: saved.append(model))
+            saved = []
+            images, labels = small.train_images[:100], small.train_labels[:100]
+            found = edge.EdgeExporter(deployed, images, images, labels, lines.append, net, tuner())
+            return found, tuned, saved
+
+        return make
+
+    def test_the_first_that_keeps_the_budget(self, search, tmp_path, deployed):
+        found, tuned, saved = search([-0.03, -0.01])
+        made_by = found.write(tmp_path / "model.onnx", {}, 2.0, [(8, 16, 16, 16), (16, 24, 24, 24), (32, 32, 32, 32)])
+        assert tuned == [
+            {"fc1": 8, "conv6": 16, "conv5": 16, "conv4": 16},
+            {"fc1": 16, "conv6": 24, "conv5": 24, "conv4": 24},
+        ]
+        assert made_by.startswith(
+            "low rank by principal outputs (fc1 16, conv6 24, conv5 24, conv4 24; fine-tuned for 2 epochs on the whole "
+            "net's answers), then static int8"
+        )
+        assert len(saved) == 1
+        assert saved[0].temperature == deployed.temperature
+
+    def test_none_keeps_it(self, search, tmp_path):
+        from edgecifar.runtime.errors import ParityError
+
+        found, _, saved = search([-0.5, -0.3])
+        with pytest.raises(ParityError, match=r"the closest \(ranks fc1 16, .*\) loses 30.00; allow more"):
+            found.write(tmp_path / "model.onnx", {}, 0.2, [(8, 16, 16, 16), (16, 24, 24, 24)])
+        assert saved == []
+
+    def test_one_temperature_calibrates_all(self, search, tmp_path, small, deployed):
+        from edgecifar.train.calibration import fit_temperature
+
+        found, _, saved = search([0.0])
+        found.write(tmp_path / "model.onnx", {}, 2.0, [(8, 16, 16, 16)])
+        with torch.inference_mode():
+            logits = saved[0](torch.from_numpy(small.train_images[:100]))[1].numpy()
+        assert fit_temperature(logits, small.train_labels[:100]) == pytest.approx(deployed.temperature, rel=1e-3)
+        assert isinstance(saved[0], Deployed)
