@@ -158,7 +158,7 @@ class Workshop:
         self._given = next((form for form in given if form.precision == FULL), None)
         self.makers: dict[str, Callable[[], Form]] = {} if self._given else {FULL: lambda: self.full}
         for bits in (7, 8):
-            self.makers[f"int8-{bits}bit"] = partial(self._int8, bits)
+            self.makers[f"int8-{bits}bit"] = partial(self._whole, bits)
         for form in given:
             if form.precision == "int8" and form.needs == "any":
                 self.makers[f"{form.name}-8bit"] = partial(self._in_eight_bits, form)
@@ -217,12 +217,8 @@ class Workshop:
             return Form(name, None, "fp32", made_by, problem="no layer becomes smaller by being split at such ranks.")
         return Form(name, None, "fp32", made_by, model=self._write(reduced, name))
 
-    def _int8(self, bits: int) -> Form:
-        made_by, needs = self._in_words(bits, edge.CALIBRATORS[0])
-        name, source = f"int8-{bits}bit", self.folder / "full.onnx"
-        source.write_bytes(self.full.model)
-        model = self._quantize(source, name, bits, edge.CALIBRATORS[0])
-        return Form(name, None, "int8", f"the whole net, {made_by}", needs, model)
+    def _whole(self, bits: int) -> Form:
+        return self._int8(f"int8-{bits}bit", "the whole net", self.full.model, bits, edge.CALIBRATORS[0])
 
     def _in_eight_bits(self, form: Form) -> Form:
         """Return an int8 form with its weights in 8 bits: its factors are made again, and must be the same."""
@@ -232,29 +228,24 @@ class Workshop:
             for tensor in quantized.graph.initializer
             if (name := tensor.name.removesuffix(".0.weight_quantized")) in low_rank.FACTORED
         }
-        lost = {name: self._lost(name, ranks[name]) for name in low_rank.FACTORED if name in ranks}
-        reduced, shown = self._split(lost)
-        calibrator = next((name for name in edge.CALIBRATORS if name in form.made_by), edge.CALIBRATORS[0])
-        (made_by, needs), name = self._in_words(8, calibrator), f"{form.name}-8bit"
-        made_by = f"the factors of {form.name} ({shown or 'none'}), {made_by}"
-        source = self.folder / "factors.onnx"
-        source.write_bytes(self._write(reduced, name))
-        if not same_weights(quantized, onnx.load(source)):
+        reduced, shown = self._split({name: self._lost(name, rank) for name, rank in ranks.items()})
+        name, what = f"{form.name}-8bit", f"the factors of {form.name} ({shown or 'none'})"
+        source = self._write(reduced, name)
+        if not same_weights(quantized, onnx.load_from_string(source)):
             problem = f"the run does not give the weights of {form.name} again, as where they were fine-tuned."
-            return Form(name, None, "int8", made_by, needs, problem=problem)
-        return Form(name, None, "int8", made_by, needs, self._quantize(source, name, 8, calibrator))
+            return Form(name, None, "int8", what, problem=problem)
+        calibrator = next((name for name in edge.CALIBRATORS if name in form.made_by), edge.CALIBRATORS[0])
+        return self._int8(name, what, source, 8, calibrator)
 
-    def _in_words(self, bits: int, calibrator: str) -> tuple[str, str]:
-        """Say how an int8 form is made, and what it needs."""
-        count = min(edge.CALIBRATION, len(self.held_out))
-        ranges = f"{calibrator} ranges of {count:,} held-out images"
-        return f"static int8 (QDQ, per channel, {bits}-bit weights, {ranges})", "any" if bits == 7 else "|".join(VNNI)
-
-    def _quantize(self, source: Path, name: str, bits: int, calibrator: str) -> bytes:
-        images = self.dataset.train_images[self.held_out][: edge.CALIBRATION]
-        quantized, path = edge.quantize(source, images, calibrator, reduce_range=bits == 7), self.folder / "int8.onnx"
+    def _int8(self, name: str, what: str, source: bytes, bits: int, calibrator: str) -> Form:
+        """Return the int8 form of `source`, an fp32 file of `what`."""
+        path, images = self.folder / "float.onnx", self.dataset.train_images[self.held_out][: edge.CALIBRATION]
+        path.write_bytes(source)
+        quantized = edge.quantize(path, images, calibrator, reduce_range=bits == 7)
         to_onnx.save(quantized, path, {**self.provenance, "variant": name})
-        return path.read_bytes()
+        ranges = f"{calibrator} ranges of {len(images):,} held-out images"
+        made_by = f"{what}, static int8 (QDQ, per channel, {bits}-bit weights, {ranges})"
+        return Form(name, None, "int8", made_by, "any" if bits == 7 else "|".join(VNNI), path.read_bytes())
 
     def _write(self, model: Deployed, name: str) -> bytes:
         path = self.folder / "float.onnx"
@@ -370,25 +361,29 @@ def measure(
             row["problem"] = harness.problem(error)
             continue
         sessions[form.name] = session
-    baseline = bare(forms[0].model, threads)
-    figures: dict[str, Any] = {}
+    classify = bare(forms[0].model, threads)
+    baseline: dict[str, Any] = {}
     for batch in BATCHES:
         some = np.ascontiguousarray(np.resize(images, (batch, *images.shape[1:])))
-        base = Entry({"variant": PLAIN}, partial(baseline, some), batch)
+        base = Entry({"variant": PLAIN}, partial(classify, some), batch)
         entries = {
             name: Entry({"variant": name}, partial(session.probabilities, some), batch, bases={PLAIN: base})
             for name, session in sessions.items()
         }
         say(f"Batch {batch}: {len(entries)} forms and plain onnxruntime in {rounds} rounds …")
         harness.alternate([base, *entries.values()], seconds, rounds)
-        for entry in (base, *entries.values()):
-            found = {key: value for key, value in entry.row().items() if key not in ("variant", "problem")}
-            own = figures if entry is base else rows[[form.name for form in forms].index(entry.labels["variant"])]
-            (own if entry is base else own["latency"])[str(batch)] = found
+        baseline[str(batch)] = _times(base)
+        for row in rows:
+            if row["variant"] in entries:
+                row["latency"][str(batch)] = _times(entries[row["variant"]])
     measured = [row for row in rows if row["latency"]]
     for row, best in zip(measured, frontier([costs(row) for row in measured]), strict=True):
         row["frontier"] = best
-    return rows, figures
+    return rows, baseline
+
+
+def _times(entry: Entry) -> dict[str, Any]:
+    return {key: value for key, value in entry.row().items() if key not in ("variant", "problem")}
 
 
 def costs(row: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -550,12 +545,13 @@ def main() -> None:
     }
     document = harness.document("variants", [], settings)
     print(f"{harness.header(document['machine'])}\n")
-    print(f"{rows[0]['test']['images']:,} {dataset.name} test images, {given.threads} threads\n")
+    threads = f"{given.threads} thread{'s' if given.threads > 1 else ''}"
+    print(f"{rows[0]['test']['images']:,} {dataset.name} test images, {threads}\n")
     print(table(rows, baseline))
     if not settings["vnni"]:
         print("\nThis processor has no VNNI: sums of products of 8-bit weights may saturate here, unlike 'as defined'.")
     if given.picture:
-        draw(rows, given.picture, f"{dataset.name}: {document['machine']['cpu']}, {given.threads} threads")
+        draw(rows, given.picture, f"{dataset.name}: {document['machine']['cpu']}, {threads}")
         print(f"\nDrawn into {given.picture}.")
     print()
     print(json.dumps({**document, PLAIN: baseline, "rows": rows}, allow_nan=False, ensure_ascii=False))

@@ -427,7 +427,7 @@ def test_the_script(run, bundle, synthetic_is_small, monkeypatch, capsys, tmp_pa
     found = {row["variant"]: row for row in document["rows"]}
     assert [*found] == [FULL, *names]
     assert document["settings"]["dataset"] == "synthetic"
-    assert "40 synthetic test images, 1 threads" in lines
+    assert "40 synthetic test images, 1 thread" in lines
     assert [row["problem"] for row in document["rows"]] == [None] * 4
     assert [row["bundle"] for row in document["rows"]] == [bundle.folder.name] * 2 + [None] * 2
     assert found[FULL]["test"]["agreement"] == 1
