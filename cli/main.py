@@ -291,6 +291,10 @@ def export(
     budget: Annotated[
         float, typer.Option(min=0, help="Points of held-out accuracy that edge may lose; tiny five times as many.")
     ] = 0.2,
+    fine_tune: Annotated[
+        int,
+        typer.Option(min=0, help="Epochs of fine-tuning for edge and tiny: far smaller, for some training time."),
+    ] = 0,
     sign: Annotated[
         Path | None, typer.Option(help="Sign the bundle with this private key, PEM.", show_default=False)
     ] = None,
@@ -320,6 +324,7 @@ def export(
         force,
         signer,
         _say,
+        fine_tune,
     )
     _say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
 

@@ -17,9 +17,9 @@ from ..runtime.contract import INPUT_NAME, LABELS
 from ..runtime.errors import DataError, ModelError, OutputError, ParityError, RunError
 from ..runtime.signing import Signer
 from ..train.data import SYNTHETIC, Dataset, synthetic
-from ..train.loop import logits_with
+from ..train.loop import choose_device, logits_with
 from ..train.run import RECORD, Run
-from . import bom, card, edge, models, parity, to_fp16, to_onnx, to_pt2, to_torchscript
+from . import bom, card, distill, edge, models, parity, to_fp16, to_onnx, to_pt2, to_torchscript
 from .graph import Deployed
 
 GOLDEN_PICTURES = 32
@@ -70,6 +70,7 @@ def export(
     replace: bool = False,
     signer: Signer | None = None,
     say: Callable[[str], object] = lambda line: None,
+    fine_tune: int = 0,
 ) -> tuple[Bundle, dict[str, parity.Parity]]:
     """Export `run` into the new bundle `out`.
 
@@ -84,6 +85,7 @@ def export(
         replace: whether a bundle at `out` may be replaced.
         signer: signs the bundle, the last thing before it appears; None leaves it unsigned.
         say: called with a line about each step.
+        fine_tune: epochs for which the factors of lossy variants are fine-tuned; what comes out is kept in the run.
 
     Returns:
         The bundle, and each model's parity.
@@ -110,7 +112,7 @@ def export(
         images, labels, data = drawn.test_images, None, "drawn pictures"
     else:
         images, labels, data = dataset.test_images, dataset.test_labels, f"{name} test"
-    targets = _targets(net, record, formats, variants, dataset, budget, provenance, say)
+    targets = _targets(net, record, formats, variants, dataset, budget, provenance, say, run.folder, fine_tune)
     with files.new_folder(out, replace) as folder:
         say(f"Computing the net's own logits of {len(images):,} {data} images …")
         eager = parity.in_batches(logits_with(net), images)
@@ -142,8 +144,10 @@ def _targets(
     budget: float,
     provenance: dict[str, Any],
     say: Callable[[str], object],
+    folder: Path = Path(),
+    fine_tune: int = 0,
 ) -> list[_Target]:
-    """Return what is to be made, the most exact first.
+    """Return what is to be made, the most exact first; the arguments are those of `export`, and the run's folder.
 
     Raises:
         DataError, RunError: the edge variant is wanted, and the images that it is decided on are not there.
@@ -168,8 +172,22 @@ def _targets(
                 f"The recipe {record['recipe']['name']} holds no images out, and a lossy variant is decided on such: "
                 "train with --recipe fast or best, or with --held-out 0.1."
             )
-        few = dataset.train_images[trained_on[:: max(1, len(trained_on) // 10_000)]]
-        return edge.EdgeExporter(model, few, dataset.train_images[held_out], dataset.train_labels[held_out], say)
+        images, labels = dataset.train_images, dataset.train_labels
+        few = images[trained_on[:: max(1, len(trained_on) // 10_000)]]
+        tuner = None
+        if fine_tune:
+            tuner = distill.Tuner(
+                folder,
+                record["weights_sha256"],
+                net,
+                images[trained_on],
+                labels[trained_on],
+                distill.recipe(fine_tune),
+                record["seed"],
+                choose_device(),
+                say,
+            )
+        return edge.EdgeExporter(model, few, images[held_out], labels[held_out], say, net, tuner)
 
     def lossy(name: str, budget: float) -> _Target:
         searching = search()  # what it lacks is said now, not when other models are written and checked
@@ -178,7 +196,7 @@ def _targets(
             "onnx",
             "int8",
             budget,
-            lambda path: searching.write(path, {**provenance, "variant": name}, budget),
+            lambda path: searching.write(path, {**provenance, "variant": name}, budget, edge.RANKS[name]),
         )
 
     def write_onnx(path: Path) -> None:
