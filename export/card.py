@@ -47,7 +47,8 @@ def text(manifest: Manifest) -> str:
     fitted = origin["recipe"]["held_out"] and origin["finished"]  # the temperature is fitted when training ends
     rows = "\n".join(
         f"| `{v.name}` | `{v.file}` | {v.precision} | {v.bytes:,} | {_percent(v.accuracy)} | "
-        f"{_percent(v.parity['ece'])} | {v.parity['agree']:,} of {v.parity['images']:,} | {v.needs} |"
+        f"{_percent(v.parity['ece'])} | {v.parity['agree']:,} of {v.parity['images']:,} | "
+        f"{v.needs.replace('|', ' or ')} |"
         for v in manifest.variants
     )
     synthetic = manifest.dataset != "CIFAR-10"

@@ -1,0 +1,16 @@
+"""The model card: its table stays one, whatever a variant needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgecifar.export import card
+
+
+def test_alternatives_of_what_a_variant_needs_are_one_cell(bundle):
+    edge = replace(bundle.variant("edge"), needs="avx_vnni|avx512_vnni")
+    lines = card.text(replace(bundle.manifest, variants=(edge,))).splitlines()
+    head = next(line for line in lines if line.startswith("| name |"))
+    row = next(line for line in lines if line.startswith("| `edge` |"))
+    assert row.endswith(" | avx_vnni or avx512_vnni |")
+    assert row.count("|") == head.count("|")
