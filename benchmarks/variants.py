@@ -456,14 +456,16 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     best = sorted(
         point for point, is_best in zip(points, frontier([(ms, -y) for ms, y in points]), strict=True) if is_best
     )
+    best.append((max(ms for ms, _ in points), best[-1][1]))  # nothing slower is better than the last
     axes.step(*zip(*best, strict=True), where="post", color="#999999", linewidth=1, zorder=1)
     largest = max(row["bytes"] for row in shown)
-    for (x, y), row in zip(points, shown, strict=True):
+    areas = [1500 * row["bytes"] / largest for row in shown]  # in points, the square of the diameter
+    for (x, y), area, row in zip(points, areas, shown, strict=True):
         colour = "#c44e52" if row["precision"] == "int8" else "#4c72b0"
         face = {"facecolor": colour} if row["frontier"] else {"facecolor": "none"}
-        axes.scatter(x, y, s=1500 * row["bytes"] / largest, edgecolor=colour, alpha=0.7, zorder=2, **face)
+        axes.scatter(x, y, s=area, edgecolor=colour, alpha=0.7, zorder=2, **face)
     axes.set_xscale("log")
-    axes.margins(0.15, 0.1)
+    axes.margins(0.22, 0.1)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
     axes.grid(alpha=0.3)
@@ -472,17 +474,17 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     axes.set_title(title, fontsize=10)
     canvas.draw()  # from here on the places of all points are known
     names = [f"{row['variant']}, {row['bytes'] / 1e6:.3g} MB" for row in shown]
-    _name(axes, [(*point, name) for point, name in zip(points, names, strict=True)])
+    _name(axes, [(*point, area**0.5 / 2, name) for point, area, name in zip(points, areas, names, strict=True)])
     write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=110))
 
 
-def _name(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points, each at the nearest place that no other name and no point takes."""
+def _name(axes: Any, points: Sequence[tuple[float, float, float, str]]) -> None:
+    """Write names beside points, given as x, y, radius, name, at the nearest place that no other and no point takes."""
     from matplotlib.transforms import Bbox
 
     taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in axes.transData.transform([point[:2] for point in points])]
-    for x, y, name in points:
-        for distance in (8, 16, 24, 36, 48):
+    for x, y, radius, name in points:
+        for distance in radius + np.array((5, 13, 21, 33, 45)):
             for dx, dy, side in ((1, 0, "left"), (-1, 0, "right"), (0, 1, "center"), (0, -1, "center"), (1, 1, "left")):
                 offset = (distance * dx, distance * dy)
                 text = axes.annotate(

@@ -394,7 +394,7 @@ class TestReport:
         figure = Figure()
         axes = figure.subplots()
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        variants._name(axes, [(0.5, 0.5 + place / 200, f"a point called {place}") for place in range(4)])
+        variants._name(axes, [(0.5, 0.5 + place / 200, 3.0, f"a point called {place}") for place in range(4)])
         boxes = [text.get_window_extent() for text in axes.texts]
         assert len(boxes) == 4
         assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
