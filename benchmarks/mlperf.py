@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="the most images a call, of Offline and Server")
     parser.add_argument("--latency", type=float, default=15, help="ms, of Server (default: 15, as of ResNet-50)")
     parser.add_argument(
-        "--qps", type=float, help=f"images/s, of Server; default: {BUSY:.0%} of a short trial's in batches"
+        "--qps", type=float, help=f"images/s, of Server; default: {BUSY:.0%}% of a short trial's in batches"
     )
     parser.add_argument("--data", help="folder with the CIFAR-10 files; by default $EDGECIFAR_DATA")
     parser.add_argument("--images", type=int, default=10_000, help="the first N test images (default: all 10,000)")

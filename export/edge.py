@@ -131,7 +131,8 @@ class EdgeExporter:
             with torch.no_grad():
                 student.fc3.weight.mul_(scale)
                 student.fc3.bias.mul_(scale)
-            shown += f"; fine-tuned for {self.tuner.recipe.epochs} epochs on the whole net's answers"
+            epochs = self.tuner.recipe.epochs
+            shown += f"; fine-tuned for {epochs} {'epoch' if epochs == 1 else 'epochs'} on the whole net's answers"
             self._note(f"ranks {shown}", self._accuracy(logits), self._full)
             yield Deployed(student, self.model.temperature), shown
 

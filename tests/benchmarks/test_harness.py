@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import harness
 import numpy as np
@@ -191,3 +194,14 @@ class TestReport:
         with pytest.raises(SystemExit) as caught:
             harness.main(fail)
         assert caught.value.code == "latency.py: This is wrong: do that."
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in Path(harness.__file__).parent.glob("*.py")))
+def test_every_script_says_what_it_takes(script):
+    """A "%" in a help text, say, ends argparse with a traceback."""
+    if script == "harness.py":
+        pytest.skip("imported by the others, not run")
+    path = Path(harness.__file__).parent / script
+    said = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(f"usage: {script}")

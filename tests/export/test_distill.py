@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from edgecifar.export import distill, edge, low_rank
+from edgecifar.export import build, distill, edge, low_rank
 from edgecifar.export.graph import Deployed
 from edgecifar.runtime.errors import OutputError, RunError
-from edgecifar.train.loop import logits_with
 from edgecifar.train.recipes import Recipe
+from edgecifar.train.run import Run
 
 RANKS = {"fc1": 8, "conv6": 16, "conv5": 16, "conv4": 16}
 IMAGES = 96
@@ -222,3 +223,27 @@ class TestSearch:
             logits = saved[0](torch.from_numpy(small.train_images[:100]))[1].numpy()
         assert fit_temperature(logits, small.train_labels[:100]) == pytest.approx(deployed.temperature, rel=1e-3)
         assert isinstance(saved[0], Deployed)
+
+
+@pytest.mark.slow
+def test_export_fine_tunes_once_and_gives_the_same_bytes_again(run, small, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in run.folder.iterdir():
+        if path.is_file():
+            os.link(path, folder / path.name)
+    lines, out = [], tmp_path / "bundle"
+    bundle, results = build.export(
+        Run(folder), out, variants=["tiny"], dataset=small, budget=20, say=lines.append, fine_tune=1
+    )
+    assert results["tiny"].passed
+    assert bundle.variant("tiny").bytes < 1_000_000
+    assert "; fine-tuned for 1 epoch on the whole net's answers)" in bundle.variant("tiny").made_by
+    assert sum("fine-tuning, epoch" in line for line in lines) == 1
+    assert [path.name for path in (folder / distill.FOLDER).iterdir()] == ["fc1.16-conv6.32-conv5.32-conv4.32.pt"]
+    lines.clear()
+    again, _ = build.export(
+        Run(folder), tmp_path / "again", variants=["tiny"], dataset=small, budget=20, say=lines.append, fine_tune=1
+    )
+    assert not any("fine-tuning, epoch" in line for line in lines)
+    assert (again.folder / "SHA256SUMS").read_bytes() == (out / "SHA256SUMS").read_bytes()
