@@ -265,10 +265,18 @@ def evaluate(
     loaded = models.load(model, variant, provider)
     trained_on_drawn = loaded.dataset == datasets.SYNTHETIC  # measured on its own kind unless told otherwise
     dataset = datasets.load(data or (datasets.SYNTHETIC if trained_on_drawn else None), say=_say)
+    if loaded.variant:
+        _say(f"{model}: variant {loaded.variant} on {loaded.provider}")
     with counting("Evaluating", len(dataset.test_labels), "images") as progress:
         result = measure(loaded.probabilities, dataset.test_images, dataset.test_labels, progress=progress)
     if as_json:
-        described = {"model": str(model), "kind": loaded.kind, "provider": loaded.provider, "dataset": dataset.name}
+        described = {
+            "model": str(model),
+            "kind": loaded.kind,
+            "variant": loaded.variant,
+            "provider": loaded.provider,
+            "dataset": dataset.name,
+        }
         print(json.dumps({**described, **result.as_json()}, indent=2))
     else:
         print(evaluation_table(result, dataset.name))
@@ -295,6 +303,7 @@ def export(
         int,
         typer.Option(min=0, help="Epochs of fine-tuning for edge and tiny: far smaller, for some training time."),
     ] = 0,
+    device: Annotated[str, typer.Option(help="What fine-tunes: auto, cpu, cuda or mps.")] = "auto",
     sign: Annotated[
         Path | None, typer.Option(help="Sign the bundle with this private key, PEM.", show_default=False)
     ] = None,
@@ -310,6 +319,8 @@ def export(
 
     if set(variants) != {VariantName.fp32} and not {Format.onnx, Format.all} & set(formats):
         raise typer.BadParameter("--variant chooses among the ONNX models: add --format onnx.")
+    if fine_tune and not {VariantName.edge, VariantName.tiny, VariantName.all} & set(variants):
+        raise typer.BadParameter("--fine-tune is for the lossy variants: add --variant edge or --variant tiny.")
     source = Run(run) if run else Run.newest(say=_say)
     name = source.record["dataset"]["name"]
     dataset = datasets.load_for_export(name, data, _say)
@@ -325,6 +336,7 @@ def export(
         signer,
         _say,
         fine_tune,
+        device,
     )
     _say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
 

@@ -71,6 +71,7 @@ def export(
     signer: Signer | None = None,
     say: Callable[[str], object] = lambda line: None,
     fine_tune: int = 0,
+    device: str = "auto",
 ) -> tuple[Bundle, dict[str, parity.Parity]]:
     """Export `run` into the new bundle `out`.
 
@@ -86,6 +87,7 @@ def export(
         signer: signs the bundle, the last thing before it appears; None leaves it unsigned.
         say: called with a line about each step.
         fine_tune: epochs for which the factors of lossy variants are fine-tuned; what comes out is kept in the run.
+        device: what fine-tunes, as `train.loop.choose_device` takes it.
 
     Returns:
         The bundle, and each model's parity.
@@ -112,7 +114,7 @@ def export(
         images, labels, data = drawn.test_images, None, "drawn pictures"
     else:
         images, labels, data = dataset.test_images, dataset.test_labels, f"{name} test"
-    targets = _targets(net, record, formats, variants, dataset, budget, provenance, say, run.folder, fine_tune)
+    targets = _targets(net, record, formats, variants, dataset, budget, provenance, say, run.folder, fine_tune, device)
     with files.new_folder(out, replace) as folder:
         say(f"Computing the net's own logits of {len(images):,} {data} images …")
         eager = parity.in_batches(logits_with(net), images)
@@ -144,8 +146,9 @@ def _targets(
     budget: float,
     provenance: dict[str, Any],
     say: Callable[[str], object],
-    folder: Path = Path(),
-    fine_tune: int = 0,
+    folder: Path,
+    fine_tune: int,
+    device: str,
 ) -> list[_Target]:
     """Return what is to be made, the most exact first; the arguments are those of `export`, and the run's folder.
 
@@ -161,6 +164,8 @@ def _targets(
             return "the net itself, normalisation and batch norm folded in"
 
         return call
+
+    tuning = {"fine_tuning": distill.describe(fine_tune)} if fine_tune else {}
 
     @functools.cache
     def search() -> edge.EdgeExporter:
@@ -184,10 +189,10 @@ def _targets(
                 labels[trained_on],
                 distill.recipe(fine_tune),
                 record["seed"],
-                choose_device(),
+                choose_device(device),
                 say,
             )
-        return edge.EdgeExporter(model, few, images[held_out], labels[held_out], say, net, tuner)
+        return edge.EdgeExporter(model, few, images[held_out], labels[held_out], say, tuner)
 
     def lossy(name: str, budget: float) -> _Target:
         searching = search()  # what it lacks is said now, not when other models are written and checked
@@ -196,7 +201,7 @@ def _targets(
             "onnx",
             "int8",
             budget,
-            lambda path: searching.write(path, {**provenance, "variant": name}, budget, edge.RANKS[name]),
+            lambda path: searching.write(path, {**provenance, **tuning, "variant": name}, budget, edge.RANKS[name]),
         )
 
     def write_onnx(path: Path) -> None:

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from ..runtime.errors import RunError
 from ..runtime.files import make_folder, remove_leftovers, write_file
 from ..train.augment import augment, normalise
-from ..train.loop import derive
+from ..train.loop import computing, derive, describe_device, drawn, set_rates
 from ..train.net import Net
 from ..train.optimizer import make_optimizers
 from ..train.recipes import Recipe
@@ -31,6 +32,9 @@ SOFTNESS = 2.0
 
 TAUGHT = 0.7
 """Share of the loss that is the distance to the teacher's answers; the labels have the rest."""
+
+LEAST = 16
+"""Images in a batch; of a last one with fewer, batch norm between the factors of `fc1` would learn little but noise."""
 
 FOLDER = "factored"
 """Where in a run folder fine-tuned nets are kept."""
@@ -43,8 +47,8 @@ def recipe(epochs: int) -> Recipe:
         epochs=epochs,
         batch_size=256,
         optimizer="muon",
-        lr=0.02,
-        filter_lr=0.02,
+        lr=0.01,
+        filter_lr=0.01,
         nesterov=True,
         weight_decay=5e-4,
         schedule="one-cycle",
@@ -52,10 +56,16 @@ def recipe(epochs: int) -> Recipe:
         dropout=0.0,
         flip=True,
         shift=4,
+        bfloat16=True,
     )
 
 
-def distance(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+def describe(epochs: int) -> dict[str, Any]:
+    """Return all settings of a fine-tuning in `epochs` epochs, as JSON values."""
+    return {**asdict(recipe(epochs)), "softness": SOFTNESS, "taught": TAUGHT}
+
+
+def student_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     """Return the mean loss of a student, a scalar.
 
     Cross-entropy against the teacher's softened probabilities, times the softness squared so that its gradient keeps
@@ -103,64 +113,73 @@ class Tuner:
     def tune(self, student: Net, ranks: Mapping[str, int]) -> Net:
         """Train `student` in place and return it, in eval mode on the CPU.
 
+        Args:
+            student: what `low_rank.factored` makes of the teacher.
+            ranks: those of its factors, by the layer's name.
+
         Raises:
-            RunError: the loss is not finite any more.
+            RunError: the loss or a weight is not finite any more.
             OutputError: the run's folder cannot be written.
         """
-        path = self.folder / FOLDER / ("-".join(f"{name}.{rank}" for name, rank in ranks.items()) + ".pt")
-        key = self._key(ranks)
+        key = self._key(student, ranks)
+        name = "-".join(f"{layer}.{rank}" for layer, rank in ranks.items())
+        path = self.folder / FOLDER / f"{name}-{key[:12]}.state"
         make_folder(path.parent)
         remove_leftovers(path.parent)
         student = student.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         teacher = copy.deepcopy(self.teacher).to(self.device).eval()
         student.dropout.p = self.recipe.dropout
         optimizers = make_optimizers(student, self.recipe)
-        state = _stored(path, key)
+        state, done = _stored(path, key), 0
         if state:
             student.load_state_dict(state["net"])
             for optimizer, stored in zip(optimizers, state["optimizers"], strict=False):
                 optimizer.load_state_dict(stored)
-        for epoch in range(state["epoch"] if state else 0, self.recipe.epochs):
+            done = state["epoch"]
+        if done == self.recipe.epochs:
+            self.say(f"  fine-tuned before, taken from {path}")
+        else:
+            where = describe_device(self.device)
+            self.say(f"  fine-tuning on {where}; Ctrl-C stops, the same command goes on from the last complete epoch")
+        for epoch in range(done, self.recipe.epochs):
             self._train_epoch(student, teacher, optimizers, epoch)
             last = epoch + 1 == self.recipe.epochs
-            packed = io.BytesIO()
             kept = [] if last else [optimizer.state_dict() for optimizer in optimizers]
-            torch.save({"key": key, "net": student.state_dict(), "optimizers": kept, "epoch": epoch + 1}, packed)
-            write_file(path, packed.getvalue())
+            _store(path, {"key": key, "net": student.state_dict(), "optimizers": kept, "epoch": epoch + 1})
         return student.cpu().eval().requires_grad_(False)
 
-    def _train_epoch(self, student: Net, teacher: Net, optimizers: list[torch.optim.Optimizer], epoch: int) -> None:
-        recipe, count = self.recipe, len(self.labels)
+    def _train_epoch(self, student: Net, teacher: Net, optimizers: list[Optimizer], epoch: int) -> None:
+        recipe, started = self.recipe, time.perf_counter()
         images, labels = torch.from_numpy(self.images).to(self.device), torch.from_numpy(self.labels).to(self.device)
-        generator = torch.Generator(self.device).manual_seed(derive(self.seed, epoch, 1))
-        mirror = torch.Generator().manual_seed(self.seed)
-        mirrored_first = torch.randint(2, (count,), generator=mirror).bool().to(self.device)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(derive(self.seed, epoch, 2)))
-        batches = order.to(self.device).split(recipe.batch_size)
-        started, total = time.perf_counter(), torch.zeros((), device=self.device)
+        torch.manual_seed(derive(self.seed, epoch, 0))  # dropout
+        generator, mirrored_first, batches = drawn(self.seed, epoch, len(labels), recipe.batch_size, self.device)
+        if len(batches) > 1 and len(batches[-1]) < LEAST:
+            batches = batches[:-1]
+        total = torch.zeros((), device=self.device)
         student.train()
         for step, batch in enumerate(batches):
-            share = recipe.share_of_lr(epoch * len(batches) + step, recipe.epochs * len(batches))
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak_lr"] * share
+            set_rates(optimizers, recipe.share_of_lr(epoch * len(batches) + step, recipe.epochs * len(batches)))
             shown = normalise(augment(images[batch], epoch, mirrored_first[batch], recipe, generator))
-            with torch.no_grad():
-                wanted = teacher(shown)
-            loss = distance(student(shown), wanted, labels[batch])
+            with computing(recipe, self.device):
+                with torch.no_grad():
+                    wanted = teacher(shown)
+                logits = student(shown)
+            loss = student_loss(logits.float(), wanted.float(), labels[batch])
             student.zero_grad(set_to_none=True)
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
             total += loss.detach()
-        mean = total.item() / len(batches)
-        if not math.isfinite(mean):
+        mean, seconds = total.item() / len(batches), time.perf_counter() - started
+        # The weights too: the last step was one that no loss has seen.
+        if not math.isfinite(mean) or not all(
+            bool(tensor.isfinite().all()) for tensor in student.state_dict().values()
+        ):
             raise RunError("The loss of the fine-tuning is not finite any more: export without --fine-tune.")
-        seconds = time.perf_counter() - started
         self.say(f"  fine-tuning, epoch {epoch + 1} of {recipe.epochs}: loss {mean:.4f}, {seconds:.0f} s")
 
-    def _key(self, ranks: Mapping[str, int]) -> str:
-        """Return the digest of all that decides the weights."""
+    def _key(self, student: Net, ranks: Mapping[str, int]) -> str:
+        """Return the digest of all that decides the weights, and of how they are laid out."""
         what: dict[str, Any] = {
             "origin": self.origin,
             "ranks": dict(ranks),
@@ -168,14 +187,27 @@ class Tuner:
             "loss": [SOFTNESS, TAUGHT],
             "seed": self.seed,
             "images": len(self.labels),
+            "layout": {name: list(tensor.shape) for name, tensor in student.state_dict().items()},
         }
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def _store(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` after its digest: torch does not notice a flipped bit."""
+    packed = io.BytesIO()
+    torch.save(state, packed)
+    content = packed.getvalue()
+    write_file(path, hashlib.sha256(content).digest() + content)
 
 
 def _stored(path: Path, key: str) -> dict[str, Any] | None:
     """Return what was kept under this key; None where nothing was, or it is damaged: it is then computed anew."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state if state["key"] == key else None
-    except Exception:  # torch's unpickler raises whatever the bytes lead it to
+        content = path.read_bytes()
+    except FileNotFoundError:
         return None
+    digest, content = content[:32], content[32:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state if state["key"] == key else None

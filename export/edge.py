@@ -21,7 +21,6 @@ from ..runtime.contract import INPUT_NAME, LOGITS
 from ..runtime.errors import DataError, ParityError
 from ..runtime.session import Session
 from ..train.calibration import fit_temperature
-from ..train.net import Net
 from . import to_onnx
 from .distill import Tuner
 from .graph import Deployed
@@ -33,7 +32,7 @@ LOST = (0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018, 0.013, 0.009, 0.006, 0.
 
 RANKS = {
     "tiny": ((16, 32, 32, 32), (24, 48, 48, 48), (32, 64, 64, 64)),
-    "edge": ((48, 64, 64, 64), (64, 96, 96, 64), (96, 128, 128, 96)),
+    "edge": ((48, 96, 96, 64), (64, 128, 128, 64), (96, 160, 128, 72)),
 }
 """Ranks of `FACTORED` at which a variant is fine-tuned, the smallest first: its size and speed are chosen by these."""
 
@@ -52,8 +51,7 @@ class EdgeExporter:
         images: uint8 [M, 32, 32, 3], held out from training, for every decision.
         labels: integer [M].
         say: called with a line a trial.
-        net: the net behind `model`, and
-        tuner: what fine-tunes its factors; None where they stay as they are.
+        tuner: fine-tunes factors of the net that `model` was made from; None where they stay as they are.
 
     Raises:
         DataError: fewer held-out images than the calibration needs.
@@ -66,7 +64,6 @@ class EdgeExporter:
         images: np.ndarray,
         labels: np.ndarray,
         say: Callable[[str], object],
-        net: Net | None = None,
         tuner: Tuner | None = None,
     ) -> None:
         if len(images) < CALIBRATION // 10:
@@ -76,7 +73,7 @@ class EdgeExporter:
             )
         self.model, self.training_images = model, training_images
         self.images, self.labels, self.say = images, labels, say
-        self.net, self.tuner = net, tuner
+        self.tuner = tuner
         self.tried: list[dict[str, Any]] = []
         self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again
 
@@ -99,42 +96,44 @@ class EdgeExporter:
         self.tried = []
         full = self._full
         self._note("fp32", full, full)
-        for reduced, shown in self._fine_tuned(ladder) if self.tuner else self._untuned(budget):
+        trials = self._fine_tuned(self.tuner, ladder) if self.tuner else self._untuned(budget)
+        for reduced, shown, how in trials:
             quantized, calibrator, accuracy = self._quantize(reduced, shown, full, provenance)
             if _within(budget, accuracy, full):
                 to_onnx.save(quantized, path, provenance)
                 return (
-                    f"low rank by principal outputs ({shown}), then static int8 (QDQ, per channel, 7-bit weights, "
+                    f"low rank by principal outputs ({shown}), {how}then static int8 (QDQ, per channel, 7-bit weights, "
                     f"{calibrator} ranges of {min(CALIBRATION, len(self.images)):,} held-out images); "
                     f"held-out accuracy {100 * accuracy:.2f} % against {100 * full:.2f} %"
                 )
         raise self._over_budget(budget)
 
-    def _untuned(self, budget: float) -> Iterator[tuple[Deployed, str]]:
-        """Yield nets with factors as they are, ever more exact, and their ranks in words."""
+    def _untuned(self, budget: float) -> Iterator[tuple[Deployed, str, str]]:
+        """Yield nets with factors as they are, ever more exact, their ranks in words, and nothing."""
         for share in (1 / 2, 1 / 4, 0):
-            yield self._split_layers(share * budget, self._full)
+            yield *self._split_layers(share * budget, self._full), ""
 
-    def _fine_tuned(self, ladder: Sequence[Sequence[int]]) -> Iterator[tuple[Deployed, str]]:
-        """Yield nets with fine-tuned factors, ever larger, and their ranks in words."""
-        if self.tuner is None or self.net is None:
-            raise ValueError("fine-tuning needs a tuner and the net")
+    def _fine_tuned(self, tuner: Tuner, ladder: Sequence[Sequence[int]]) -> Iterator[tuple[Deployed, str, str]]:
+        """Yield nets with fine-tuned factors, ever larger, their ranks in words, and how they were fine-tuned."""
+        if not ladder:
+            raise ValueError("fine-tuning needs ranks to begin with")
+        epochs = tuner.recipe.epochs
         for rung in ladder:
             ranks: dict[str, int] = dict(zip(FACTORED, rung, strict=True))
             shown = ", ".join(f"{name} {rank}" for name, rank in ranks.items())
-            student = factored(self.net, self._principals, ranks)
+            student = factored(tuner.teacher, self._principals, ranks)
             self._note(f"ranks {shown}", self._accuracy(self._float_logits(Deployed(student))), self._full)
-            student = self.tuner.tune(student, ranks)
+            student = tuner.tune(student, ranks)
             logits = self._float_logits(Deployed(student))
             # In the whole net's unit, so that one temperature, the run's, calibrates every variant.
             scale = self.model.temperature / fit_temperature(logits, self.labels)
             with torch.no_grad():
                 student.fc3.weight.mul_(scale)
                 student.fc3.bias.mul_(scale)
-            epochs = self.tuner.recipe.epochs
-            shown += f"; fine-tuned for {epochs} {'epoch' if epochs == 1 else 'epochs'} on the whole net's answers"
-            self._note(f"ranks {shown}", self._accuracy(logits), self._full)
-            yield Deployed(student, self.model.temperature), shown
+            self._note(f"ranks {shown}, fine-tuned", self._accuracy(logits), self._full)
+            passes = f"{epochs} {'epoch' if epochs == 1 else 'epochs'}"
+            how = f"fine-tuned for {passes} on labels and the whole net's answers, "
+            yield Deployed(student, self.model.temperature), shown, how
 
     def _split_layers(self, budget: float, full: float) -> tuple[Deployed, str]:
         """Return the net with its layers split within `budget` points, and their ranks in words.
@@ -202,9 +201,10 @@ class EdgeExporter:
         candidates = [trial for trial in self.tried if "int8" in trial["tried"]]
         best = max(candidates, key=lambda trial: trial["held_out_accuracy"])
         lost = 100 * (self.tried[0]["held_out_accuracy"] - best["held_out_accuracy"])
+        remedy = "fine-tune for more epochs" if self.tuner else "train longer, or fine-tune it with --fine-tune"
         return ParityError(
             f"No variant that was tried keeps the budget of {budget:g} points: the closest "
-            f"({best['tried']}) loses {lost:.2f}; allow more with --budget, or train longer."
+            f"({best['tried']}) loses {lost:.2f}; allow more with --budget, or {remedy}."
         )
 
 

@@ -124,7 +124,7 @@ def split(model: Deployed, name: str, principal: Principal, lost: float) -> tupl
 def factored(net: Net, principals: Mapping[str, Principal], ranks: Mapping[str, int]) -> Net:
     """Return a copy of `net` whose layers are split at `ranks`, for training on.
 
-    Where batch norm follows a layer, it gets the statistics of what the factors give, and each first factor is
+    Where batch norm follows a layer, it begins as the identity on the whole layer's outputs, and each first factor is
     followed by a batch norm of its own, which to begin with does nothing: training can then move the factors as far
     as it moves whole layers. `Deployed` folds all of them.
 

@@ -31,6 +31,7 @@ class Model:
         logits: maps the same to float32 [N, 10].
         provider: what it runs on.
         dataset: the name of what it was trained on; None where the file does not say.
+        variant: of a bundle, the name of the one that is loaded; None of all else.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Model:
     logits: Function
     provider: str
     dataset: str | None = None
+    variant: str | None = None
 
 
 def load(path: Path, variant: str | None = None, provider: str = "auto") -> Model:
@@ -59,8 +61,9 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
         raise ModelError(f"{path} is not there: check the path.")
     if (path / MANIFEST).exists():
         bundle = Bundle.open(path)
-        _, _, session = choice.load(bundle, variant, provider)
-        return Model("bundle", session.probabilities, session.logits, session.provider, bundle.manifest.dataset)
+        chosen, _, session = choice.load(bundle, variant, provider)
+        dataset = bundle.manifest.dataset
+        return Model("bundle", session.probabilities, session.logits, session.provider, dataset, chosen.name)
     if variant:
         raise VariantError(f"{path} is not a bundle and has no variants: leave out --variant.")
     if path.suffix == ".onnx" and path.is_file():

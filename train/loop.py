@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from ..runtime import machine
 from ..runtime.errors import RunError
@@ -268,15 +269,9 @@ class _Training:
         """
         recipe, epoch, count, processes = self.recipe, self.epoch, len(labels), self.group
         torch.manual_seed(derive(self.seed, epoch, 0) + processes.rank)  # dropout
-        generator = torch.Generator(self.device).manual_seed(derive(self.seed, epoch, 1))
-        mirror = torch.Generator().manual_seed(self.seed)
-        mirrored_first = torch.randint(2, (count,), generator=mirror).bool().to(self.device)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(derive(self.seed, epoch, 2)))
-        batches = order.to(self.device).split(recipe.batch_size)
+        generator, mirrored_first, batches = drawn(self.seed, epoch, count, recipe.batch_size, self.device)
         losses = torch.empty(len(batches), device=self.device)
-        autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=recipe.bfloat16 and self.device.type == "cuda"
-        )
+        autocast = computing(recipe, self.device)
         if recipe.restarts(epoch):
             for optimizer in self.optimizers:
                 optimizer.state.clear()
@@ -284,9 +279,7 @@ class _Training:
         started = shown = time.perf_counter()
         for step, batch in enumerate(batches):
             share = recipe.share_of_lr(epoch * len(batches) + step, recipe.epochs * len(batches))
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak_lr"] * share
+            set_rates(self.optimizers, share)
             shown_images = augment(images[batch], epoch, mirrored_first[batch], recipe, generator)
             mine = processes.part(len(batch))
             wanted = labels[batch[mine]]
@@ -372,6 +365,41 @@ class _Training:
     def _test(self, temperature: float = 1.0) -> Evaluation:
         classify = classify_with(self.net, temperature)
         return evaluate(classify, self.dataset.test_images, self.dataset.test_labels)
+
+
+def drawn(
+    seed: int, epoch: int, count: int, batch_size: int, device: torch.device
+) -> tuple[torch.Generator, Tensor, tuple[Tensor, ...]]:
+    """Return what chance decides of an epoch: the source of shifts and cuts, who is mirrored first, and the batches.
+
+    All of it is a function of the seed and the epoch, so that a resumed run repeats what was lost.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        count: images.
+        batch_size: images a step.
+        device: of the images.
+
+    Returns:
+        A generator and bool [count], for `augment`, and the indices of each batch, int64 [at most batch_size].
+    """
+    generator = torch.Generator(device).manual_seed(derive(seed, epoch, 1))
+    mirrored_first = torch.randint(2, (count,), generator=torch.Generator().manual_seed(seed)).bool().to(device)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, epoch, 2)))
+    return generator, mirrored_first, order.to(device).split(batch_size)
+
+
+def set_rates(optimizers: Iterable[Optimizer], share: float) -> None:
+    """Set every learning rate to `share` of its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share
+
+
+def computing(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Return the context in which nets compute: in bfloat16 on CUDA where the recipe says so, else in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16 and device.type == "cuda")
 
 
 def derive(seed: int, epoch: int, purpose: int) -> int:

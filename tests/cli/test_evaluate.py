@@ -37,6 +37,7 @@ def test_every_format_has_the_same_accuracy(evaluated, bundle, run, small):
     assert np.trace(first["confusion"]) == first["correct"]
     for kind, document in documents.items():
         assert document["kind"] == kind
+        assert document["variant"] == ("fp32" if kind == "bundle" else None)
         assert document["dataset"] == "synthetic"
         for key in ("images", "correct", "accuracy", "per_class", "confusion"):
             assert document[key] == first[key], (kind, key)
@@ -54,6 +55,7 @@ def test_table_and_picture(edgecifar, bundle, tmp_path):
     assert result.exit_code == 0
     accuracy = bundle.variant("edge").accuracy
     assert result.stdout.startswith(f"{100 * accuracy:.2f} % of the 130 synthetic test images")
+    assert f"{bundle.folder}: variant edge on cpu" in result.stderr
     assert "NLL" in result.stdout
     assert "ECE" in result.stdout
     for label in ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"):

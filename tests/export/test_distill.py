@@ -14,12 +14,12 @@ import torch
 from edgecifar.export import build, distill, edge, low_rank
 from edgecifar.export.graph import Deployed
 from edgecifar.runtime.errors import OutputError, RunError
-from edgecifar.train.recipes import Recipe
 from edgecifar.train.run import Run
 
 RANKS = {"fc1": 8, "conv6": 16, "conv5": 16, "conv4": 16}
 IMAGES = 96
 RECIPE = replace(distill.recipe(2), batch_size=32)
+ONE = replace(RECIPE, epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,12 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-class TestDistance:
+def epochs_of(tuner: distill.Tuner) -> list[str]:
+    """The lines that say that an epoch was trained."""
+    return [line.split(":")[0].strip() for line in tuner.lines if ", epoch" in line]
+
+
+class TestStudentLoss:
     TEACHER = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
     LABELS = torch.tensor([0, 2])
 
@@ -76,12 +81,12 @@ class TestDistance:
             log_soft = np.array(own) / 2 - math.log(np.exp(np.array(own) / 2).sum())
             log_hard = own[label] - math.log(np.exp(np.array(own)).sum())
             wanted += (0.7 * 4 * -(soft * log_soft).sum() - 0.3 * log_hard) / 2
-        assert distill.distance(logits, self.TEACHER, self.LABELS).item() == pytest.approx(wanted, rel=1e-5)
+        assert distill.student_loss(logits, self.TEACHER, self.LABELS).item() == pytest.approx(wanted, rel=1e-5)
 
     def test_the_teacher_s_part_is_least_at_its_answers(self, monkeypatch):
         monkeypatch.setattr(distill, "TAUGHT", 1.0)
         logits = self.TEACHER.clone().requires_grad_()
-        distill.distance(logits, self.TEACHER, self.LABELS).backward()
+        distill.student_loss(logits, self.TEACHER, self.LABELS).backward()
         assert logits.grad.abs().max() < 1e-6
 
 
@@ -89,7 +94,7 @@ class TestTuner:
     def test_it_learns(self, tuner, start):
         made = tuner(recipe=replace(distill.recipe(4), batch_size=16, lr=0.01, shift=0))
         made.tune(copy.deepcopy(start), RANKS)
-        losses = [float(line.split("loss ")[1].split(",")[0]) for line in made.lines]
+        losses = [float(line.split("loss ")[1].split(",")[0]) for line in made.lines if ", epoch" in line]
         assert len(losses) == 4
         assert losses[-1] < 0.9 * losses[0], losses
 
@@ -112,36 +117,40 @@ class TestTuner:
             made.tune(copy.deepcopy(start), RANKS)
         monkeypatch.setattr(distill.Tuner, "_train_epoch", whole)
         assert same(made.tune(copy.deepcopy(start), RANKS), tuned)
-        assert [line.split(":")[0].strip() for line in made.lines] == [
-            "fine-tuning, epoch 1 of 2",
-            "fine-tuning, epoch 2 of 2",
-        ]
+        assert epochs_of(made) == ["fine-tuning, epoch 1 of 2", "fine-tuning, epoch 2 of 2"]
 
-    def test_what_is_finished_is_kept(self, tuner, start, tuned):
-        made = tuner()
+    def test_what_is_finished_is_kept_beside_what_other_settings_gave(self, tuner, start, tuned):
+        made, shorter = tuner(), tuner(recipe=ONE)
         made.tune(copy.deepcopy(start), RANKS)
+        shorter.tune(copy.deepcopy(start), RANKS)
         made.lines.clear()
         assert same(made.tune(copy.deepcopy(start), RANKS), tuned)
-        assert made.lines == []
+        assert epochs_of(made) == []
+        assert made.lines[0].startswith("  fine-tuned before, taken from ")
 
     @pytest.mark.parametrize(
         "changes",
-        [{"origin": "another"}, {"seed": 9}, {"recipe": replace(RECIPE, lr=0.001)}],
+        [{"origin": "another"}, {"seed": 9}, {"recipe": replace(ONE, lr=0.001)}],
         ids=lambda c: next(iter(c)),
     )
     def test_what_was_kept_for_another_is_not_taken(self, tuner, start, changes):
-        made = tuner(recipe=replace(RECIPE, epochs=1))
+        made = tuner(recipe=ONE)
         made.tune(copy.deepcopy(start), RANKS)
-        other = tuner(**changes)
+        other = tuner(**{"recipe": ONE, **changes})
         other.tune(copy.deepcopy(start), RANKS)
-        assert len(other.lines) == 2
+        assert len(epochs_of(other)) == 1
 
-    def test_a_damaged_file_is_computed_anew(self, tuner, start, tuned, tmp_path):
-        made = tuner()
-        made.tune(copy.deepcopy(start), RANKS)
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+    def test_a_damaged_file_is_computed_anew(self, tuner, start, tmp_path, damage):
+        made = tuner(recipe=ONE)
+        whole = made.tune(copy.deepcopy(start), RANKS)
         (path,) = (tmp_path / distill.FOLDER).iterdir()
-        path.write_bytes(path.read_bytes()[:5_000])
-        assert same(made.tune(copy.deepcopy(start), RANKS), tuned)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes({"cut": content[:5_000], "flipped": content, "empty": b""}[damage])
+        made.lines.clear()
+        assert same(made.tune(copy.deepcopy(start), RANKS), whole)
+        assert len(epochs_of(made)) == 1
 
     def test_a_loss_that_is_not_finite_is_said(self, tuner, start):
         made = tuner(recipe=replace(RECIPE, lr=1e30, filter_lr=1e30))
@@ -160,18 +169,11 @@ class TestTuner:
         assert not net.training
 
 
-def test_recipe_is_one_that_training_knows():
-    recipe = distill.recipe(5)
-    assert isinstance(recipe, Recipe)
-    assert recipe.epochs == 5
-    assert recipe.share_of_lr(99, 100) < 0.05
-
-
 class TestSearch:
     """The ladder of ranks, with fine-tuning and quantization replaced: what is decided is tested here."""
 
     @pytest.fixture
-    def search(self, net, deployed, small, tuner, monkeypatch):
+    def search(self, deployed, small, tuner, monkeypatch):
         def make(int8: list[float]):
             lines, tuned, answers = [], [], iter(int8)
             monkeypatch.setattr(
@@ -187,7 +189,7 @@ class TestSearch:
             monkeypatch.setattr(edge.to_onnx, "save", lambda model, path, provenance: saved.append(model))
             saved = []
             images, labels = small.train_images[:100], small.train_labels[:100]
-            found = edge.EdgeExporter(deployed, images, images, labels, lines.append, net, tuner())
+            found = edge.EdgeExporter(deployed, images, images, labels, lines.append, tuner())
             return found, tuned, saved
 
         return make
@@ -200,8 +202,8 @@ class TestSearch:
             {"fc1": 16, "conv6": 24, "conv5": 24, "conv4": 24},
         ]
         assert made_by.startswith(
-            "low rank by principal outputs (fc1 16, conv6 24, conv5 24, conv4 24; fine-tuned for 2 epochs on the whole "
-            "net's answers), then static int8"
+            "low rank by principal outputs (fc1 16, conv6 24, conv5 24, conv4 24), fine-tuned for 2 epochs on labels "
+            "and the whole net's answers, then static int8"
         )
         assert len(saved) == 1
         assert saved[0].temperature == deployed.temperature
@@ -210,7 +212,9 @@ class TestSearch:
         from edgecifar.runtime.errors import ParityError
 
         found, _, saved = search([-0.5, -0.3])
-        with pytest.raises(ParityError, match=r"the closest \(ranks fc1 16, .*\) loses 30.00; allow more"):
+        with pytest.raises(
+            ParityError, match=r"the closest \(ranks fc1 16, .*\) loses 30.00; .* or fine-tune for more epochs"
+        ):
             found.write(tmp_path / "model.onnx", {}, 0.2, [(8, 16, 16, 16), (16, 24, 24, 24)])
         assert saved == []
 
@@ -238,9 +242,10 @@ def test_export_fine_tunes_once_and_gives_the_same_bytes_again(run, small, tmp_p
     )
     assert results["tiny"].passed
     assert bundle.variant("tiny").bytes < 1_000_000
-    assert "; fine-tuned for 1 epoch on the whole net's answers)" in bundle.variant("tiny").made_by
+    assert ", fine-tuned for 1 epoch on labels and the whole net's answers, " in bundle.variant("tiny").made_by
     assert sum("fine-tuning, epoch" in line for line in lines) == 1
-    assert [path.name for path in (folder / distill.FOLDER).iterdir()] == ["fc1.16-conv6.32-conv5.32-conv4.32.pt"]
+    (kept,) = (folder / distill.FOLDER).iterdir()
+    assert kept.name.startswith("fc1.16-conv6.32-conv5.32-conv4.32-")
     lines.clear()
     again, _ = build.export(
         Run(folder), tmp_path / "again", variants=["tiny"], dataset=small, budget=20, say=lines.append, fine_tune=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -13,7 +14,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from edgecifar.export import build, edge, to_onnx
+from edgecifar.export import build, edge, low_rank, to_onnx
+from edgecifar.export.graph import layer_of
 from edgecifar.runtime.errors import DataError, ParityError, RunError
 from edgecifar.runtime.session import Session
 from edgecifar.train.run import Run
@@ -157,7 +159,7 @@ class TestSearch:
             found.write(tmp_path / "model.onnx", {}, budget=0.5)
         assert str(caught.value) == (
             "No variant that was tried keeps the budget of 0.5 points: the closest (ranks fc1 8, int8, Percentile) "
-            "loses 1.00; allow more with --budget, or train longer."
+            "loses 1.00; allow more with --budget, or train longer, or fine-tune it with --fine-tune."
         )
         assert list(tmp_path.iterdir()) == []
 
@@ -173,6 +175,17 @@ class TestSearch:
             r"low rank by principal outputs \(fc1 \d+, conv6 \d+, conv5 \d+, conv4 \d+\), then static", made_by
         )
         assert "MinMax ranges of 120 held-out images" in made_by
+
+
+@pytest.mark.parametrize("name", edge.RANKS)
+def test_ranks_to_fine_tune_at_grow_and_each_is_worth_it(deployed, name):
+    ladder = edge.RANKS[name]
+    assert all(max(map(int.__sub__, low, high)) <= 0 and low != high for low, high in itertools.pairwise(ladder))
+    for rung in ladder:
+        for layer, rank in zip(low_rank.FACTORED, rung, strict=True):
+            weight = layer_of(deployed, layer).weight
+            assert rank % low_rank.STEP == 0
+            assert rank * (weight[0].numel() + len(weight)) <= low_rank.WORTH * weight.numel()
 
 
 class TestRefusals:
@@ -207,15 +220,18 @@ class TestRefusals:
 
     def test_tiny_may_lose_five_times_as_much_and_shares_what_was_found(self, net, small, tmp_path, monkeypatch):
         calls = []
-        monkeypatch.setattr(edge.EdgeExporter, "write", lambda self, path, origin, budget: calls.append((self, budget)))
+        monkeypatch.setattr(
+            edge.EdgeExporter, "write", lambda self, path, origin, budget, ladder: calls.append((self, budget, ladder))
+        )
         record = {"recipe": {"held_out": 0.4, "name": "fast"}}
-        targets = build._targets(net, record, ["onnx"], ["edge", "tiny"], small, 0.25, {}, print)
+        targets = build._targets(net, record, ["onnx"], ["edge", "tiny"], small, 0.25, {}, print, tmp_path, 0, "cpu")
         for target in targets:
             target.write(tmp_path / target.file)
         assert [(target.file, target.budget) for target in targets] == [
             ("model.edge.onnx", 0.25),
             ("model.tiny.onnx", 1.25),
         ]
-        (first, budget), (second, larger) = calls
+        (first, budget, some), (second, larger, others) = calls
+        assert (some, others) == (edge.RANKS["edge"], edge.RANKS["tiny"])
         assert first is second
         assert (budget, larger) == (0.25, 1.25)
