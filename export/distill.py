@@ -209,5 +209,8 @@ def _stored(path: Path, key: str) -> dict[str, Any] | None:
     digest, content = content[:32], content[32:]
     if hashlib.sha256(content).digest() != digest:
         return None
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state if state["key"] == key else None
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return state if state["key"] == key else None
+    except Exception:  # torch's unpickler raises whatever the bytes lead it to
+        return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import os
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -150,6 +152,21 @@ class TestTuner:
         path.write_bytes({"cut": content[:5_000], "flipped": content, "empty": b""}[damage])
         made.lines.clear()
         assert same(made.tune(copy.deepcopy(start), RANKS), whole)
+        assert len(epochs_of(made)) == 1
+
+    def test_a_pickle_is_never_run(self, tuner, start, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return (tmp_path / "ran").touch, ()
+
+        made = tuner(recipe=ONE)
+        made.tune(copy.deepcopy(start), RANKS)
+        (path,) = (tmp_path / distill.FOLDER).iterdir()
+        content = pickle.dumps(Evil())
+        path.write_bytes(hashlib.sha256(content).digest() + content)
+        made.lines.clear()
+        made.tune(copy.deepcopy(start), RANKS)
+        assert not (tmp_path / "ran").exists()
         assert len(epochs_of(made)) == 1
 
     def test_a_loss_that_is_not_finite_is_said(self, tuner, start):
