@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import http.client
@@ -137,7 +138,14 @@ def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> D
         if not archive.exists() and not download:
             raise DataError(f"{lack}: {_SUPPLY}.")
         say(f"{'Extracting' if archive.exists() else 'Downloading'} CIFAR-10 in {root} …")
-        _supply(root, missing, lack)
+        found = root.exists()
+        try:
+            _supply(root, missing, lack)
+        except DataError:
+            if not found:  # a mistyped path leaves no folder
+                with contextlib.suppress(OSError):
+                    root.rmdir()
+            raise
     train, test = CIFAR10(str(root), train=True), CIFAR10(str(root), train=False)
     return _dataset("CIFAR-10", train.data, np.asarray(train.targets), test.data, np.asarray(test.targets))
 

@@ -269,6 +269,12 @@ def test_every_corrupt_file_is_named(stranger):
     assert refusal(stranger.parent).startswith(f"Corrupt in {stranger}: data_batch_2, test_batch; delete them to")
 
 
+def test_a_folder_that_was_not_there_is_not_left_behind(tmp_path, no_network):
+    assert refusal(tmp_path / "mistyped").startswith(f"CIFAR-10 is not in {tmp_path / 'mistyped'} and could not be")
+    assert no_network
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_batch_is_named(stranger, no_network):
     (stranger / "data_batch_4").unlink()
     assert refusal(stranger.parent, download=False).startswith(f"data_batch_4 is not in {stranger}: copy {ARCHIVE}")
