@@ -228,7 +228,9 @@ def quantize(source: Path, images: np.ndarray, calibrator: str, reduce_range: bo
 
         class Reader(quantization.CalibrationDataReader):
             def __init__(self) -> None:
-                self.batches = (images[start : start + 50] for start in range(0, len(images), 50))
+                # All of one size, or the histograms of Percentile and Entropy cannot be made.
+                size = next(size for size in range(50, 0, -1) if len(images) % size == 0)
+                self.batches = (images[start : start + size] for start in range(0, len(images), size))
 
             def get_next(self) -> Any:
                 batch = next(self.batches, None)

@@ -134,7 +134,8 @@ class TestGpus:
     def test_half_precision_else_single(self, bundle_of, provider):
         assert names(bundle_of(FP32, FP16, EDGE), provider) == (
             "fp16",
-            f"The variant fp16 takes the place of the default, edge: {provider} is faster in fp16 than in int8.",
+            "The variant fp16 takes the place of the default, edge: GPU providers are given fp16, and int8 is for "
+            "processors.",
         )
         assert names(bundle_of(FP32, TINY, EDGE), provider)[0] == "fp32"
 
@@ -185,7 +186,7 @@ class TestLoading:
         ort = fake([CUDA, CPU])
         classifier = Classifier(folder)
         assert (classifier.variant.name, classifier.provider) == ("fp16", "cuda")
-        assert classifier.reason.endswith("cuda is faster in fp16 than in int8.")
+        assert classifier.reason.endswith("GPU providers are given fp16, and int8 is for processors.")
         assert [name for name, _ in ort.tried] == [CUDA]
         assert reads == ["model.onnx"]
 
