@@ -269,3 +269,23 @@ def test_export_fine_tunes_once_and_gives_the_same_bytes_again(run, small, tmp_p
     )
     assert not any("fine-tuning, epoch" in line for line in lines)
     assert (again.folder / "SHA256SUMS").read_bytes() == (out / "SHA256SUMS").read_bytes()
+
+
+class TestCommandLine:
+    def test_what_it_would_fine_tune_must_be_wanted(self, edgecifar, run, tmp_path):
+        result = edgecifar("export", run.folder, "--fine-tune", "2", "--out", tmp_path / "bundle")
+        assert result.exit_code == 2
+        assert "--fine-tune is for the lossy variants: add --variant edge or" in " ".join(result.stderr.split())
+        assert not (tmp_path / "bundle").exists()
+
+    def test_it_is_passed_on(self, edgecifar, run, tmp_path, monkeypatch):
+        asked = []
+
+        def stop(*arguments):
+            asked.append(arguments[-2:])
+            raise RunError("enough.")
+
+        monkeypatch.setattr(build, "export", stop)
+        options = ["--variant", "tiny", "--fine-tune", "2", "--device", "cpu", "--data", "synthetic"]
+        assert edgecifar("export", run.folder, *options, "--out", tmp_path / "bundle").exit_code == 1
+        assert asked == [(2, "cpu")]
