@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..train.augment import augment, normalise
 from ..train.loop import computing, derive, describe_device, drawn, set_rates
 from ..train.net import Net
 from ..train.optimizer import make_optimizers
-from ..train.recipes import Recipe
+from ..train.recipes import BEST, Recipe
 
 SOFTNESS = 2.0
 """Temperature of the teacher's probabilities, and of the student's that are held against them."""
@@ -42,21 +42,17 @@ FOLDER = "factored"
 
 def recipe(epochs: int) -> Recipe:
     """Return how a factored net is fine-tuned in `epochs` epochs: as `best` trains, in smaller steps."""
-    return Recipe(
-        "fine-tune",
+    return replace(
+        BEST,
+        name="fine-tune",
         epochs=epochs,
-        batch_size=256,
-        optimizer="muon",
+        cuda_epochs=0,
+        restart=0,
         lr=0.01,
         filter_lr=0.01,
-        nesterov=True,
-        weight_decay=5e-4,
-        schedule="one-cycle",
         warm_up=0.1,
         dropout=0.0,
-        flip=True,
-        shift=4,
-        bfloat16=True,
+        held_out=0.0,
     )
 
 
