@@ -100,6 +100,6 @@ FAST = Recipe(
 """A useful net soon; as it is, it has not been measured yet."""
 
 BEST = replace(FAST, name="best", epochs=26, restart=16, cuda_epochs=100, filter_lr=0.08, dropout=0.1, shift=4)
-"""Accuracy first; two to three hours on two CPU cores without bf16."""
+"""Accuracy first; about three hours on two CPU cores without bf16."""
 
 RECIPES = {recipe.name: recipe for recipe in (REFERENCE, FAST, BEST)}
