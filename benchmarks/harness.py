@@ -41,6 +41,7 @@ class Entry:
         problem: why it cannot be measured and what to do, in a sentence.
         details: what else the line of JSON says of it, such as the nodes that each provider runs.
         bases: the entries that it is held against, by what the ratio is called.
+        ceiling: images/s that the device could give if it computed at its peak all the time; None where nobody knows.
         rounds: the times of its calls in seconds, float64 [calls] a round.
     """
 
@@ -50,6 +51,7 @@ class Entry:
     problem: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     bases: dict[str, Entry] = field(default_factory=dict)
+    ceiling: float | None = None
     rounds: list[np.ndarray] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
@@ -58,7 +60,10 @@ class Entry:
         if not self.rounds:
             return row
         ratios = {name: ratio(self.rounds, base.rounds) for name, base in self.bases.items() if base.rounds}
-        return {**row, **figures(np.concatenate(self.rounds), self.images), "ratios": ratios}
+        row |= figures(np.concatenate(self.rounds), self.images)
+        if self.ceiling:
+            row["peak_share"] = row["images_per_second"] / self.ceiling
+        return {**row, "ratios": ratios}
 
 
 def alternate(
@@ -163,7 +168,9 @@ def table(entries: Sequence[Entry]) -> str:
     labels = list(dict.fromkeys(name for entry in entries for name in entry.labels))
     ratios = list(dict.fromkeys(name for entry in entries for name in entry.bases))
     names = [f"p{p}" for p in PERCENTILES] + ["mean"]
-    lines = [[*labels, *(f"{name} ms" for name in names), "images/s", "calls", *(f"of {name}" for name in ratios)]]
+    shares = ["of peak"] if any(entry.ceiling for entry in entries) else []
+    columns = [*labels, *(f"{name} ms" for name in names), "images/s", "calls", *shares]
+    lines = [[*columns, *(f"of {name}" for name in ratios)]]
     notes = []
     for entry in entries:
         cells = [str(entry.labels.get(name, "")) for name in labels]
@@ -172,6 +179,8 @@ def table(entries: Sequence[Entry]) -> str:
             known = [row["milliseconds"][name] for name in names]
             cells += ["" if value is None else f"{value:.3f}" for value in known]
             cells += [f"{row['images_per_second']:,.0f}", f"{row['n']:,}"]
+            if shares:
+                cells.append(f"{100 * row['peak_share']:.2f} %" if "peak_share" in row else "")
             for name in ratios:
                 found = row["ratios"].get(name)
                 cells.append(f"{found['median']:.3f} ({found['low']:.3f} to {found['high']:.3f})" if found else "")
@@ -248,23 +257,30 @@ def _name(labels: Mapping[str, Any]) -> str:
 
 def header(described: Mapping[str, Any]) -> str:
     """Return what `document` says of the machine, in a line."""
+    gpus = "".join(f"; {gpu}" for gpu in described["gpus"])
     return (
         f"{described['cpu']}, {described['usable_cpus']} usable cores, quota {described['cpu_quota'] or 'none'}, "
-        f"{' '.join(described['cpu_features'])}; load {described['load_average']}; "
+        f"{' '.join(described['cpu_features'])}{gpus}; load {described['load_average']}; "
         f"{', '.join(f'{name} {version}' for name, version in described['versions'].items())}"
     )
 
 
 def report(
-    benchmark: str, entries: Sequence[Entry], settings: Mapping[str, Any], picture: Path | None, **versions: str
+    benchmark: str,
+    entries: Sequence[Entry],
+    settings: Mapping[str, Any],
+    picture: Path | None,
+    remarks: Sequence[str] = (),
+    **versions: str,
 ) -> None:
-    """Print the table, draw the picture where one is wanted, and end with one line of JSON."""
+    """Print the table and `remarks`, draw the picture where one is wanted, and end with one line of JSON."""
     found = document(benchmark, entries, settings, **versions)
     described = found["machine"]
     print(f"{header(described)}\n")
-    print(table(entries))
+    print("\n".join([table(entries), *([""] if remarks else []), *remarks]))
     if picture:
-        draw(entries, picture, f"{benchmark}: {described['cpu']}, {described['usable_cpus']} usable cores")
+        hardware = [described["cpu"], f"{described['usable_cpus']} usable cores", *described["gpus"]]
+        draw(entries, picture, f"{benchmark}: {', '.join(hardware)}")
         print(f"\nDrawn into {picture}.")
     print()
     print(json.dumps(found, allow_nan=False, ensure_ascii=False))

@@ -155,6 +155,15 @@ class TestReport:
         assert base["share"] == 1.0
         assert absent == {"engine": "absent", "batch": 8, "problem": "it is not installed: 'pip install absent'."}
 
+    def test_gpus_and_remarks_are_told(self, measured, check_document, monkeypatch, capsys):
+        monkeypatch.setattr(harness, "gpus", lambda: ["A card, 1.2, 3 MiB"])
+        measured[1].ceiling = 32.0
+        harness.report("peers", measured, {}, None, ["One.", "Two."])
+        lines = capsys.readouterr().out.splitlines()
+        assert "; A card, 1.2, 3 MiB; load " in lines[0]
+        assert lines[-4:-1] == ["One.", "Two.", ""]
+        assert [row.get("peak_share") for row in check_document(lines[-1])["rows"]] == [None, 0.25, None]
+
     def test_the_schema_refuses_figures_that_are_not_all_there(self, measured, check_document):
         document = harness.document("latency", measured, {})
         check_document(json.dumps(document))

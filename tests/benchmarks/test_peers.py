@@ -9,10 +9,13 @@ from harness import Entry
 
 pytest.importorskip("torch")
 import peers
-from peers import OURS, PLAIN, Peer, entry, random_images, set_bases
+import torch
+from peers import COMPILED, OURS, PLAIN, RESIDENT, CudaPeers, OnDevice, Peer, entry, random_images, set_bases
 
+from edgecifar.export.graph import Deployed
 from edgecifar.runtime import Bundle
-from edgecifar.runtime.errors import VariantError
+from edgecifar.runtime.errors import ProviderError, VariantError
+from edgecifar.runtime.session import Session
 
 
 def classify(images: np.ndarray) -> np.ndarray:
@@ -103,8 +106,9 @@ class TestEntry:
         )
 
 
-def timed(engine: str, precision: str, milliseconds: float) -> Entry:
-    return Entry({"engine": engine, "precision": precision}, rounds=[np.full(4, milliseconds / 1000)] * 3)
+def timed(engine: str, precision: str, milliseconds: float, **labels) -> Entry:
+    labels = {"engine": engine, "precision": precision, **labels}
+    return Entry(labels, images=labels.get("batch", 1), rounds=[np.full(4, milliseconds / 1000)] * 3)
 
 
 class TestBases:
@@ -128,6 +132,256 @@ class TestBases:
         set_bases(entries)
         assert entries[0].row()["ratios"] == {}
 
+    def test_on_a_gpu_what_copies_nothing_has_bases_of_its_own(self):
+        entries = [
+            timed(PLAIN, "tf32", 4.0, call="session.run"),
+            timed(COMPILED, "tf32", 2.0, call="numpy"),
+            timed(COMPILED, "fp16", 1.0, call="numpy"),
+            timed("torch eager", "bf16", 0.8, call="numpy"),
+            timed(f"{OURS} fp16", "fp16", 0.4, call="graph"),
+            timed(COMPILED, "fp16", 0.2, call=RESIDENT),
+            timed(f"{OURS} fp16", "fp16", 0.1, call=RESIDENT),
+        ]
+        set_bases(entries, "cuda")
+        compiled, ours, resident = (
+            {name: r["median"] for name, r in entry.row()["ratios"].items()} for entry in (entries[1], *entries[4:7:2])
+        )
+        fastest = f"fastest {COMPILED}"
+        assert compiled == pytest.approx({PLAIN: 0.5, fastest: 2, "fastest peer": 2.5})
+        assert ours == pytest.approx({PLAIN: 0.1, fastest: 0.4, "fastest peer": 0.5})
+        assert resident == pytest.approx({fastest: 0.5, "fastest peer": 0.5})
+
+
+class TestBestBatch:
+    def test_the_most_images_of_each_engine(self):
+        """Latency grows slower than the batch, up to a size."""
+        entries = [
+            timed(engine, "fp16", factor * milliseconds, call=call, batch=batch)
+            for engine, call, factor in ((COMPILED, "numpy", 2), (OURS, "graph", 1), (OURS, RESIDENT, 0.5))
+            for batch, milliseconds in ((1, 1.0), (64, 4.0), (1024, 128.0))
+        ]
+        entries.append(Entry({"engine": PLAIN, "precision": "tf32", "batch": 64}, problem="it is not here."))
+        best = peers.best_batches(entries)
+        assert [(e.labels["engine"], e.labels["call"], e.labels["batch"]) for e in best] == [
+            (OURS, RESIDENT, 64),
+            (OURS, "graph", 64),
+            (COMPILED, "numpy", 64),
+        ]
+        entries[1].ceiling = 10 * entries[1].row()["images_per_second"]
+        entries[0].details["ready_seconds"] = entries[6].details["ready_seconds"] = 41.7
+        assert peers.remarks(entries) == [
+            f"Most at its best batch size: {OURS}, fp16, {RESIDENT}, 32,000 images/s at batch 64",
+            f"then: {OURS}, fp16, graph, 16,000 images/s at batch 64",
+            f"then: {COMPILED}, fp16, numpy, 8,000 images/s at batch 64, 10.00 % of the peak",
+            f"Compiled in 42 s: {COMPILED}, fp16, numpy, batch 1",
+        ]
+
+    def test_no_choice(self):
+        entries = [timed(PLAIN, "fp32", 4.0, batch=8), timed("OpenVINO", "fp32", 2.0, batch=8)]
+        assert peers.best_batches(entries) == peers.remarks(entries) == []
+
+
+@pytest.fixture
+def deployed(net) -> Deployed:
+    return Deployed(net, 1.7)
+
+
+class TestPeak:
+    def test_operations(self, deployed):
+        """Counted by hand: the side of what a convolution gives, squared, times its weights."""
+        sides = {"conv1": 30, "conv2": 28, "conv3": 12, "conv4": 10, "conv5": 8, "conv6": 6}
+        weights = {name.split(".")[0]: p.numel() for name, p in deployed.named_parameters() if name.endswith("weight")}
+        assert weights.keys() == {*sides, "fc1", "fc2", "fc3"}
+        by_hand = 2 * sum(count * sides.get(name, 1) ** 2 for name, count in weights.items())
+        assert peers.operations(deployed) == by_hand
+
+    def test_of_the_fastest_products(self, monkeypatch):
+        calls = []
+
+        def time_calls(call, seconds):
+            calls.append((call(), seconds))
+            return np.array([4.0, 0.5, 1.0])
+
+        monkeypatch.setattr(peers, "time_calls", time_calls)
+        monkeypatch.setattr(peers, "PRODUCTS", 3)
+        assert peers.peak(torch.float32, "cpu", 10, 7.0) == 3 * 2 * 1000 / 0.5
+        assert calls == [(None, 7.0)]
+
+    @pytest.mark.parametrize("dtype", peers.DTYPES.values())
+    def test_of_every_precision(self, dtype):
+        assert peers.peak(dtype, "cpu", 8, 0.001) > 0
+
+    def test_share(self):
+        entries = [timed("torch eager", "fp16", 2.0, batch=8), timed(PLAIN, "tf32", 4.0, batch=8)]
+        assert "of peak" not in harness.table(entries)
+        assert "peak_share" not in entries[0].row()
+        entries[0].ceiling = 16_000.0  # and it gives 4,000
+        assert entries[0].row()["peak_share"] == pytest.approx(0.25)
+        lines = harness.table(entries).splitlines()
+        assert " ".join(lines[0].split()).endswith("images/s calls of peak")
+        assert lines[1].endswith("4,000     12  25.00 %")
+        assert lines[2].endswith("2,000     12")
+
+
+class TestInPrecision:
+    def test_half_up_to_the_last_layer(self, deployed):
+        images = torch.from_numpy(random_images(6))
+        half = peers.in_precision(deployed, torch.float16)
+        dtypes = {name: parameter.dtype for name, parameter in half.named_parameters()}
+        assert {dtype for name, dtype in dtypes.items() if not name.startswith("fc3")} == {torch.float16}
+        (probabilities, logits), wanted = half(images), deployed(images)[0]
+        assert (probabilities.dtype, logits.dtype) == (torch.float32, torch.float32)
+        assert 0 < (probabilities - wanted).abs().max() < 0.02
+        assert torch.equal(half.fc3[1].weight, deployed.fc3.weight)
+        assert {parameter.dtype for parameter in deployed.parameters()} == {torch.float32}
+
+    def test_fp32_is_as_it_was(self, deployed):
+        images = torch.from_numpy(random_images(2))
+        assert torch.equal(peers.in_precision(deployed, torch.float32)(images)[0], deployed(images)[0])
+
+
+@pytest.fixture
+def restored():
+    """torch's settings are as they were when the test is over."""
+    precision, searched = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    yield
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.benchmark = searched
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list[dict]:
+    """What torch.compile is told; it gives back the module."""
+    told: list[dict] = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: told.append(options) or module)
+    return told
+
+
+class Copied(peers.Bound):
+    """A GPU's memory is copied to numpy; a CPU's is seen as it is, until the next answer is there."""
+
+    def probabilities(self, images: np.ndarray | None = None) -> np.ndarray:
+        return super().probabilities(images).copy()
+
+
+@pytest.fixture
+def on_the_cpu(run, bundle, compiled, restored, monkeypatch) -> CudaPeers:
+    """As on a GPU, but for the names of device and provider, the compiler, and the precisions, which a CPU lacks."""
+    monkeypatch.setitem(peers.GRAPH, "cpu", {"a_setting": "1"})
+    monkeypatch.setattr(peers, "DTYPES", {"tf32": torch.float32, "fp16": torch.float64, "bf16": torch.float64})
+    monkeypatch.setattr(peers, "Bound", Copied)
+    monkeypatch.setattr(peers, "SIZE", 16)
+    monkeypatch.setattr(peers, "CHECKED", 4)
+    return CudaPeers(run, bundle, 1, "reduce-overhead", "cpu")
+
+
+class TestCudaPeers:
+    def test_all(self, on_the_cpu, compiled):
+        entries = list(peers.measure(on_the_cpu, [2], 0.02, 2, None))
+        *rows, absent = [entry.row() for entry in entries]
+        names = [("torch eager", precision, "numpy") for precision in ("tf32", "fp16", "bf16")]
+        names += [("TorchScript", precision, "numpy") for precision in ("tf32", "fp16")]
+        names += [(COMPILED, precision, call) for precision in ("tf32", "fp16") for call in ("numpy", RESIDENT)]
+        names += [(PLAIN, "tf32", "session.run")]
+        names += [(f"{OURS} fp32", "tf32", call) for call in ("Classifier", "bound", "graph", RESIDENT)]
+        assert [(row["engine"], row["precision"], row["call"]) for row in rows] == names
+        for row in rows:
+            assert (row["problem"], row["agree"], row["checked"], row["batch"]) == (None, 4, 4, 2)
+            ceiling = on_the_cpu.peaks[row["precision"]] / on_the_cpu.operations
+            assert row["peak_share"] == pytest.approx(row["images_per_second"] / ceiling)
+            assert row["ready_seconds"] > 0
+            if row["engine"] in (PLAIN, f"{OURS} fp32"):
+                assert (row["ran_on"], row["share"]) == ("cpu", 1.0)
+        assert absent["problem"] == (f"{on_the_cpu.bundle.folder} has no fp16 variant: export one with --variant fp16.")
+        assert compiled == 2 * [{"mode": "reduce-overhead", "dynamic": False, "fullgraph": True}]
+        assert all(entry.call is None for entry in entries)
+        assert on_the_cpu.settings()["peaks"].keys() == {"tf32", "fp16", "bf16"}
+
+    def test_copies_are_part_of_it_unless_resident(self, on_the_cpu):
+        """After `resident` the answer is that of the images that were copied last."""
+        for peer in on_the_cpu.all:
+            if peer.call != RESIDENT:
+                continue
+            engine = peer.make(3)
+            given, other = random_images(3, seed=1), random_images(3, seed=2)
+            wanted = on_the_cpu.reference(given)
+            assert engine(given) == pytest.approx(wanted, abs=1e-4)
+            engine.resident()
+            assert engine(other) == pytest.approx(on_the_cpu.reference(other), abs=1e-4)
+            assert engine(given) == pytest.approx(wanted, abs=1e-4)
+
+    def test_made_once_for_a_batch_size(self, on_the_cpu, compiled):
+        numpy, resident = (peer for peer in on_the_cpu.all if (peer.engine, peer.precision) == (COMPILED, "tf32"))
+        assert numpy.make(1) is resident.make(1)
+        assert len(compiled) == 1
+        first = numpy.make(1)
+        assert numpy.make(2) is not first
+        assert (len(on_the_cpu._made), len(compiled)) == (1, 2)  # the first is no longer held
+
+    def test_graphs_are_asked_for(self, on_the_cpu, monkeypatch):
+        given = []
+
+        def init(self, model, provider="auto", threads=None, name="", settings=None):
+            given.append((provider, settings))
+            raise ProviderError("It cannot be started.")
+
+        monkeypatch.setattr(Session, "__init__", init)
+        problems = {
+            peer.call: entry(peer, 1, 1, on_the_cpu.reference).problem
+            for peer in on_the_cpu.all
+            if peer.engine in (PLAIN, f"{OURS} fp32")
+        }
+        assert set(problems) == {"session.run", "Classifier", "bound", "graph", RESIDENT}
+        assert set(problems.values()) == {"It cannot be started."}
+        graph = ("cpu", {"a_setting": "1"})
+        assert given[2:] == [("cpu", {}), graph, graph]
+
+    def test_one_that_falls_back_is_not_measured(self, on_the_cpu, monkeypatch):
+        monkeypatch.setattr(peers, "assignment", lambda session: {"CPUExecutionProvider": 3, "Another": 2})
+        (plain,) = (peer for peer in on_the_cpu.all if peer.engine == PLAIN)
+        assert entry(plain, 1, 1, on_the_cpu.reference).problem.startswith("Only 3 of 5 nodes run on cpu")
+
+
+def test_resident_is_what_is_timed():
+    calls = []
+    engine = OnDevice(classify, lambda: calls.append(0), {"ready_seconds": 1.5})
+    found = entry(Peer("other", "tf32", lambda batch: engine, call=RESIDENT), 4, 1, classify)
+    assert (found.labels["call"], found.details["ready_seconds"], calls) == (RESIDENT, 1.5, [])
+    found.call()
+    assert calls == [0]
+
+
+def test_no_gpu_is_one_sentence(run, bundle, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        "sys.argv", ["peers.py", str(run.folder), "--bundle", str(bundle.folder), "--device", "cuda", "--batch", "1"]
+    )
+    with pytest.raises(SystemExit) as caught:
+        harness.main(peers.main)
+    assert caught.value.code == (
+        "peers.py: torch finds no cuda device here: install a driver and a CUDA build of torch, or use --device cpu."
+    )
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_script_on_a_gpu(run, bundle, restored, check_document, monkeypatch, capsys):
+    """Whatever onnxruntime is here: with that for CPUs alone, its rows say so."""
+    options = ["--device=cuda", "--mode=reduce-overhead", "--batch=1", "--batch=64", "--seconds=0.2", "--rounds=2"]
+    monkeypatch.setattr("sys.argv", ["peers.py", str(run.folder), "--bundle", str(bundle.folder), *options])
+    peers.main()
+    document = check_document(capsys.readouterr().out.splitlines()[-1])
+    rows = document["rows"]
+    assert document["settings"]["peaks"].keys() == peers.DTYPES.keys()
+    for row in rows:
+        if row["engine"] in ("torch eager", "TorchScript", COMPILED):
+            assert row["problem"] is None
+        if "n" in row:
+            assert row["agree"] >= 0.9 * row["checked"]
+            assert 0 < row["peak_share"] < 1
+
 
 def test_a_bundle_without_the_full_net(run, own_bundle, tmp_path):
     with pytest.raises(VariantError, match="has no fp32 ONNX variant: export one with --format onnx"):
@@ -141,8 +395,12 @@ def test_the_script(run, bundle, check_document, monkeypatch, capsys):
     only = [f"--only={name}" for name in ("eager", "TorchScript", PLAIN, OURS, "OpenVINO fp32", "OpenVINO bf16")]
     monkeypatch.setattr("sys.argv", ["peers.py", str(run.folder), "--bundle", str(bundle.folder), *options, *only])
     peers.main()
-    rows = check_document(capsys.readouterr().out.splitlines()[-1])["rows"]
+    document = check_document(capsys.readouterr().out.splitlines()[-1])
+    rows = document["rows"]
     found = {(row["engine"], row["precision"]): row for row in rows}
+    assert document["settings"].keys() == {"run", "bundle", "seconds", "rounds", "device", "int8_calibration"}
+    assert not {"call", "peak_share", "ready_seconds"} & {key for row in rows for key in row}
+    assert found[PLAIN, "fp32"]["ratios"].keys() == {PLAIN, "fastest peer", "fastest fp32/bf16"}
     exact = [("torch eager", "fp32"), ("TorchScript", "fp32"), ("TorchScript optimised", "fp32"), (PLAIN, "fp32")]
     for name in (*exact, (f"{OURS} fp32", "fp32")):
         row = found[name]
