@@ -4,12 +4,12 @@
     python benchmarks/variants.py RUN --bundle RUN/bundle --variant edge --variant int8-7bit --images 2000
 
 RUN is the folder of a finished training run. Measured are the ONNX variants of the bundles that were exported of it,
-and forms to compare them with, made for the occasion in a temporary folder, none of them fine-tuned:
+and forms to compare them with, made for the occasion in a temporary folder, none of them trained for it:
 
     fp32          the net itself, where no bundle has it; every figure is held against it
     int8-7bit     static int8 of the whole net, weights in 7 bits: the same answers on every processor
     int8-8bit     likewise, weights in all 8 bits: on x86 without VNNI, sums of two products may saturate in 16 bits
-    NAME-8bit     the bundle's int8 variant NAME with weights in 8 bits, where its factors can be made again from RUN
+    NAME-8bit     the bundle's int8 variant NAME with weights in 8 bits, where RUN still gives its float form
     fc1-R         fc1 alone at rank R, in fp32
     all-L         fc1, conv6, conv5 and conv4, each at the smallest rank that loses the share L of its outputs' variance
 
@@ -34,14 +34,15 @@ from typing import Any
 import harness
 import numpy as np
 import onnx
+import torch
 from harness import Entry
 from onnx import TensorProto, numpy_helper
 
-from edgecifar.export import edge, low_rank, to_onnx
+from edgecifar.export import distill, edge, low_rank, narrow, to_onnx
 from edgecifar.export.graph import Deployed
 from edgecifar.export.parity import mcnemar
 from edgecifar.runtime import Bundle
-from edgecifar.runtime.contract import INPUT_NAME, PROBABILITIES
+from edgecifar.runtime.contract import INPUT_NAME, METADATA_PREFIX, PROBABILITIES
 from edgecifar.runtime.errors import BundleError, DataError, VariantError
 from edgecifar.runtime.files import write_file
 from edgecifar.runtime.machine import cpu_info
@@ -152,7 +153,10 @@ class Workshop:
     ) -> None:
         self.dataset, self.folder, self.say = dataset, folder, say
         record = run.record
-        self.model = Deployed(run.net(), record.get("temperature", 1.0))
+        self.run = run
+        self.model, self.paired = (
+            Deployed(run.net(), record.get("temperature", 1.0), paired) for paired in (False, True)
+        )
         self.provenance = {"checkpoint_sha256": record["weights_sha256"], "dataset": record["dataset"]}
         self.trained_on, self.held_out = dataset.hold_out(record["recipe"].get("held_out", 0))
         self._given = next((form for form in given if form.precision == FULL), None)
@@ -186,14 +190,27 @@ class Workshop:
             )
 
     @functools.cached_property
-    def _principals(self) -> Mapping[str, low_rank.Principal]:
-        few = self.trained_on[:: max(1, len(self.trained_on) // IMAGES)]
-        self.say(f"Principal directions of {len(few):,} training images …")
-        return low_rank.principal_outputs(self.model, self.dataset.train_images[few])
+    def _few(self) -> np.ndarray:
+        """Training images that directions and channels are judged by, uint8 [N, 32, 32, 3], as in the export."""
+        return self.dataset.train_images[self.trained_on[:: max(1, len(self.trained_on) // IMAGES)]]
 
-    def _split(self, lost: Mapping[str, float]) -> tuple[Deployed, str]:
+    @functools.cached_property
+    def _principals(self) -> Mapping[str, low_rank.Principal]:
+        self.say(f"Principal directions of {len(self._few):,} training images …")
+        return low_rank.principal_outputs(self.model, self._few)
+
+    def _student(self, widths: Mapping[str, int], epochs: int) -> Deployed | None:
+        """Return the fine-tuned net of these widths as the export made it; None where the run's folder lacks it."""
+        record, net, cpu = self.run.record, self.run.net(), torch.device("cpu")
+        tuner = distill.tuner_of(self.run.folder, record, net, self.dataset, epochs, cpu, self.say)
+        if not tuner.holds(narrow.narrowed(net, widths, self._few), widths):
+            return None
+        held_out = self.dataset.train_images[self.held_out], self.dataset.train_labels[self.held_out]
+        return edge.EdgeExporter(self.paired, self._few, *held_out, self.say, tuner).student(widths)
+
+    def _split(self, model: Deployed, lost: Mapping[str, float]) -> tuple[Deployed, str]:
         """Return the net with its layers split by the shares that each may lose, and the ranks in words."""
-        reduced, ranks = self.model, []
+        reduced, ranks = model, []
         for name, share in lost.items():
             reduced, rank = low_rank.split(reduced, name, self._principals[name], share)
             ranks += [f"{name} {rank}"] if rank else []
@@ -211,7 +228,7 @@ class Workshop:
         return self._low_rank(f"all-{lost:g}", dict.fromkeys(low_rank.FACTORED, lost))
 
     def _low_rank(self, name: str, lost: Mapping[str, float]) -> Form:
-        reduced, ranks = self._split(lost)
+        reduced, ranks = self._split(self.model, lost)
         made_by = f"low rank by principal outputs ({ranks}), not fine-tuned"
         if not ranks:
             return Form(name, None, "fp32", made_by, problem="no layer becomes smaller by being split at such ranks.")
@@ -221,18 +238,31 @@ class Workshop:
         return self._int8(f"int8-{bits}bit", "the whole net", self.full.model, bits, edge.CALIBRATORS[0])
 
     def _in_eight_bits(self, form: Form) -> Form:
-        """Return an int8 form with its weights in 8 bits: its factors are made again, and must be the same."""
+        """Return an int8 form with its weights in 8 bits: its float form is made again, and must be the same."""
         quantized = onnx.load_from_string(form.model)
-        ranks = {
-            name: tensor.dims[0]
+        outputs = {
+            tensor.name.removesuffix(".weight_quantized"): tensor.dims[0]
             for tensor in quantized.graph.initializer
-            if (name := tensor.name.removesuffix(".0.weight_quantized")) in low_rank.FACTORED
+            if tensor.name.endswith(".weight_quantized")
         }
-        reduced, shown = self._split({name: self._lost(name, rank) for name, rank in ranks.items()})
-        name, what = f"{form.name}-8bit", f"the factors of {form.name} ({shown or 'none'})"
+        settings = {entry.key: entry.value for entry in quantized.metadata_props}
+        tuning = json.loads(settings.get(METADATA_PREFIX + "provenance", "{}")).get("fine_tuning")
+        name = f"{form.name}-8bit"
+        if tuning:
+            widths = {layer: outputs["fc1.1" if layer == "fc1" else layer] for layer in narrow.LAYERS}
+            widths["conv1"] //= 2  # it gives pairs of pixels
+            reduced, what = self._student(widths, tuning["epochs"]), f"the fine-tuned net of {form.name}"
+            if not reduced:
+                problem = f"{self.run.folder} does not hold the fine-tuned net of {form.name}."
+                return Form(name, None, "int8", what, problem=problem)
+        else:
+            ranks = {layer: rank for layer in low_rank.FACTORED if (rank := outputs.get(f"{layer}.0"))}
+            lost = {layer: self._lost(layer, rank) for layer, rank in ranks.items()}
+            reduced, shown = self._split(self.paired, lost)
+            what = f"the factors of {form.name} ({shown or 'none'})"
         source = self._write(reduced, name)
         if not same_weights(quantized, onnx.load_from_string(source)):
-            problem = f"the run does not give the weights of {form.name} again, as where they were fine-tuned."
+            problem = f"the run does not give the weights of {form.name} again."
             return Form(name, None, "int8", what, problem=problem)
         calibrator = next((name for name in edge.CALIBRATORS if name in form.made_by), edge.CALIBRATORS[0])
         return self._int8(name, what, source, 8, calibrator)

@@ -301,7 +301,7 @@ def export(
     ] = 0.2,
     fine_tune: Annotated[
         int,
-        typer.Option(min=0, help="Epochs of fine-tuning for edge and tiny: far smaller, for some training time."),
+        typer.Option(min=0, help="Epochs in which narrower nets learn to be edge and tiny; 0: low rank."),
     ] = 0,
     device: Annotated[str, typer.Option(help="What fine-tunes: auto, cpu, cuda or mps.")] = "auto",
     sign: Annotated[

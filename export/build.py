@@ -86,7 +86,8 @@ def export(
         replace: whether a bundle at `out` may be replaced.
         signer: signs the bundle, the last thing before it appears; None leaves it unsigned.
         say: called with a line about each step.
-        fine_tune: epochs for which the factors of lossy variants are fine-tuned; what comes out is kept in the run.
+        fine_tune: epochs for which narrower nets learn to be the lossy variants, and are kept in the run; with 0 the
+            lossy variants are the net itself at low rank.
         device: what fine-tunes, as `train.loop.choose_device` takes it.
 
     Returns:
@@ -181,18 +182,9 @@ def _targets(
         few = images[trained_on[:: max(1, len(trained_on) // 10_000)]]
         tuner = None
         if fine_tune:
-            tuner = distill.Tuner(
-                folder,
-                record["weights_sha256"],
-                net,
-                images[trained_on],
-                labels[trained_on],
-                distill.recipe(fine_tune),
-                record["seed"],
-                choose_device(device),
-                say,
-            )
-        return edge.EdgeExporter(model, few, images[held_out], labels[held_out], say, tuner)
+            tuner = distill.tuner_of(folder, record, net, dataset, fine_tune, choose_device(device), say)
+        paired = Deployed(net, model.temperature, paired=True)
+        return edge.EdgeExporter(paired, few, images[held_out], labels[held_out], say, tuner)
 
     def lossy(name: str, budget: float) -> _Target:
         searching = search()  # what it lacks is said now, not when other models are written and checked
@@ -201,7 +193,7 @@ def _targets(
             "onnx",
             "int8",
             budget,
-            lambda path: searching.write(path, {**provenance, **tuning, "variant": name}, budget, edge.RANKS[name]),
+            lambda path: searching.write(path, {**provenance, **tuning, "variant": name}, budget, edge.WIDTHS[name]),
         )
 
     def write_onnx(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning: a net whose large layers are factored learns on, from the labels and from the whole net's answers."""
+"""Fine-tuning: a smaller net made from a trained one learns on, from the labels and from the whole net's answers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from ..runtime.errors import RunError
 from ..runtime.files import make_folder, remove_leftovers, write_file
 from ..train.augment import augment, normalise
+from ..train.data import Dataset
 from ..train.loop import computing, derive, describe_device, drawn, set_rates
 from ..train.net import Net
 from ..train.optimizer import make_optimizers
@@ -33,23 +34,26 @@ SOFTNESS = 2.0
 TAUGHT = 0.7
 """Share of the loss that is the distance to the teacher's answers; the labels have the rest."""
 
-LEAST = 16
-"""Images in a batch; of a last one with fewer, batch norm between the factors of `fc1` would learn little but noise."""
+VIEWS = 8
+"""Ways in which each image is shown; what the whole net answers is computed once a view, for all students."""
 
-FOLDER = "factored"
-"""Where in a run folder fine-tuned nets are kept."""
+AT_ONCE = 250
+"""Images that are shown to the teacher at once."""
+
+FOLDER = "students"
+"""Where in a run folder fine-tuned nets and the whole net's answers are kept."""
 
 
 def recipe(epochs: int) -> Recipe:
-    """Return how a factored net is fine-tuned in `epochs` epochs: as `best` trains, in smaller steps."""
+    """Return how a student is fine-tuned in `epochs` epochs: as `best` trains, at smaller rates."""
     return replace(
         BEST,
         name="fine-tune",
         epochs=epochs,
         cuda_epochs=0,
         restart=0,
-        lr=0.01,
-        filter_lr=0.01,
+        lr=0.05,
+        filter_lr=0.05,
         warm_up=0.1,
         dropout=0.0,
         held_out=0.0,
@@ -58,7 +62,7 @@ def recipe(epochs: int) -> Recipe:
 
 def describe(epochs: int) -> dict[str, Any]:
     """Return all settings of a fine-tuning in `epochs` epochs, as JSON values."""
-    return {**asdict(recipe(epochs)), "softness": SOFTNESS, "taught": TAUGHT}
+    return {**asdict(recipe(epochs)), "softness": SOFTNESS, "taught": TAUGHT, "views": VIEWS}
 
 
 def student_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -79,10 +83,14 @@ def student_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Tuner:
-    """Fine-tunes factored nets of one run, and keeps each in the run's folder: it is not computed twice.
+    """Fine-tunes students of one run, and keeps each in the run's folder: it is not computed twice.
 
-    What is begun and interrupted goes on from its last complete epoch. The same run, ranks, recipe and seed give the
+    What is begun and interrupted goes on from its last complete epoch. The same run, student, recipe and seed give the
     same weights on the same machine.
+
+    A student sees each image in `VIEWS` ways, one an epoch and in turn, so that the teacher need not answer again in
+    every epoch, which for a small student would cost more than its own training. Student and teacher see the same
+    views (Beyer et al., Knowledge distillation: A good teacher is patient and consistent, 2022).
 
     Attributes:
         folder: the run's.
@@ -106,61 +114,60 @@ class Tuner:
     device: torch.device
     say: Callable[[str], object]
 
-    def tune(self, student: Net, ranks: Mapping[str, int]) -> Net:
+    def holds(self, student: Net, widths: Mapping[str, int]) -> bool:
+        """Return whether the run's folder has what `tune` would make of these; nothing is trained."""
+        key = self._key(student, widths)
+        state = _stored(self._path(widths, key), key)
+        return state is not None and state["epoch"] == self.recipe.epochs
+
+    def tune(self, student: Net, widths: Mapping[str, int]) -> Net:
         """Train `student` in place and return it, in eval mode on the CPU.
 
         Args:
-            student: what `low_rank.factored` makes of the teacher.
-            ranks: those of its factors, by the layer's name.
+            student: a smaller net made from the teacher.
+            widths: what it was narrowed to, by the layer's name.
 
         Raises:
             RunError: the loss or a weight is not finite any more.
             OutputError: the run's folder cannot be written.
         """
-        key = self._key(student, ranks)
-        name = "-".join(f"{layer}.{rank}" for layer, rank in ranks.items())
-        path = self.folder / FOLDER / f"{name}-{key[:12]}.state"
-        make_folder(path.parent)
+        recipe, key = self.recipe, self._key(student, widths)
+        path = self._path(widths, key)
+        make_folder(path.parent)  # before the work, so that a place that cannot be written is said at once
         remove_leftovers(path.parent)
         student = student.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        teacher = copy.deepcopy(self.teacher).to(self.device).eval()
-        student.dropout.p = self.recipe.dropout
-        optimizers = make_optimizers(student, self.recipe)
+        student.dropout.p = recipe.dropout
+        optimizers = make_optimizers(student, recipe)
         state, done = _stored(path, key), 0
         if state:
             student.load_state_dict(state["net"])
             for optimizer, stored in zip(optimizers, state["optimizers"], strict=False):
                 optimizer.load_state_dict(stored)
             done = state["epoch"]
-        if done == self.recipe.epochs:
+        if done == recipe.epochs:
             self.say(f"  fine-tuned before, taken from {path}")
         else:
             where = describe_device(self.device)
             self.say(f"  fine-tuning on {where}; Ctrl-C stops, the same command goes on from the last complete epoch")
-        for epoch in range(done, self.recipe.epochs):
-            self._train_epoch(student, teacher, optimizers, epoch)
-            last = epoch + 1 == self.recipe.epochs
+        for epoch in range(done, recipe.epochs):
+            self._train_epoch(student, optimizers, epoch)
+            last = epoch + 1 == recipe.epochs
             kept = [] if last else [optimizer.state_dict() for optimizer in optimizers]
             _store(path, {"key": key, "net": student.state_dict(), "optimizers": kept, "epoch": epoch + 1})
         return student.cpu().eval().requires_grad_(False)
 
-    def _train_epoch(self, student: Net, teacher: Net, optimizers: list[Optimizer], epoch: int) -> None:
-        recipe, started = self.recipe, time.perf_counter()
-        images, labels = torch.from_numpy(self.images).to(self.device), torch.from_numpy(self.labels).to(self.device)
+    def _train_epoch(self, student: Net, optimizers: list[Optimizer], epoch: int) -> None:
+        recipe, (images, answers) = self.recipe, self._view(epoch % VIEWS)
+        labels, started = torch.from_numpy(self.labels).to(self.device), time.perf_counter()
         torch.manual_seed(derive(self.seed, epoch, 0))  # dropout
-        generator, mirrored_first, batches = drawn(self.seed, epoch, len(labels), recipe.batch_size, self.device)
-        if len(batches) > 1 and len(batches[-1]) < LEAST:
-            batches = batches[:-1]
+        _, _, batches = drawn(self.seed, epoch, len(labels), recipe.batch_size, self.device)
         total = torch.zeros((), device=self.device)
         student.train()
         for step, batch in enumerate(batches):
             set_rates(optimizers, recipe.share_of_lr(epoch * len(batches) + step, recipe.epochs * len(batches)))
-            shown = normalise(augment(images[batch], epoch, mirrored_first[batch], recipe, generator))
             with computing(recipe, self.device):
-                with torch.no_grad():
-                    wanted = teacher(shown)
-                logits = student(shown)
-            loss = student_loss(logits.float(), wanted.float(), labels[batch])
+                logits = student(normalise(images[batch]))
+            loss = student_loss(logits.float(), answers[batch], labels[batch])
             student.zero_grad(set_to_none=True)
             loss.backward()
             for optimizer in optimizers:
@@ -174,18 +181,73 @@ class Tuner:
             raise RunError("The loss of the fine-tuning is not finite any more: export without --fine-tune.")
         self.say(f"  fine-tuning, epoch {epoch + 1} of {recipe.epochs}: loss {mean:.4f}, {seconds:.0f} s")
 
-    def _key(self, student: Net, ranks: Mapping[str, int]) -> str:
+    def _view(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return all images as view `number` (from 0) shows them, uint8, and the teacher's logits, float32 [N, 10]."""
+        recipe = self.recipe
+        generator, mirrored_first, _ = drawn(self.seed, number, len(self.labels), AT_ONCE, self.device)
+        images = torch.from_numpy(self.images).to(self.device)
+        images = torch.cat(
+            [
+                augment(some, number, first, recipe, generator)
+                for some, first in zip(images.split(AT_ONCE), mirrored_first.split(AT_ONCE), strict=True)
+            ]
+        )
+        shown = {"flip": recipe.flip, "shift": recipe.shift, "cutout": recipe.cutout, "bfloat16": recipe.bfloat16}
+        key = self._digest({"view": number, **shown})
+        path = self.folder / FOLDER / f"answers.{number}-{key[:12]}.state"
+        state = _stored(path, key)
+        if not state:
+            started, teacher = time.perf_counter(), copy.deepcopy(self.teacher).to(self.device).eval()
+            with torch.no_grad(), computing(recipe, self.device):
+                parts = [teacher(normalise(some)).float().cpu() for some in images.split(AT_ONCE)]
+            state = {"key": key, "answers": torch.cat(parts)}
+            _store(path, state)
+            self.say(f"  the whole net's answers to view {number + 1}: {time.perf_counter() - started:.0f} s")
+        return images, state["answers"].to(self.device)
+
+    def _path(self, widths: Mapping[str, int], key: str) -> Path:
+        return self.folder / FOLDER / f"{'-'.join(map(str, widths.values()))}-{key[:12]}.state"
+
+    def _key(self, student: Net, widths: Mapping[str, int]) -> str:
         """Return the digest of all that decides the weights, and of how they are laid out."""
-        what: dict[str, Any] = {
-            "origin": self.origin,
-            "ranks": dict(ranks),
-            "recipe": asdict(self.recipe),
-            "loss": [SOFTNESS, TAUGHT],
-            "seed": self.seed,
-            "images": len(self.labels),
-            "layout": {name: list(tensor.shape) for name, tensor in student.state_dict().items()},
-        }
+        return self._digest(
+            {
+                "widths": dict(widths),
+                "recipe": asdict(self.recipe),
+                "loss": [SOFTNESS, TAUGHT, VIEWS],
+                "layout": {name: list(tensor.shape) for name, tensor in student.state_dict().items()},
+            }
+        )
+
+    def _digest(self, what: dict[str, Any]) -> str:
+        """Return the digest of these JSON values, of the run and of its images."""
+        what = {**what, "origin": self.origin, "seed": self.seed, "images": len(self.labels)}
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def tuner_of(
+    folder: Path,
+    record: Mapping[str, Any],
+    net: Net,
+    dataset: Dataset,
+    epochs: int,
+    device: torch.device,
+    say: Callable[[str], object],
+) -> Tuner:
+    """Return the tuner of a run, as exports use it.
+
+    Args:
+        folder: the run's.
+        record: its run.json.
+        net: its net.
+        dataset: what it was trained on.
+        epochs: how long students learn.
+        device: what to train on.
+        say: called with a line an epoch.
+    """
+    trained_on, _ = dataset.hold_out(record["recipe"]["held_out"])
+    images, labels = dataset.train_images[trained_on], dataset.train_labels[trained_on]
+    return Tuner(folder, record["weights_sha256"], net, images, labels, recipe(epochs), record["seed"], device, say)
 
 
 def _store(path: Path, state: dict[str, Any]) -> None:
@@ -193,6 +255,7 @@ def _store(path: Path, state: dict[str, Any]) -> None:
     packed = io.BytesIO()
     torch.save(state, packed)
     content = packed.getvalue()
+    make_folder(path.parent)
     write_file(path, hashlib.sha256(content).digest() + content)
 
 

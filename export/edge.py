@@ -1,4 +1,4 @@
-"""The variants `edge` and `tiny`: the large layers at low rank, then static int8, decided on held-out images."""
+"""The variants `edge` and `tiny`: a smaller net, then static int8, all decided on held-out images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,22 @@ from ..runtime.contract import INPUT_NAME, LOGITS
 from ..runtime.errors import DataError, ParityError
 from ..runtime.session import Session
 from ..train.calibration import fit_temperature
+from ..train.net import Net
 from . import to_onnx
 from .distill import Tuner
 from .graph import Deployed
-from .low_rank import FACTORED, Principal, factored, principal_outputs, split
+from .low_rank import FACTORED, Principal, principal_outputs, split
+from .narrow import LAYERS, narrowed
 from .parity import in_batches
 
 LOST = (0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018, 0.013, 0.009, 0.006, 0.004, 0.002, 0.001)
 """Shares of the variance of a layer's outputs that its factors may lose, the smallest variant first."""
 
-RANKS = {
-    "tiny": ((16, 32, 32, 32), (24, 48, 48, 48), (32, 64, 64, 64)),
-    "edge": ((48, 96, 96, 64), (64, 128, 128, 64), (96, 160, 128, 72)),
+WIDTHS = {
+    "tiny": ((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 128, 160, 64)),
+    "edge": ((16, 32, 64, 96, 128, 160, 256, 128), (16, 32, 64, 128, 160, 192, 256, 128)),
 }
-"""Ranks of `FACTORED` at which a variant is fine-tuned, the smallest first: its size and speed are chosen by these."""
+"""Outputs of `narrow.LAYERS` at which a variant is fine-tuned, the smallest first: they decide its size and speed."""
 
 CALIBRATION = 1_000
 """Held-out images that the int8 ranges are taken from."""
@@ -51,7 +53,7 @@ class EdgeExporter:
         images: uint8 [M, 32, 32, 3], held out from training, for every decision.
         labels: integer [M].
         say: called with a line a trial.
-        tuner: fine-tunes factors of the net that `model` was made from; None where they stay as they are.
+        tuner: fine-tunes what the net that `model` was made from is narrowed to; None to have it at low rank instead.
 
     Raises:
         DataError: fewer held-out images than the calibration needs.
@@ -80,15 +82,15 @@ class EdgeExporter:
     def write(self, path: Path, provenance: dict[str, Any], budget: float, ladder: Sequence[Sequence[int]] = ()) -> str:
         """Search, write the ONNX file of the variant found, and return a sentence on how it was made.
 
-        With a tuner, the first of the `ladder`'s ranks whose fine-tuned int8 form keeps the budget. Without one, the
-        factors may take half of the budget; where their int8 form then does not keep all of it, a quarter, and at
-        last nothing.
+        With a tuner, the first of the `ladder`'s nets whose fine-tuned int8 form keeps the budget. Without one, large
+        layers at low rank, which may take half of the budget; where their int8 form then does not keep all of it, a
+        quarter, and at last nothing.
 
         Args:
             path: where to.
             provenance: JSON values that go into the file's metadata.
             budget: points of held-out accuracy, in per cent, that may be lost in all.
-            ladder: ranks of `FACTORED` to fine-tune at, the smallest first.
+            ladder: widths of `narrow.LAYERS` to fine-tune at, the smallest first.
 
         Raises:
             ParityError: nothing tried stays within the budget; the best is named.
@@ -102,38 +104,52 @@ class EdgeExporter:
             if _within(budget, accuracy, full):
                 to_onnx.save(quantized, path, provenance)
                 return (
-                    f"low rank by principal outputs ({shown}), {how}then static int8 (QDQ, per channel, 7-bit weights, "
+                    f"{how}, then static int8 (QDQ, per channel, 7-bit weights, "
                     f"{calibrator} ranges of {min(CALIBRATION, len(self.images)):,} held-out images); "
                     f"held-out accuracy {100 * accuracy:.2f} % against {100 * full:.2f} %"
                 )
         raise self._over_budget(budget)
 
     def _untuned(self, budget: float) -> Iterator[tuple[Deployed, str, str]]:
-        """Yield nets with factors as they are, ever more exact, their ranks in words, and nothing."""
+        """Yield nets at low rank, ever more exact, their ranks in words, and how they were made."""
         for share in (1 / 2, 1 / 4, 0):
-            yield *self._split_layers(share * budget, self._full), ""
+            model, ranks = self._split_layers(share * budget, self._full)
+            yield model, f"ranks {ranks}", f"low rank by principal outputs ({ranks})"
 
     def _fine_tuned(self, tuner: Tuner, ladder: Sequence[Sequence[int]]) -> Iterator[tuple[Deployed, str, str]]:
-        """Yield nets with fine-tuned factors, ever larger, their ranks in words, and how they were fine-tuned."""
+        """Yield narrowed nets, fine-tuned, ever larger, their widths in words, and how they were made."""
         if not ladder:
-            raise ValueError("fine-tuning needs ranks to begin with")
-        epochs = tuner.recipe.epochs
+            raise ValueError("fine-tuning needs widths to begin with")
         for rung in ladder:
-            ranks: dict[str, int] = dict(zip(FACTORED, rung, strict=True))
-            shown = ", ".join(f"{name} {rank}" for name, rank in ranks.items())
-            student = factored(tuner.teacher, self._principals, ranks)
-            self._note(f"ranks {shown}", self._accuracy(self._float_logits(Deployed(student))), self._full)
-            student = tuner.tune(student, ranks)
-            logits = self._float_logits(Deployed(student))
-            # In the whole net's unit, so that one temperature, the run's, calibrates every variant.
-            scale = self.model.temperature / fit_temperature(logits, self.labels)
-            with torch.no_grad():
-                student.fc3.weight.mul_(scale)
-                student.fc3.bias.mul_(scale)
-            self._note(f"ranks {shown}, fine-tuned", self._accuracy(logits), self._full)
-            passes = f"{epochs} {'epoch' if epochs == 1 else 'epochs'}"
-            how = f"fine-tuned for {passes} on labels and the whole net's answers, "
-            yield Deployed(student, self.model.temperature), shown, how
+            widths = dict(zip(LAYERS, rung, strict=True))
+            shown = f"widths {'-'.join(map(str, rung))}"
+            student = narrowed(tuner.teacher, widths, self.training_images)
+            self._note(shown, self._accuracy(self._float_logits(self._deployed(student))), self._full)
+            model = self.student(widths)
+            self._note(f"{shown}, fine-tuned", self._accuracy(self._float_logits(model)), self._full)
+            epochs = f"{tuner.recipe.epochs} {'epoch' if tuner.recipe.epochs == 1 else 'epochs'}"
+            how = f"narrowed ({LAYERS[0]} to {LAYERS[-1]}: {', '.join(map(str, rung))} outputs), fine-tuned for "
+            yield model, shown, f"{how}{epochs} on labels and the whole net's answers"
+
+    def student(self, widths: Mapping[str, int]) -> Deployed:
+        """Return the net narrowed to `widths` and fine-tuned, its logits in the whole net's unit.
+
+        One temperature, the run's, then calibrates every variant.
+
+        Raises:
+            ValueError: there is no tuner.
+        """
+        if not self.tuner:
+            raise ValueError("a student needs a tuner")
+        student = self.tuner.tune(narrowed(self.tuner.teacher, widths, self.training_images), widths)
+        fitted = fit_temperature(self._float_logits(self._deployed(student)), self.labels)
+        with torch.no_grad():
+            for parameter in student.fc3.parameters():
+                parameter.mul_(self.model.temperature / fitted)
+        return self._deployed(student)
+
+    def _deployed(self, student: Net) -> Deployed:
+        return Deployed(student, self.model.temperature, self.model.paired)
 
     def _split_layers(self, budget: float, full: float) -> tuple[Deployed, str]:
         """Return the net with its layers split within `budget` points, and their ranks in words.
@@ -181,7 +197,7 @@ class EdgeExporter:
                 quantized = quantize(source, self.images[:CALIBRATION], calibrator)
                 session = Session(quantized.SerializeToString(), "cpu")
                 accuracy = self._accuracy(in_batches(session.logits, self.images))
-                self._note(f"ranks {shown}, int8, {calibrator}", accuracy, full)
+                self._note(f"{shown}, int8, {calibrator}", accuracy, full)
                 found.append((quantized, calibrator, accuracy))
         return max(found, key=lambda trial: trial[2])
 

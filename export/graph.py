@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..train.net import Net
+from ..train.net import FEATURES, Net
 
 
 class Deployed(nn.Module):
@@ -16,28 +16,37 @@ class Deployed(nn.Module):
     In exact arithmetic it equals softmax(Net(x / 127.5 - 1) / temperature); the folding is done in float64.
 
     Args:
-        net: the trained net, some of whose layers may be factored (`low_rank.factored`); it is not changed.
+        net: the trained net, or one narrower (`narrow.narrowed`), whose numbers of channels are then smaller than
+            those named here; it is not changed.
         temperature: what the logits are divided by before the softmax.
+        paired: whether `conv1` computes two neighbouring pixels at once, as a convolution over pairs of pixels. That is
+            a third more arithmetic, and for int8, which copies each window of 27 values to multiply it, less work.
     """
 
-    def __init__(self, net: Net, temperature: float = 1.0) -> None:
+    def __init__(self, net: Net, temperature: float = 1.0, paired: bool = False) -> None:
         super().__init__()
         # Annotated here, not in the class's body: torch.jit.script reads those there, and knows no modules' types.
-        self.conv1 = _fold_normalisation(_fold_norm(net.conv1, net.norm1))
+        self.conv1 = _fold_normalisation(_fold(net.conv1, net.norm1))
         self.conv2 = _fold(net.conv2, net.norm2)
         self.conv3 = _fold(net.conv3, net.norm3)
         self.conv4 = _fold(net.conv4, net.norm4)
         self.conv5 = _fold(net.conv5, net.norm5)
         self.conv6 = _fold(net.conv6, net.norm6)
-        self.fc1 = _fold_head(net.fc1)
+        self.fc1 = nn.Sequential(FlattenChannelsLast(), _channels_last(net.fc1))
         self.fc2, self.fc3 = _copy(net.fc2), _copy(net.fc3)
-        self.temperature = temperature
+        self.temperature, self.paired = temperature, paired
+        if paired:
+            self.conv1 = _pair(self.conv1)
         self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
         """Map uint8 [N, 32, 32, 3] to the float32 [N, 512, 6, 6] that `fc1` reads."""
-        x = images.permute(0, 3, 1, 2).to(torch.float32)
-        x = torch.relu(self.conv1(x))  # [N, 16, 30, 30]
+        if self.paired:
+            pairs = images.unflatten(2, (-1, 2)).flatten(3).permute(0, 3, 1, 2).to(torch.float32)
+            x = torch.relu(self.conv1(pairs)).permute(0, 2, 3, 1)  # [N, 30, 15, 32]
+            x = x.unflatten(3, (2, -1)).flatten(2, 3).permute(0, 3, 1, 2)  # [N, 16, 30, 30]
+        else:
+            x = torch.relu(self.conv1(images.permute(0, 3, 1, 2).to(torch.float32)))  # [N, 16, 30, 30]
         x = torch.max_pool2d(torch.relu(self.conv2(x)), 2)  # [N, 32, 14, 14]
         x = torch.relu(self.conv3(x))  # [N, 64, 12, 12]
         x = torch.relu(self.conv4(x))  # [N, 128, 10, 10]
@@ -59,20 +68,28 @@ def layer_of(model: Deployed, name: str) -> nn.Linear | nn.Conv2d:
     return cast("nn.Linear | nn.Conv2d", layer)
 
 
-def _fold(layer: nn.Module, norm: nn.Module) -> nn.Module:
-    """Fold batch norm into a convolution, or into the two it is factored into, the first with a norm of its own."""
-    if isinstance(layer, nn.Sequential):
-        down, between, up = layer
-        return nn.Sequential(_fold(down, between), _fold(up, norm))
-    return _fold_norm(cast("nn.Conv2d", layer), cast("nn.BatchNorm2d", norm))
+class FlattenChannelsLast(nn.Module):
+    """Maps [N, channels, height, width] to [N, height * width * channels].
+
+    int8 convolutions keep channels last, and what they give is then flat as it lies in memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flatten `x`, the channel changing fastest."""
+        return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def _fold_head(layer: nn.Module) -> nn.Sequential:
-    """Return `fc1` as it reads [N, 512, 6, 6]: flattening and itself, or the convolution that its first factor is."""
-    if isinstance(layer, nn.Sequential):
-        _, down, between, flatten, up = layer
-        return nn.Sequential(_fold(down, between), flatten, _copy(cast("nn.Linear", up)))
-    return nn.Sequential(nn.Flatten(), _copy(cast("nn.Linear", layer)))
+def channels_first(weight: Tensor) -> Tensor:
+    """Return the weights of a linear layer after `FlattenChannelsLast`, [N, 36 * C], as Net has them, [N, C, 6, 6]."""
+    return weight.unflatten(1, (*FEATURES[1:], -1)).permute(0, 3, 1, 2)
+
+
+def _channels_last(layer: nn.Linear) -> nn.Linear:
+    """Return `fc1` as it reads what `FlattenChannelsLast` gives."""
+    copy = _copy(layer)
+    weight = layer.weight.detach().unflatten(1, (-1, *FEATURES[1:])).permute(0, 2, 3, 1).flatten(1)
+    copy.load_state_dict({"weight": weight}, strict=False)
+    return copy
 
 
 def _copy(layer: nn.Linear) -> nn.Linear:
@@ -95,7 +112,7 @@ def _parameters(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return layer.weight.double(), layer.bias.double()
 
 
-def _fold_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Return the convolution that equals `norm(convolution(x))` in eval mode."""
     weight, bias = _parameters(convolution)
     mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
@@ -107,3 +124,18 @@ def _fold_normalisation(convolution: nn.Conv2d) -> nn.Conv2d:
     """Return the convolution that equals `convolution(x / 127.5 - 1)`; exact, as there is no padding."""
     weight, bias = _parameters(convolution)
     return _convolution(weight / 127.5, bias - weight.sum(dim=(1, 2, 3)))
+
+
+def _pair(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Return the convolution over pairs of pixels, [N, 6, 32, 16], that gives pairs of outputs, [N, 2 * C, 30, 15].
+
+    Of the four pixels in a window of two pairs, the first output of a pair reads the first three, the second the
+    last three; the other weights are zero.
+    """
+    weight, bias = _parameters(convolution)
+    paired = weight.new_zeros(2, len(weight), 2, 3, 3, 2)  # output of the pair, channel; pixel, colour, row, pair
+    for output in range(2):
+        for column in range(3):
+            pair, pixel = divmod(output + column, 2)
+            paired[output, :, pixel, :, :, pair] = weight[:, :, :, column]
+    return _convolution(paired.flatten(2, 3).flatten(0, 1), bias.repeat(2))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..train.net import FEATURES, Net
-from .graph import Deployed, layer_of
+from .graph import Deployed, channels_first, layer_of
 
 FACTORED = ("fc1", "conv6", "conv5", "conv4")
 """Layers that may be split in two, in the order in which they are: those with the most weights first."""
@@ -96,7 +95,7 @@ def low_rank(layer: nn.Linear | nn.Conv2d, principal: Principal, rank: int) -> n
         raise ValueError("every layer of Net has a bias")
     weight, bias = layer.weight.double(), layer.bias.double()
     if isinstance(layer, nn.Linear):
-        weight = weight.unflatten(1, FEATURES)
+        weight = channels_first(weight)
     outputs, inputs, height, width = weight.shape
     down = nn.Conv2d(inputs, rank, (height, width))
     down_weight = (inward @ weight.flatten(1)).unflatten(1, weight.shape[1:])
@@ -119,39 +118,3 @@ def split(model: Deployed, name: str, principal: Principal, lost: float) -> tupl
     reduced = copy.copy(model)  # shares every layer but the one that is replaced
     reduced._modules = {**model._modules, name: low_rank(layer, principal, rank)}
     return reduced, rank
-
-
-def factored(net: Net, principals: Mapping[str, Principal], ranks: Mapping[str, int]) -> Net:
-    """Return a copy of `net` whose layers are split at `ranks`, for training on.
-
-    Where batch norm follows a layer, it begins as the identity on the whole layer's outputs, and each first factor is
-    followed by a batch norm of its own, which to begin with does nothing: training can then move the factors as far
-    as it moves whole layers. `Deployed` folds all of them.
-
-    Args:
-        net: a trained net; it is not changed.
-        principals: of `Deployed(net)`, by the layer's name.
-        ranks: likewise.
-    """
-    whole, student = Deployed(net), copy.deepcopy(net)
-    for name, rank in ranks.items():
-        principal = principals[name]
-        down, *flatten, up = low_rank(layer_of(whole, name), principal, rank)
-        between = nn.BatchNorm2d(rank)
-        if flatten:
-            setattr(student, name, nn.Sequential(nn.Unflatten(1, FEATURES), down, between, *flatten, up))
-            continue
-        setattr(student, name, nn.Sequential(down, between, up))
-        mean, variance = principal.mean.float(), (principal.directions**2 @ principal.variances).float()
-        after = nn.BatchNorm2d(len(mean))
-        after.load_state_dict(
-            {
-                "weight": (variance + after.eps).sqrt(),
-                "bias": mean,
-                "running_mean": mean,
-                "running_var": variance,
-                "num_batches_tracked": torch.tensor(0),
-            }
-        )
-        setattr(student, name.replace("conv", "norm"), after)
-    return student.requires_grad_(True)

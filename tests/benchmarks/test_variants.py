@@ -19,6 +19,8 @@ pytest.importorskip("torch")
 import variants
 from variants import FULL, PLAIN, Form, Workshop, against, bare, frontier, of_bundles, same_weights
 
+from edgecifar.export import distill, edge, narrow, to_onnx
+from edgecifar.export.graph import Deployed
 from edgecifar.runtime import Bundle
 from edgecifar.runtime.bundle import MANIFEST, SUMS
 from edgecifar.runtime.errors import BundleError, DataError, EdgecifarError, VariantError
@@ -286,7 +288,7 @@ class TestWorkshop:
     def test_ranks(self, workshop):
         """The share that is lost at a rank leads back to the rank."""
         for rank in (8, 16, 64, 128):
-            reduced, shown = workshop._split({"fc1": workshop._lost("fc1", rank)})
+            reduced, shown = workshop._split(workshop.model, {"fc1": workshop._lost("fc1", rank)})
             assert shown == f"fc1 {rank}"
             assert len(reduced.fc1[0].weight) == rank
             assert reduced.conv6 is workshop.model.conv6
@@ -295,8 +297,7 @@ class TestWorkshop:
         form = workshop.makers["all-0.01"].func(0.0)
         assert form.problem == "no layer becomes smaller by being split at such ranks."
 
-    def test_a_variant_that_was_fine_tuned(self, workshop, bundle):
-        """Its factors are others than those that the run alone gives."""
+    def test_a_variant_with_other_weights_than_the_run_gives(self, workshop, bundle):
         form = Form("edge", "all", "int8", "a test", model=bundle.read(bundle.variant("edge")))
         model = onnx.load_from_string(form.model)
         weight = next(tensor for tensor in model.graph.initializer if tensor.name == "fc2.weight_quantized")
@@ -305,8 +306,28 @@ class TestWorkshop:
         weight.raw_data = steps.tobytes()
         changed = Form("edge", "all", "int8", "a test", model=model.SerializeToString())
         found = workshop._in_eight_bits(changed)
-        assert found.problem == "the run does not give the weights of edge again, as where they were fine-tuned."
+        assert found.problem == "the run does not give the weights of edge again."
         assert found.model == b""
+
+    def test_a_variant_that_was_fine_tuned(self, workshop, run, net, small, tmp_path, monkeypatch):
+        """It is made again from what the run's folder holds, and only from that."""
+        widths = dict(zip(narrow.LAYERS, (8, 8, 16, 16, 16, 16, 32, 16), strict=True))
+        student = narrow.narrowed(net, widths, workshop._few).eval()
+        to_onnx.write(Deployed(student, paired=True), tmp_path / "float.onnx", {})
+        quantized = edge.quantize(tmp_path / "float.onnx", small.train_images[:100], "MinMax")
+        to_onnx.save(quantized, tmp_path / "tiny.onnx", {"fine_tuning": {"epochs": 3}})
+        form = Form("tiny", "all", "int8", "MinMax ranges", model=(tmp_path / "tiny.onnx").read_bytes())
+        found = workshop._in_eight_bits(form)
+        assert found.problem == f"{run.folder} does not hold the fine-tuned net of tiny."
+        asked = []
+        monkeypatch.setattr(distill.Tuner, "holds", lambda self, *_: asked.append(self.recipe.epochs) or True)
+        monkeypatch.setattr(distill.Tuner, "tune", lambda self, student, widths: student.eval())
+        found = workshop._in_eight_bits(form)
+        assert asked == [3]
+        assert found.problem == ""
+        assert found.name == "tiny-8bit"
+        steps = [t for t in onnx.load_from_string(found.model).graph.initializer if "weight_quantized" in t.name]
+        assert all(np.abs(numpy_helper.to_array(t).astype(int)).max() > 120 for t in steps)
 
 
 @pytest.fixture

@@ -8,26 +8,29 @@ import math
 import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from edgecifar.export import build, distill, edge, low_rank
+from edgecifar.export import build, distill, edge, narrow
 from edgecifar.export.graph import Deployed
 from edgecifar.runtime.errors import OutputError, RunError
+from edgecifar.train.loop import logits_with
 from edgecifar.train.run import Run
 
-RANKS = {"fc1": 8, "conv6": 16, "conv5": 16, "conv4": 16}
+WIDTHS = dict(zip(narrow.LAYERS, (8, 8, 16, 16, 16, 16, 32, 16), strict=True))
 IMAGES = 96
 RECIPE = replace(distill.recipe(2), batch_size=32)
 ONE = replace(RECIPE, epochs=1)
+RUNGS = ((8, 8, 16, 16, 16, 16, 32, 16), (8, 16, 16, 16, 16, 16, 32, 16))
 
 
 @pytest.fixture(scope="module")
-def start(net, deployed, small):
-    """A factored net that has lost much."""
-    return low_rank.factored(net, low_rank.principal_outputs(deployed, small.train_images), RANKS)
+def start(net, small):
+    """A net so narrow that it has lost nearly everything."""
+    return narrow.narrowed(net, WIDTHS, small.train_images)
 
 
 @pytest.fixture
@@ -58,7 +61,13 @@ def tuned(net, start, small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
     images, labels = small.train_images[:IMAGES], small.train_labels[:IMAGES]
     made = distill.Tuner(folder, "a digest", net, images, labels, RECIPE, 3, torch.device("cpu"), print)
-    return made.tune(copy.deepcopy(start), RANKS)
+    return made.tune(copy.deepcopy(start), WIDTHS)
+
+
+def student_in(folder: Path) -> Path:
+    """The only file of a student in a run's folder."""
+    (path,) = (path for path in (folder / distill.FOLDER).iterdir() if not path.name.startswith("answers."))
+    return path
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -94,39 +103,39 @@ class TestStudentLoss:
 
 class TestTuner:
     def test_it_learns(self, tuner, start):
-        made = tuner(recipe=replace(distill.recipe(4), batch_size=16, lr=0.01, shift=0))
-        made.tune(copy.deepcopy(start), RANKS)
+        made = tuner(recipe=replace(distill.recipe(8), batch_size=16, shift=0))
+        made.tune(copy.deepcopy(start), WIDTHS)
         losses = [float(line.split("loss ")[1].split(",")[0]) for line in made.lines if ", epoch" in line]
-        assert len(losses) == 4
+        assert len(losses) == 8
         assert losses[-1] < 0.9 * losses[0], losses
 
     def test_the_same_twice(self, tuner, start, tuned):
-        assert same(tuner().tune(copy.deepcopy(start), RANKS), tuned)
+        assert same(tuner().tune(copy.deepcopy(start), WIDTHS), tuned)
 
     def test_another_seed_gives_others(self, tuner, start, tuned):
-        assert not same(tuner(seed=4).tune(copy.deepcopy(start), RANKS), tuned)
+        assert not same(tuner(seed=4).tune(copy.deepcopy(start), WIDTHS), tuned)
 
     def test_what_is_interrupted_goes_on(self, tuner, start, tuned, monkeypatch):
         made, whole = tuner(), distill.Tuner._train_epoch
 
-        def stop(self, student, teacher, optimizers, epoch):
+        def stop(self, student, optimizers, epoch):
             if epoch:
                 raise KeyboardInterrupt
-            whole(self, student, teacher, optimizers, epoch)
+            whole(self, student, optimizers, epoch)
 
         monkeypatch.setattr(distill.Tuner, "_train_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
-            made.tune(copy.deepcopy(start), RANKS)
+            made.tune(copy.deepcopy(start), WIDTHS)
         monkeypatch.setattr(distill.Tuner, "_train_epoch", whole)
-        assert same(made.tune(copy.deepcopy(start), RANKS), tuned)
+        assert same(made.tune(copy.deepcopy(start), WIDTHS), tuned)
         assert epochs_of(made) == ["fine-tuning, epoch 1 of 2", "fine-tuning, epoch 2 of 2"]
 
     def test_what_is_finished_is_kept_beside_what_other_settings_gave(self, tuner, start, tuned):
         made, shorter = tuner(), tuner(recipe=ONE)
-        made.tune(copy.deepcopy(start), RANKS)
-        shorter.tune(copy.deepcopy(start), RANKS)
+        made.tune(copy.deepcopy(start), WIDTHS)
+        shorter.tune(copy.deepcopy(start), WIDTHS)
         made.lines.clear()
-        assert same(made.tune(copy.deepcopy(start), RANKS), tuned)
+        assert same(made.tune(copy.deepcopy(start), WIDTHS), tuned)
         assert epochs_of(made) == []
         assert made.lines[0].startswith("  fine-tuned before, taken from ")
 
@@ -137,21 +146,21 @@ class TestTuner:
     )
     def test_what_was_kept_for_another_is_not_taken(self, tuner, start, changes):
         made = tuner(recipe=ONE)
-        made.tune(copy.deepcopy(start), RANKS)
+        made.tune(copy.deepcopy(start), WIDTHS)
         other = tuner(**{"recipe": ONE, **changes})
-        other.tune(copy.deepcopy(start), RANKS)
+        other.tune(copy.deepcopy(start), WIDTHS)
         assert len(epochs_of(other)) == 1
 
     @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
     def test_a_damaged_file_is_computed_anew(self, tuner, start, tmp_path, damage):
         made = tuner(recipe=ONE)
-        whole = made.tune(copy.deepcopy(start), RANKS)
-        (path,) = (tmp_path / distill.FOLDER).iterdir()
+        whole = made.tune(copy.deepcopy(start), WIDTHS)
+        path = student_in(tmp_path)
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes({"cut": content[:5_000], "flipped": content, "empty": b""}[damage])
         made.lines.clear()
-        assert same(made.tune(copy.deepcopy(start), RANKS), whole)
+        assert same(made.tune(copy.deepcopy(start), WIDTHS), whole)
         assert len(epochs_of(made)) == 1
 
     def test_a_pickle_is_never_run(self, tuner, start, tmp_path):
@@ -160,46 +169,84 @@ class TestTuner:
                 return (tmp_path / "ran").touch, ()
 
         made = tuner(recipe=ONE)
-        made.tune(copy.deepcopy(start), RANKS)
-        (path,) = (tmp_path / distill.FOLDER).iterdir()
+        made.tune(copy.deepcopy(start), WIDTHS)
+        path = student_in(tmp_path)
         content = pickle.dumps(Evil())
         path.write_bytes(hashlib.sha256(content).digest() + content)
         made.lines.clear()
-        made.tune(copy.deepcopy(start), RANKS)
+        made.tune(copy.deepcopy(start), WIDTHS)
         assert not (tmp_path / "ran").exists()
         assert len(epochs_of(made)) == 1
 
     def test_a_loss_that_is_not_finite_is_said(self, tuner, start):
         made = tuner(recipe=replace(RECIPE, lr=1e30, filter_lr=1e30))
         with pytest.raises(RunError, match="not finite any more: export without --fine-tune"):
-            made.tune(copy.deepcopy(start), RANKS)
+            made.tune(copy.deepcopy(start), WIDTHS)
 
     def test_a_folder_that_cannot_be_written(self, tuner, start, tmp_path):
         (tmp_path / distill.FOLDER).write_text("taken")
         with pytest.raises(OutputError):
-            tuner().tune(copy.deepcopy(start), RANKS)
+            tuner().tune(copy.deepcopy(start), WIDTHS)
 
     def test_the_teacher_is_unchanged(self, net, tuner, start):
         before = copy.deepcopy(net)
-        tuner(recipe=replace(RECIPE, epochs=1)).tune(copy.deepcopy(start), RANKS)
+        tuner(recipe=replace(RECIPE, epochs=1)).tune(copy.deepcopy(start), WIDTHS)
         assert same(net, before)
         assert not net.training
 
 
+class TestViews:
+    def answers(self, folder):
+        return sorted((folder / distill.FOLDER).glob("answers.*"))
+
+    def test_the_teacher_answers_once_a_view(self, tuner, start, tmp_path, monkeypatch):
+        monkeypatch.setattr(distill, "VIEWS", 2)
+        made = tuner(recipe=replace(RECIPE, epochs=5))
+        made.tune(copy.deepcopy(start), WIDTHS)
+        assert sum("the whole net's answers" in line for line in made.lines) == len(self.answers(tmp_path)) == 2
+        other = tuner(recipe=ONE, images=made.images)
+        other.tune(copy.deepcopy(start), WIDTHS)
+        assert not any("the whole net's answers" in line for line in other.lines)
+
+    def test_answers_are_those_of_the_images_shown(self, net, tuner):
+        made = tuner()
+        for number in (0, 1):
+            images, answers = made._view(number)
+            assert images.dtype == torch.uint8
+            np.testing.assert_allclose(answers, logits_with(net)(images.numpy()), atol=1e-4)
+        assert not torch.equal(made._view(0)[0], made._view(1)[0])
+        assert torch.equal(made._view(1)[0], images)
+
+    def test_a_view_and_the_next_show_both_sides(self, tuner):
+        made = tuner(recipe=replace(RECIPE, shift=0))
+        one, other = made._view(0)[0], made._view(1)[0]
+        assert torch.equal(one, other.flip(2))
+        originals = torch.from_numpy(made.images)
+        mirrored = [not torch.equal(shown, image) for shown, image in zip(one, originals, strict=True)]
+        assert 0 < sum(mirrored) < len(mirrored)
+
+    def test_damaged_answers_are_computed_anew(self, tuner, tmp_path):
+        made = tuner()
+        _, whole = made._view(0)
+        (path,) = self.answers(tmp_path)
+        path.write_bytes(path.read_bytes()[:-9])
+        assert torch.equal(made._view(0)[1], whole)
+
+
 class TestSearch:
-    """The ladder of ranks, with fine-tuning and quantization replaced: what is decided is tested here."""
+    """The ladder of widths, with fine-tuning and quantization replaced: what is decided is tested here."""
 
     @pytest.fixture
     def search(self, deployed, small, tuner, monkeypatch):
         def make(int8: list[float]):
             lines, tuned, answers = [], [], iter(int8)
             monkeypatch.setattr(
-                distill.Tuner, "tune", lambda self, student, ranks: tuned.append(ranks) or student.eval()
+                distill.Tuner, "tune", lambda self, student, widths: tuned.append(widths) or student.eval()
             )
 
             def quantized(self, model, shown, full, provenance):
                 accuracy = full + next(answers)
-                self._note(f"ranks {shown}, int8, MinMax", accuracy, full)
+                self._note(f"{shown}, int8, MinMax", accuracy, full)
                 return model, "MinMax", accuracy
 
             monkeypatch.setattr(edge.EdgeExporter, "_quantize", quantized)
@@ -213,14 +260,11 @@ class TestSearch:
 
     def test_the_first_that_keeps_the_budget(self, search, tmp_path, deployed):
         found, tuned, saved = search([-0.03, -0.01])
-        made_by = found.write(tmp_path / "model.onnx", {}, 2.0, [(8, 16, 16, 16), (16, 24, 24, 24), (32, 32, 32, 32)])
-        assert tuned == [
-            {"fc1": 8, "conv6": 16, "conv5": 16, "conv4": 16},
-            {"fc1": 16, "conv6": 24, "conv5": 24, "conv4": 24},
-        ]
+        made_by = found.write(tmp_path / "model.onnx", {}, 2.0, [RUNGS[0], RUNGS[1], RUNGS[1]])
+        assert [tuple(widths.values()) for widths in tuned] == list(RUNGS)
         assert made_by.startswith(
-            "low rank by principal outputs (fc1 16, conv6 24, conv5 24, conv4 24), fine-tuned for 2 epochs on labels "
-            "and the whole net's answers, then static int8"
+            "narrowed (conv1 to fc2: 8, 16, 16, 16, 16, 16, 32, 16 outputs), fine-tuned for 2 epochs on labels and the "
+            "whole net's answers, then static int8"
         )
         assert len(saved) == 1
         assert saved[0].temperature == deployed.temperature
@@ -230,16 +274,16 @@ class TestSearch:
 
         found, _, saved = search([-0.5, -0.3])
         with pytest.raises(
-            ParityError, match=r"the closest \(ranks fc1 16, .*\) loses 30.00; .* or fine-tune for more epochs"
+            ParityError, match=r"the closest \(widths 8-16-16-.*\) loses 30.00; .* or fine-tune for more epochs"
         ):
-            found.write(tmp_path / "model.onnx", {}, 0.2, [(8, 16, 16, 16), (16, 24, 24, 24)])
+            found.write(tmp_path / "model.onnx", {}, 0.2, RUNGS)
         assert saved == []
 
     def test_one_temperature_calibrates_all(self, search, tmp_path, small, deployed):
         from edgecifar.train.calibration import fit_temperature
 
         found, _, saved = search([0.0])
-        found.write(tmp_path / "model.onnx", {}, 2.0, [(8, 16, 16, 16)])
+        found.write(tmp_path / "model.onnx", {}, 2.0, [(16, 32, 64, 128, 256, 512, 1024, 256)])
         with torch.inference_mode():
             logits = saved[0](torch.from_numpy(small.train_images[:100]))[1].numpy()
         assert fit_temperature(logits, small.train_labels[:100]) == pytest.approx(deployed.temperature, rel=1e-3)
@@ -261,8 +305,7 @@ def test_export_fine_tunes_once_and_gives_the_same_bytes_again(run, small, tmp_p
     assert bundle.variant("tiny").bytes < 1_000_000
     assert ", fine-tuned for 1 epoch on labels and the whole net's answers, " in bundle.variant("tiny").made_by
     assert sum("fine-tuning, epoch" in line for line in lines) == 1
-    (kept,) = (folder / distill.FOLDER).iterdir()
-    assert kept.name.startswith("fc1.16-conv6.32-conv5.32-conv4.32-")
+    assert student_in(folder).name.startswith("-".join(map(str, edge.WIDTHS["tiny"][0])) + "-")
     lines.clear()
     again, _ = build.export(
         Run(folder), tmp_path / "again", variants=["tiny"], dataset=small, budget=20, say=lines.append, fine_tune=1

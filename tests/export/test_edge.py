@@ -14,10 +14,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from edgecifar.export import build, edge, low_rank, to_onnx
-from edgecifar.export.graph import layer_of
+from edgecifar.export import build, edge, narrow, to_onnx
 from edgecifar.runtime.errors import DataError, ParityError, RunError
 from edgecifar.runtime.session import Session
+from edgecifar.train.net import Net
 from edgecifar.train.run import Run
 
 
@@ -33,7 +33,9 @@ class TestQuantize:
             for name in node.input:
                 by_input.setdefault(name, []).append(node)
         assert "Cast" not in {node.op_type for node in graph.node}
-        (first,) = by_input["images"]
+        (pairs,) = by_input["images"]
+        assert pairs.op_type == "Reshape"
+        (first,) = by_input[pairs.output[0]]
         assert first.op_type == "Transpose"
         (second,) = by_input[first.output[0]]
         assert second.op_type == "DequantizeLinear"
@@ -179,15 +181,16 @@ class TestSearch:
         assert "MinMax ranges of 120 held-out images" in made_by
 
 
-@pytest.mark.parametrize("name", edge.RANKS)
-def test_ranks_to_fine_tune_at_grow_and_each_is_worth_it(deployed, name):
-    ladder = edge.RANKS[name]
-    assert all(max(map(int.__sub__, low, high)) <= 0 and low != high for low, high in itertools.pairwise(ladder))
+@pytest.mark.parametrize("name", edge.WIDTHS)
+def test_widths_to_fine_tune_at_grow(name):
+    ladder = [dict(zip(narrow.LAYERS, rung, strict=True)) for rung in edge.WIDTHS[name]]
+    whole = Net()
     for rung in ladder:
-        for layer, rank in zip(low_rank.FACTORED, rung, strict=True):
-            weight = layer_of(deployed, layer).weight
-            assert rank % low_rank.STEP == 0
-            assert rank * (weight[0].numel() + len(weight)) <= low_rank.WORTH * weight.numel()
+        assert all(0 < width <= len(whole.get_submodule(layer).weight) for layer, width in rung.items())
+        assert all(width % 8 == 0 for width in rung.values())  # int8 kernels work on 8 or 16 channels at once
+    for low, high in itertools.pairwise(ladder):
+        assert low != high
+        assert all(low[layer] <= high[layer] for layer in narrow.LAYERS)
 
 
 class TestRefusals:
@@ -234,6 +237,6 @@ class TestRefusals:
             ("model.tiny.onnx", 1.25),
         ]
         (first, budget, some), (second, larger, others) = calls
-        assert (some, others) == (edge.RANKS["edge"], edge.RANKS["tiny"])
+        assert (some, others) == (edge.WIDTHS["edge"], edge.WIDTHS["tiny"])
         assert first is second
         assert (budget, larger) == (0.25, 1.25)

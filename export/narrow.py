@@ -1,0 +1,95 @@
+"""Narrowing: a net whose layers keep only the channels that matter most to what reads them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..train.loop import logits_with
+from ..train.net import CLASSES, Net
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc1", "fc2")
+"""Layers that may be narrowed, in the order in which they read one another; `fc3` gives the classes."""
+
+READERS = dict(zip(LAYERS, (*LAYERS[1:], "fc3"), strict=True))
+"""What reads each of them."""
+
+
+def narrowed(net: Net, widths: Mapping[str, int], images: np.ndarray) -> Net:
+    """Return a copy of `net` whose layers have only so many outputs, for training on.
+
+    Of each layer those outputs are kept that contribute most to the layer that reads them: the mean square of what
+    the output is on the images, times the squared norm of the weights that it meets. What is left computes something
+    else than before, and has to learn: structured pruning (Li et al., Pruning Filters for Efficient ConvNets, 2017, by
+    norms alone).
+
+    Args:
+        net: a trained net; it is not changed.
+        widths: the outputs of each of `LAYERS`, at most what it has.
+        images: uint8 [N, 32, 32, 3], of the training set, by which outputs are judged.
+    """
+    energies, student = _energies(net, images), copy.deepcopy(net)
+    read, channels = torch.arange(3), 3
+    for name, reader in READERS.items():
+        layer, following = _layer(net, name), _layer(net, reader)
+        weights_met = following.weight.detach().flatten(1).pow(2).sum(0).view(len(layer.weight), -1).sum(1)
+        kept = (energies[name] * weights_met).topk(widths[name]).indices.sort().values
+        setattr(student, name, _reduced(layer, channels, read, kept))
+        norm = name.replace("conv", "norm")
+        if norm != name:
+            setattr(student, norm, _reduced_norm(net.get_submodule(norm), kept))
+        read, channels = kept, len(layer.weight)
+    student.fc3 = cast("nn.Linear", _reduced(net.fc3, channels, read, torch.arange(CLASSES)))
+    return student.requires_grad_(True)
+
+
+def _energies(net: Net, images: np.ndarray) -> dict[str, Tensor]:
+    """Return the mean square of each output of `LAYERS` as the next layer reads it, that is after norm and ReLU."""
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, channels: int, inputs: tuple[Tensor]) -> None:
+        squares = inputs[0].double().pow(2).unflatten(1, (channels, -1))  # what `fc1` reads is flat
+        sums[name] = sums.get(name, 0) + squares.transpose(0, 1).flatten(1).sum(1)
+
+    def listen(name: str) -> Callable[..., None]:
+        channels = len(_layer(net, name).weight)
+        return lambda _, inputs: add(name, channels, inputs)
+
+    hooks = [_layer(net, reader).register_forward_pre_hook(listen(name)) for name, reader in READERS.items()]
+    logits = logits_with(net)
+    try:
+        for start in range(0, len(images), 250):
+            logits(images[start : start + 250])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: total / len(images) for name, total in sums.items()}
+
+
+def _layer(net: Net, name: str) -> nn.Conv2d | nn.Linear:
+    return cast("nn.Conv2d | nn.Linear", net.get_submodule(name))
+
+
+def _reduced(layer: nn.Conv2d | nn.Linear, channels: int, read: Tensor, kept: Tensor) -> nn.Conv2d | nn.Linear:
+    """Return `layer` with only the outputs `kept`, that reads only the channels `read` of `channels`."""
+    weight = layer.weight.detach()[kept].flatten(1).unflatten(1, (channels, -1))[:, read]
+    if isinstance(layer, nn.Conv2d):
+        reduced = nn.Conv2d(len(read), len(kept), cast("tuple[int, int]", layer.kernel_size))
+    else:
+        reduced = nn.Linear(weight[0].numel(), len(kept))
+    if layer.bias is None:
+        raise ValueError("every layer of Net has a bias")
+    reduced.load_state_dict({"weight": weight.reshape(reduced.weight.shape), "bias": layer.bias.detach()[kept]})
+    return reduced
+
+
+def _reduced_norm(norm: nn.Module, kept: Tensor) -> nn.BatchNorm2d:
+    reduced = nn.BatchNorm2d(len(kept))
+    state = {name: tensor[kept] if tensor.ndim else tensor for name, tensor in norm.state_dict().items()}
+    reduced.load_state_dict(state)
+    return reduced
