@@ -121,7 +121,7 @@ class EdgeExporter:
         if not ladder:
             raise ValueError("fine-tuning needs widths to begin with")
         for rung in ladder:
-            widths = dict(zip(LAYERS, rung, strict=True))
+            widths: dict[str, int] = dict(zip(LAYERS, rung, strict=True))
             shown = f"widths {'-'.join(map(str, rung))}"
             student = narrowed(tuner.teacher, widths, self.training_images)
             self._note(shown, self._accuracy(self._float_logits(self._deployed(student))), self._full)
