@@ -532,6 +532,8 @@ def entry(peer: Peer, batch: int, threads: int, reference: Function) -> Entry:
         answers = np.concatenate([function(images[at : at + batch]) for at in range(0, len(images), batch)])
     except Exception as error:  # each engine has failures of its own, and none may cost the others' figures
         return Entry(labels, problem=harness.problem(error))
+    if not np.isfinite(answers).all():
+        return Entry(labels, problem="its answers are not finite.")
     expected = reference(images)
     agree = int((answers.argmax(1) == expected.argmax(1)).sum())
     difference = float(np.abs(answers - expected).max())
@@ -627,6 +629,8 @@ def calibration_images(given: str | None, held_out: float) -> tuple[np.ndarray, 
 def measure(peers: Engines, batches: list[int], seconds: float, rounds: int, only: list[str] | None) -> Iterator[Entry]:
     """Yield the entries of each batch size, measured."""
     reference = functools.cache(lambda count: peers.reference(random_images(count)))
+    for precision in {peer.precision for peer in peers.all}:
+        peers.ceiling(precision)  # now, while no engine holds memory
     for batch in batches:
         entries = []
         for peer in peers.all:
@@ -660,6 +664,8 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, default=MODES[0], help="of torch.compile on cuda")
     harness.add_picture(parser, __file__)
     given = parser.parse_args()
+    if min(given.threads or 1, given.rounds, *(given.batch or [1])) < 1:
+        parser.error("--batch, --threads and --rounds must be at least 1")
 
     choose_device(given.device)
     run, bundle = Run(given.run), Bundle.open(given.bundle)

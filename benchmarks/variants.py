@@ -63,7 +63,7 @@ LOSSES = (0.1, 0.05, 0.02, 0.01)
 FEWEST = edge.CALIBRATION // 10
 """Held-out images that int8 is calibrated with at least."""
 IMAGES = 10_000
-"""Images that the principal directions are taken from, at most, as in the export."""
+"""Images, about so many, that principal directions and channels are judged by, as in the export."""
 
 VNNI = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """Features with which a processor adds products of bytes in 32 bits."""
@@ -197,16 +197,17 @@ class Workshop:
     @functools.cached_property
     def _principals(self) -> Mapping[str, low_rank.Principal]:
         self.say(f"Principal directions of {len(self._few):,} training images …")
-        return low_rank.principal_outputs(self.model, self._few)
+        return low_rank.principal_outputs(self.paired, self._few)
 
-    def _student(self, widths: Mapping[str, int], epochs: int) -> Deployed | None:
-        """Return the fine-tuned net of these widths as the export made it; None where the run's folder lacks it."""
+    def _student(self, outputs: Mapping[str, int], epochs: int) -> Deployed | None:
+        """Return the fine-tuned net whose layers have these outputs as the export made it; None if RUN lacks it."""
+        if not all(outputs.get(layer) for layer in narrow.LAYERS):
+            return None  # exported before fine-tuning meant narrowing
+        widths = {layer: outputs[layer] // (2 if layer == "conv1" else 1) for layer in narrow.LAYERS}  # pairs of pixels
         record, net, cpu = self.run.record, self.run.net(), torch.device("cpu")
         tuner = distill.tuner_of(self.run.folder, record, net, self.dataset, epochs, cpu, self.say)
-        if not tuner.holds(narrow.narrowed(net, widths, self._few), widths):
-            return None
         held_out = self.dataset.train_images[self.held_out], self.dataset.train_labels[self.held_out]
-        return edge.EdgeExporter(self.paired, self._few, *held_out, self.say, tuner).student(widths)
+        return edge.EdgeExporter(self.paired, self._few, *held_out, self.say, tuner).stored_student(widths)
 
     def _split(self, model: Deployed, lost: Mapping[str, float]) -> tuple[Deployed, str]:
         """Return the net with its layers split by the shares that each may lose, and the ranks in words."""
@@ -249,11 +250,10 @@ class Workshop:
         tuning = json.loads(settings.get(METADATA_PREFIX + "provenance", "{}")).get("fine_tuning")
         name = f"{form.name}-8bit"
         if tuning:
-            widths = {layer: outputs["fc1.1" if layer == "fc1" else layer] for layer in narrow.LAYERS}
-            widths["conv1"] //= 2  # it gives pairs of pixels
-            reduced, what = self._student(widths, tuning["epochs"]), f"the fine-tuned net of {form.name}"
+            what = f"the fine-tuned net of {form.name}"
+            reduced = self._student({**outputs, "fc1": outputs.get("fc1.1", 0)}, tuning["epochs"])
             if not reduced:
-                problem = f"{self.run.folder} does not hold the fine-tuned net of {form.name}."
+                problem = f"{self.run.folder} does not hold {what}."
                 return Form(name, None, "int8", what, problem=problem)
         else:
             ranks = {layer: rank for layer in low_rank.FACTORED if (rank := outputs.get(f"{layer}.0"))}

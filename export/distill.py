@@ -23,22 +23,22 @@ from ..runtime.errors import RunError
 from ..runtime.files import make_folder, remove_leftovers, write_file
 from ..train.augment import augment, normalise
 from ..train.data import Dataset
-from ..train.loop import computing, derive, describe_device, drawn, set_rates
+from ..train.loop import computing, derive, describe_device, drawn, enough_memory, set_rates
 from ..train.net import Net
 from ..train.optimizer import make_optimizers
 from ..train.recipes import BEST, Recipe
 
-SOFTNESS = 2.0
-"""Temperature of the teacher's probabilities, and of the student's that are held against them."""
+DISTILLATION_TEMPERATURE = 2.0
+"""Of the teacher's probabilities, and of the student's that are held against them."""
 
-TAUGHT = 0.7
+DISTILLATION_WEIGHT = 0.7
 """Share of the loss that is the distance to the teacher's answers; the labels have the rest."""
 
 VIEWS = 8
 """Ways in which each image is shown; what the whole net answers is computed once a view, for all students."""
 
 AT_ONCE = 250
-"""Images that are shown to the teacher at once."""
+"""Images that are drawn and shown to the teacher at once; another number gives other views."""
 
 FOLDER = "students"
 """Where in a run folder fine-tuned nets and the whole net's answers are kept."""
@@ -62,14 +62,19 @@ def recipe(epochs: int) -> Recipe:
 
 def describe(epochs: int) -> dict[str, Any]:
     """Return all settings of a fine-tuning in `epochs` epochs, as JSON values."""
-    return {**asdict(recipe(epochs)), "softness": SOFTNESS, "taught": TAUGHT, "views": VIEWS}
+    return {
+        **asdict(recipe(epochs)),
+        "distillation_temperature": DISTILLATION_TEMPERATURE,
+        "distillation_weight": DISTILLATION_WEIGHT,
+        "views": VIEWS,
+    }
 
 
 def student_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     """Return the mean loss of a student, a scalar.
 
-    Cross-entropy against the teacher's softened probabilities, times the softness squared so that its gradient keeps
-    its size, and against the labels (Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015,
+    Cross-entropy against the teacher's softened probabilities, times the temperature squared so that its gradient
+    keeps its size, and against the labels (Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015,
     section 2).
 
     Args:
@@ -77,8 +82,9 @@ def student_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         teacher: the teacher's logits, float32 [N, 10].
         labels: int64 [N].
     """
-    soft = functional.cross_entropy(logits / SOFTNESS, (teacher / SOFTNESS).softmax(1)) * SOFTNESS**2
-    return TAUGHT * soft + (1 - TAUGHT) * functional.cross_entropy(logits, labels)
+    temperature, weight = DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT
+    soft = functional.cross_entropy(logits / temperature, (teacher / temperature).softmax(1)) * temperature**2
+    return weight * soft + (1 - weight) * functional.cross_entropy(logits, labels)
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Tuner:
             widths: what it was narrowed to, by the layer's name.
 
         Raises:
-            RunError: the loss or a weight is not finite any more.
+            RunError: the loss or a weight is not finite any more, or memory runs out.
             OutputError: the run's folder cannot be written.
         """
         recipe, key = self.recipe, self._key(student, widths)
@@ -149,11 +155,12 @@ class Tuner:
         else:
             where = describe_device(self.device)
             self.say(f"  fine-tuning on {where}; Ctrl-C stops, the same command goes on from the last complete epoch")
-        for epoch in range(done, recipe.epochs):
-            self._train_epoch(student, optimizers, epoch)
-            last = epoch + 1 == recipe.epochs
-            kept = [] if last else [optimizer.state_dict() for optimizer in optimizers]
-            _store(path, {"key": key, "net": student.state_dict(), "optimizers": kept, "epoch": epoch + 1})
+        with enough_memory("export with --device cpu, or where there is more"):
+            for epoch in range(done, recipe.epochs):
+                self._train_epoch(student, optimizers, epoch)
+                last = epoch + 1 == recipe.epochs
+                kept = [] if last else [optimizer.state_dict() for optimizer in optimizers]
+                _store(path, {"key": key, "net": student.state_dict(), "optimizers": kept, "epoch": epoch + 1})
         return student.cpu().eval().requires_grad_(False)
 
     def _train_epoch(self, student: Net, optimizers: list[Optimizer], epoch: int) -> None:
@@ -193,7 +200,8 @@ class Tuner:
             ]
         )
         shown = {"flip": recipe.flip, "shift": recipe.shift, "cutout": recipe.cutout, "bfloat16": recipe.bfloat16}
-        key = self._digest({"view": number, **shown})
+        # Another device draws other views of the same seed, and computes in another precision.
+        key = self._digest({"view": number, **shown, "device": self.device.type, "at_once": AT_ONCE})
         path = self.folder / FOLDER / f"answers.{number}-{key[:12]}.state"
         state = _stored(path, key)
         if not state:
@@ -214,7 +222,8 @@ class Tuner:
             {
                 "widths": dict(widths),
                 "recipe": asdict(self.recipe),
-                "loss": [SOFTNESS, TAUGHT, VIEWS],
+                "loss": [DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT],
+                "views": [VIEWS, AT_ONCE],
                 "layout": {name: list(tensor.shape) for name, tensor in student.state_dict().items()},
             }
         )
@@ -222,7 +231,7 @@ class Tuner:
     def _digest(self, what: dict[str, Any]) -> str:
         """Return the digest of these JSON values, of the run and of its images."""
         what = {**what, "origin": self.origin, "seed": self.seed, "images": len(self.labels)}
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def tuner_of(
@@ -263,7 +272,7 @@ def _stored(path: Path, key: str) -> dict[str, Any] | None:
     """Return what was kept under this key; None where nothing was, or it is damaged: it is then computed anew."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:  # not there, or something else is in its place: writing says so where it matters
         return None
     digest, content = content[:32], content[32:]
     if hashlib.sha256(content).digest() != digest:

@@ -26,7 +26,7 @@ from . import to_onnx
 from .distill import Tuner
 from .graph import Deployed
 from .low_rank import FACTORED, Principal, principal_outputs, split
-from .narrow import LAYERS, narrowed
+from .narrow import LAYERS, importance, narrowed
 from .parity import in_batches
 
 LOST = (0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018, 0.013, 0.009, 0.006, 0.004, 0.002, 0.001)
@@ -49,7 +49,7 @@ class EdgeExporter:
 
     Args:
         model: the deployed net; it is not changed.
-        training_images: uint8 [N, 32, 32, 3], for the principal directions.
+        training_images: uint8 [N, 32, 32, 3], that principal directions and channels are judged by.
         images: uint8 [M, 32, 32, 3], held out from training, for every decision.
         labels: integer [M].
         say: called with a line a trial.
@@ -123,30 +123,34 @@ class EdgeExporter:
         for rung in ladder:
             widths: dict[str, int] = dict(zip(LAYERS, rung, strict=True))
             shown = f"widths {'-'.join(map(str, rung))}"
-            student = narrowed(tuner.teacher, widths, self.training_images)
-            self._note(shown, self._accuracy(self._float_logits(self._deployed(student))), self._full)
-            model = self.student(widths)
+            model = self._deployed(self._student(tuner, widths))
             self._note(f"{shown}, fine-tuned", self._accuracy(self._float_logits(model)), self._full)
             epochs = f"{tuner.recipe.epochs} {'epoch' if tuner.recipe.epochs == 1 else 'epochs'}"
             how = f"narrowed ({LAYERS[0]} to {LAYERS[-1]}: {', '.join(map(str, rung))} outputs), fine-tuned for "
             yield model, shown, f"{how}{epochs} on labels and the whole net's answers"
 
-    def student(self, widths: Mapping[str, int]) -> Deployed:
-        """Return the net narrowed to `widths` and fine-tuned, its logits in the whole net's unit.
-
-        One temperature, the run's, then calibrates every variant.
+    def stored_student(self, widths: Mapping[str, int]) -> Deployed | None:
+        """Return the net narrowed to `widths` as it was fine-tuned before; None where the tuner has none.
 
         Raises:
             ValueError: there is no tuner.
         """
         if not self.tuner:
             raise ValueError("a student needs a tuner")
-        student = self.tuner.tune(narrowed(self.tuner.teacher, widths, self.training_images), widths)
+        holds = self.tuner.holds(narrowed(self.tuner.teacher, widths, self._importances), widths)
+        return self._deployed(self._student(self.tuner, widths)) if holds else None
+
+    def _student(self, tuner: Tuner, widths: Mapping[str, int]) -> Net:
+        """Return the net narrowed to `widths` and fine-tuned, its logits in the whole net's unit.
+
+        One temperature, the run's, then calibrates every variant.
+        """
+        student = tuner.tune(narrowed(tuner.teacher, widths, self._importances), widths)
         fitted = fit_temperature(self._float_logits(self._deployed(student)), self.labels)
         with torch.no_grad():
             for parameter in student.fc3.parameters():
                 parameter.mul_(self.model.temperature / fitted)
-        return self._deployed(student)
+        return student
 
     def _deployed(self, student: Net) -> Deployed:
         return Deployed(student, self.model.temperature, self.model.paired)
@@ -184,6 +188,10 @@ class EdgeExporter:
     @functools.cached_property
     def _principals(self) -> dict[str, Principal]:
         return principal_outputs(self.model, self.training_images)
+
+    @functools.cached_property
+    def _importances(self) -> dict[str, torch.Tensor]:
+        return importance(self.tuner.teacher, self.training_images) if self.tuner else {}
 
     def _quantize(
         self, model: Deployed, shown: str, full: float, provenance: dict[str, Any]

@@ -20,25 +20,35 @@ READERS = dict(zip(LAYERS, (*LAYERS[1:], "fc3"), strict=True))
 """What reads each of them."""
 
 
-def narrowed(net: Net, widths: Mapping[str, int], images: np.ndarray) -> Net:
-    """Return a copy of `net` whose layers have only so many outputs, for training on.
+def importance(net: Net, images: np.ndarray) -> dict[str, Tensor]:
+    """Return how much each output of `LAYERS` contributes to the layer that reads it, float64 [outputs].
 
-    Of each layer those outputs are kept that contribute most to the layer that reads them: the mean square of what
-    the output is on the images, times the squared norm of the weights that it meets. What is left computes something
-    else than before, and has to learn: structured pruning (Li et al., Pruning Filters for Efficient ConvNets, 2017, by
-    norms alone).
+    That is the mean square of the output on the images times the squared norm of the weights that it meets.
+
+    Args:
+        net: a trained net; it is not changed.
+        images: uint8 [N, 32, 32, 3], of the training set.
+    """
+    energies = _energies(net, images)
+    met = {name: _layer(net, reader).weight.detach().flatten(1).pow(2).sum(0) for name, reader in READERS.items()}
+    return {name: energy * met[name].view(len(energy), -1).sum(1) for name, energy in energies.items()}
+
+
+def narrowed(net: Net, widths: Mapping[str, int], importances: Mapping[str, Tensor]) -> Net:
+    """Return a copy of `net` whose layers have only so many outputs, the most important, for training on.
+
+    What is left computes something else than before, and has to learn: structured pruning (Li et al., Pruning Filters
+    for Efficient ConvNets, 2017, by the norms of weights alone).
 
     Args:
         net: a trained net; it is not changed.
         widths: the outputs of each of `LAYERS`, at most what it has.
-        images: uint8 [N, 32, 32, 3], of the training set, by which outputs are judged.
+        importances: what `importance` gives of it.
     """
-    energies, student = _energies(net, images), copy.deepcopy(net)
+    student = copy.deepcopy(net)
     read, channels = torch.arange(3), 3
-    for name, reader in READERS.items():
-        layer, following = _layer(net, name), _layer(net, reader)
-        weights_met = following.weight.detach().flatten(1).pow(2).sum(0).view(len(layer.weight), -1).sum(1)
-        kept = (energies[name] * weights_met).topk(widths[name]).indices.sort().values
+    for name in LAYERS:
+        layer, kept = _layer(net, name), importances[name].topk(widths[name]).indices.sort().values
         setattr(student, name, _reduced(layer, channels, read, kept))
         norm = name.replace("conv", "norm")
         if norm != name:
@@ -61,11 +71,12 @@ def _energies(net: Net, images: np.ndarray) -> dict[str, Tensor]:
         return lambda _, inputs: add(name, channels, inputs)
 
     hooks = [_layer(net, reader).register_forward_pre_hook(listen(name)) for name, reader in READERS.items()]
-    logits = logits_with(net)
+    logits, training = logits_with(net), net.training
     try:
         for start in range(0, len(images), 250):
             logits(images[start : start + 250])
     finally:
+        net.train(training)
         for hook in hooks:
             hook.remove()
     return {name: total / len(images) for name, total in sums.items()}

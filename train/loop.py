@@ -174,7 +174,7 @@ def train(
         "status": RUNNING,
     }
     run = Run.create(folder, record) if group.leads else Run(folder)
-    with _explained(recipe):
+    with _enough_memory(recipe):
         return _Training(recipe, dataset, run, device, seed, record, listener or Silent(), group).complete()
 
 
@@ -196,7 +196,7 @@ def resume(
     if record["dataset"]["sha256"] != dataset.digest:
         raise RunError(f"{run.folder} was trained on other data ({record['dataset']['name']}): name those with --data.")
     recipe, listener, group = recipe_of(run), listener or Silent(), group or Group()
-    with _explained(recipe):
+    with _enough_memory(recipe):
         training = _Training(recipe, dataset, run, device, record["seed"], record, listener, group)
         if state:
             training.restore(state)
@@ -408,8 +408,8 @@ def derive(seed: int, epoch: int, purpose: int) -> int:
 
 
 @contextlib.contextmanager
-def _explained(recipe: Recipe) -> Iterator[None]:
-    """Turn running out of memory into a sentence."""
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Turn running out of memory into a sentence that ends with what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -417,7 +417,8 @@ def _explained(recipe: Recipe) -> Iterator[None]:
         by_words = re.search("can't allocate memory|not enough memory|out of memory", str(error))
         if not by_words and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             raise
-        raise RunError(
-            f"Memory ran out at batch size {recipe.batch_size}: train again with a smaller --batch-size, or on "
-            "another device."
-        ) from error
+        raise RunError(f"Memory ran out: {remedy}.") from error
+
+
+def _enough_memory(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    return enough_memory(f"train again with a --batch-size smaller than {recipe.batch_size}, or on another device")

@@ -30,7 +30,7 @@ RUNGS = ((8, 8, 16, 16, 16, 16, 32, 16), (8, 16, 16, 16, 16, 16, 32, 16))
 @pytest.fixture(scope="module")
 def start(net, small):
     """A net so narrow that it has lost nearly everything."""
-    return narrow.narrowed(net, WIDTHS, small.train_images)
+    return narrow.narrowed(net, WIDTHS, narrow.importance(net, small.train_images))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ class TestStudentLoss:
         assert distill.student_loss(logits, self.TEACHER, self.LABELS).item() == pytest.approx(wanted, rel=1e-5)
 
     def test_the_teacher_s_part_is_least_at_its_answers(self, monkeypatch):
-        monkeypatch.setattr(distill, "TAUGHT", 1.0)
+        monkeypatch.setattr(distill, "DISTILLATION_WEIGHT", 1.0)
         logits = self.TEACHER.clone().requires_grad_()
         distill.student_loss(logits, self.TEACHER, self.LABELS).backward()
         assert logits.grad.abs().max() < 1e-6
@@ -150,6 +150,33 @@ class TestTuner:
         other = tuner(**{"recipe": ONE, **changes})
         other.tune(copy.deepcopy(start), WIDTHS)
         assert len(epochs_of(other)) == 1
+
+    @pytest.mark.parametrize("name", ["DISTILLATION_TEMPERATURE", "DISTILLATION_WEIGHT", "VIEWS", "AT_ONCE"])
+    def test_nor_what_was_kept_under_other_constants(self, tuner, start, name, monkeypatch):
+        made = tuner(recipe=ONE)
+        made.tune(copy.deepcopy(start), WIDTHS)
+        assert made.holds(start, WIDTHS)
+        monkeypatch.setattr(distill, name, getattr(distill, name) / 2)
+        assert not made.holds(start, WIDTHS)
+
+    def test_it_holds_what_is_finished(self, tuner, start, tmp_path):
+        made = tuner()
+        assert not made.holds(start, WIDTHS)
+        assert not any(tmp_path.iterdir())
+        made.tune(copy.deepcopy(start), WIDTHS)
+        assert made.holds(start, WIDTHS)
+        path = student_in(tmp_path)
+        path.unlink()
+        path.mkdir()  # whatever it is, it is not a student
+        assert not made.holds(start, WIDTHS)
+
+    def test_memory_that_runs_out(self, tuner, start, monkeypatch):
+        def hungry(self, *_):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(distill.Tuner, "_train_epoch", hungry)
+        with pytest.raises(RunError, match=r"^Memory ran out: export with --device cpu, or where there is more\.$"):
+            tuner().tune(copy.deepcopy(start), WIDTHS)
 
     @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
     def test_a_damaged_file_is_computed_anew(self, tuner, start, tmp_path, damage):
@@ -207,6 +234,12 @@ class TestViews:
         other = tuner(recipe=ONE, images=made.images)
         other.tune(copy.deepcopy(start), WIDTHS)
         assert not any("the whole net's answers" in line for line in other.lines)
+
+    @pytest.mark.parametrize("changes", [{"seed": 9}, {"origin": "another"}, {"recipe": replace(ONE, shift=1)}])
+    def test_answers_to_other_views_are_not_taken(self, tuner, tmp_path, changes):
+        tuner()._view(0)
+        tuner(**changes)._view(0)
+        assert len(self.answers(tmp_path)) == 2
 
     def test_answers_are_those_of_the_images_shown(self, net, tuner):
         made = tuner()

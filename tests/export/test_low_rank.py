@@ -1,4 +1,4 @@
-"""Low rank: the best of its rank, exact at full rank; a factored net computes the same and can be trained."""
+"""Low rank: the best of its rank, exact at full rank, and only where it is worth it."""
 
 from __future__ import annotations
 

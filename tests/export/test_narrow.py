@@ -24,7 +24,7 @@ def images(small):
 
 @pytest.fixture(scope="module")
 def half(net, images):
-    return narrow.narrowed(net, HALF, images)
+    return narrow.narrowed(net, HALF, narrow.importance(net, images))
 
 
 def test_the_widths_are_those_of_the_whole_net():
@@ -33,7 +33,7 @@ def test_the_widths_are_those_of_the_whole_net():
 
 
 def test_nothing_removed_is_the_net_itself(net, images):
-    same = narrow.narrowed(net, FULL, images).state_dict()
+    same = narrow.narrowed(net, FULL, narrow.importance(net, images)).state_dict()
     assert all(torch.equal(tensor, same[name]) for name, tensor in net.state_dict().items())
 
 
@@ -52,7 +52,7 @@ def test_outputs_that_nothing_reads_go_first(net, images, name):
     unread = torch.randperm(width, generator=torch.Generator().manual_seed(3))[: width // 2]
     with torch.no_grad():
         reader.weight.flatten(1).view(len(reader.weight), width, -1)[:, unread] = 0
-    narrower = narrow.narrowed(silenced, {**FULL, name: width // 2}, images)
+    narrower = narrow.narrowed(silenced, {**FULL, name: width // 2}, narrow.importance(silenced, images))
     assert len(narrower.get_submodule(name).weight) == width // 2
     wanted = logits_with(silenced)(images)
     torch.testing.assert_close(
@@ -60,11 +60,25 @@ def test_outputs_that_nothing_reads_go_first(net, images, name):
     )
 
 
+def test_importance_by_its_definition(net, images):
+    """Of `conv6`, whose outputs `fc1` reads at 36 places each, and of `fc1`."""
+    found = narrow.importance(net, images)
+    with torch.inference_mode():
+        features = net.features(normalise(torch.from_numpy(images))).double()
+        hidden = net.fc1(features.float()).relu().double()
+    energy = features.view(len(images), 512, 36).pow(2).sum(2).mean(0)
+    met = net.fc1.weight.detach().double().view(1024, 512, 36).pow(2).sum((0, 2))
+    torch.testing.assert_close(found["conv6"], energy * met, rtol=1e-4, atol=0)
+    met = net.fc2.weight.detach().double().pow(2).sum(0)
+    torch.testing.assert_close(found["fc1"], hidden.pow(2).mean(0) * met, rtol=1e-4, atol=1e-9)
+    assert not net.training
+
+
 def test_an_output_that_is_never_on_goes(net, images):
     silenced = copy.deepcopy(net)
     with torch.no_grad():
         silenced.norm3.bias[5] = -1e3  # ReLU lets nothing of it through
-    narrower = narrow.narrowed(silenced, {**FULL, "conv3": 63}, images)
+    narrower = narrow.narrowed(silenced, {**FULL, "conv3": 63}, narrow.importance(silenced, images))
     left = [index for index in range(64) if index != 5]
     assert torch.equal(narrower.conv3.weight, silenced.conv3.weight[left])
     assert torch.equal(narrower.conv4.weight, silenced.conv4.weight[:, left])
@@ -72,7 +86,7 @@ def test_an_output_that_is_never_on_goes(net, images):
 
 def test_the_net_is_unchanged_and_shares_nothing(net, images):
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    narrower = narrow.narrowed(net, HALF, images)
+    narrower = narrow.narrowed(net, HALF, narrow.importance(net, images))
     assert all(parameter.requires_grad for parameter in narrower.parameters())
     with torch.no_grad():
         for tensor in (*narrower.parameters(), *narrower.buffers()):

@@ -440,7 +440,7 @@ def test_memory_that_runs_out(tmp_path, tiny, monkeypatch, failure):
     monkeypatch.setattr(loop, "Net", Hungry)
     monkeypatch.setattr(Hungry, "failure", failure)
     assert refusal(loop.train, RECIPE, tiny, tmp_path / "run", CPU) == (
-        "Memory ran out at batch size 8: train again with a smaller --batch-size, or on another device."
+        "Memory ran out: train again with a --batch-size smaller than 8, or on another device."
     )
 
 
