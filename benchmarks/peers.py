@@ -629,7 +629,7 @@ def calibration_images(given: str | None, held_out: float) -> tuple[np.ndarray, 
 def measure(peers: Engines, batches: list[int], seconds: float, rounds: int, only: list[str] | None) -> Iterator[Entry]:
     """Yield the entries of each batch size, measured."""
     reference = functools.cache(lambda count: peers.reference(random_images(count)))
-    for precision in {peer.precision for peer in peers.all}:
+    for precision in dict.fromkeys(peer.precision for peer in peers.all):
         peers.ceiling(precision)  # now, while no engine holds memory
     for batch in batches:
         entries = []
@@ -664,7 +664,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, default=MODES[0], help="of torch.compile on cuda")
     harness.add_picture(parser, __file__)
     given = parser.parse_args()
-    if min(given.threads or 1, given.rounds, *(given.batch or [1])) < 1:
+    if min(given.threads, given.rounds, *(given.batch or [1])) < 1:
         parser.error("--batch, --threads and --rounds must be at least 1")
 
     choose_device(given.device)

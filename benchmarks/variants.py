@@ -62,8 +62,6 @@ LOSSES = (0.1, 0.05, 0.02, 0.01)
 
 FEWEST = edge.CALIBRATION // 10
 """Held-out images that int8 is calibrated with at least."""
-IMAGES = 10_000
-"""Images, about so many, that principal directions and channels are judged by, as in the export."""
 
 VNNI = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """Features with which a processor adds products of bytes in 32 bits."""
@@ -192,7 +190,7 @@ class Workshop:
     @functools.cached_property
     def _few(self) -> np.ndarray:
         """Training images that directions and channels are judged by, uint8 [N, 32, 32, 3], as in the export."""
-        return self.dataset.train_images[self.trained_on[:: max(1, len(self.trained_on) // IMAGES)]]
+        return edge.judged(self.dataset, self.trained_on)
 
     @functools.cached_property
     def _principals(self) -> Mapping[str, low_rank.Principal]:

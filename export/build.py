@@ -179,12 +179,13 @@ def _targets(
                 "train with --recipe fast or best, or with --held-out 0.1."
             )
         images, labels = dataset.train_images, dataset.train_labels
-        few = images[trained_on[:: max(1, len(trained_on) // 10_000)]]
         tuner = None
         if fine_tune:
             tuner = distill.tuner_of(folder, record, net, dataset, fine_tune, choose_device(device), say)
         paired = Deployed(net, model.temperature, paired=True)
-        return edge.EdgeExporter(paired, few, images[held_out], labels[held_out], say, tuner)
+        return edge.EdgeExporter(
+            paired, edge.judged(dataset, trained_on), images[held_out], labels[held_out], say, tuner
+        )
 
     def lossy(name: str, budget: float) -> _Target:
         searching = search()  # what it lacks is said now, not when other models are written and checked

@@ -21,6 +21,7 @@ from ..runtime.contract import INPUT_NAME, LOGITS
 from ..runtime.errors import DataError, ParityError
 from ..runtime.session import Session
 from ..train.calibration import fit_temperature
+from ..train.data import Dataset
 from ..train.net import Net
 from . import to_onnx
 from .distill import Tuner
@@ -38,10 +39,23 @@ WIDTHS = {
 }
 """Outputs of `narrow.LAYERS` at which a variant is fine-tuned, the smallest first: they decide its size and speed."""
 
+JUDGED = 10_000
+"""Training images, about so many, that principal directions and channels are judged by."""
+
 CALIBRATION = 1_000
 """Held-out images that the int8 ranges are taken from."""
 
 CALIBRATORS = ("MinMax", "Percentile", "Entropy")
+
+
+def judged(dataset: Dataset, trained_on: np.ndarray) -> np.ndarray:
+    """Return about `JUDGED` of the images that a net was trained on, uint8 [N, 32, 32, 3].
+
+    Args:
+        dataset: what it was trained on.
+        trained_on: indices of its training images, as `Dataset.hold_out` gives them.
+    """
+    return dataset.train_images[trained_on[:: max(1, len(trained_on) // JUDGED)]]
 
 
 class EdgeExporter:
@@ -123,8 +137,8 @@ class EdgeExporter:
         for rung in ladder:
             widths: dict[str, int] = dict(zip(LAYERS, rung, strict=True))
             shown = f"widths {'-'.join(map(str, rung))}"
-            model = self._deployed(self._student(tuner, widths))
-            self._note(f"{shown}, fine-tuned", self._accuracy(self._float_logits(model)), self._full)
+            model, accuracy = self._taught(tuner, self._narrowed(tuner, widths), widths)
+            self._note(f"{shown}, fine-tuned", accuracy, self._full)
             epochs = f"{tuner.recipe.epochs} {'epoch' if tuner.recipe.epochs == 1 else 'epochs'}"
             how = f"narrowed ({LAYERS[0]} to {LAYERS[-1]}: {', '.join(map(str, rung))} outputs), fine-tuned for "
             yield model, shown, f"{how}{epochs} on labels and the whole net's answers"
@@ -137,23 +151,23 @@ class EdgeExporter:
         """
         if not self.tuner:
             raise ValueError("a student needs a tuner")
-        holds = self.tuner.holds(narrowed(self.tuner.teacher, widths, self._importances), widths)
-        return self._deployed(self._student(self.tuner, widths)) if holds else None
+        student = self._narrowed(self.tuner, widths)
+        return self._taught(self.tuner, student, widths)[0] if self.tuner.holds(student, widths) else None
 
-    def _student(self, tuner: Tuner, widths: Mapping[str, int]) -> Net:
-        """Return the net narrowed to `widths` and fine-tuned, its logits in the whole net's unit.
+    def _narrowed(self, tuner: Tuner, widths: Mapping[str, int]) -> Net:
+        return narrowed(tuner.teacher, widths, self._importances)
+
+    def _taught(self, tuner: Tuner, student: Net, widths: Mapping[str, int]) -> tuple[Deployed, float]:
+        """Return `student` fine-tuned, its logits in the whole net's unit, and its held-out accuracy, 0 to 1.
 
         One temperature, the run's, then calibrates every variant.
         """
-        student = tuner.tune(narrowed(tuner.teacher, widths, self._importances), widths)
-        fitted = fit_temperature(self._float_logits(self._deployed(student)), self.labels)
-        with torch.no_grad():
-            for parameter in student.fc3.parameters():
-                parameter.mul_(self.model.temperature / fitted)
-        return student
-
-    def _deployed(self, student: Net) -> Deployed:
-        return Deployed(student, self.model.temperature, self.model.paired)
+        model = Deployed(tuner.tune(student, widths), self.model.temperature, self.model.paired)
+        logits = self._float_logits(model)
+        scale = self.model.temperature / fit_temperature(logits, self.labels)
+        for parameter in model.fc3.parameters():
+            parameter.mul_(scale)
+        return model, self._accuracy(logits)
 
     def _split_layers(self, budget: float, full: float) -> tuple[Deployed, str]:
         """Return the net with its layers split within `budget` points, and their ranks in words.

@@ -351,6 +351,15 @@ def test_resident_is_what_is_timed():
     assert calls == [0]
 
 
+@pytest.mark.parametrize("option", ["--batch", "--threads", "--rounds"])
+def test_none_at_all_is_wrong_usage(monkeypatch, capsys, option):
+    monkeypatch.setattr("sys.argv", ["peers.py", "run", "--bundle", "bundle", option, "0"])
+    with pytest.raises(SystemExit) as caught:
+        peers.main()
+    assert caught.value.code == 2
+    assert "--batch, --threads and --rounds must be at least 1" in capsys.readouterr().err
+
+
 def test_no_gpu_is_one_sentence(run, bundle, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
