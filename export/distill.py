@@ -23,6 +23,7 @@ from ..runtime.errors import RunError
 from ..runtime.files import make_folder, remove_leftovers, write_file
 from ..train.augment import augment, normalise
 from ..train.data import Dataset
+from ..train.lean import lean
 from ..train.loop import computing, derive, describe_device, drawn, enough_memory, set_rates
 from ..train.net import Net
 from ..train.optimizer import make_optimizers
@@ -51,11 +52,12 @@ def recipe(epochs: int) -> Recipe:
         name="fine-tune",
         epochs=epochs,
         cuda_epochs=0,
-        restart=0,
+        batch_size=256,
         lr=0.05,
         filter_lr=0.05,
         warm_up=0.1,
         dropout=0.0,
+        cutout=0,
         held_out=0.0,
     )
 
@@ -143,6 +145,7 @@ class Tuner:
         remove_leftovers(path.parent)
         student = student.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         student.dropout.p = recipe.dropout
+        lean(student, self.device)
         optimizers = make_optimizers(student, recipe)
         state, done = _stored(path, key), 0
         if state:

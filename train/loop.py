@@ -26,8 +26,9 @@ from .augment import augment, normalise
 from .calibration import fit_temperature
 from .data import Dataset
 from .distributed import Group
+from .lean import lean
 from .net import Net
-from .optimizer import make_optimizers
+from .optimizer import has_bfloat16, make_optimizers
 from .recipes import Recipe
 from .run import FINISHED, RUNNING, Run, load_state
 
@@ -235,6 +236,7 @@ class _Training:
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
         torch.manual_seed(seed)
         self.net = Net(recipe.dropout).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        lean(self.net, device)
         self.trained = group.wrap(self.net)
         self.optimizers = make_optimizers(self.net, recipe)
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
@@ -272,9 +274,6 @@ class _Training:
         generator, mirrored_first, batches = drawn(self.seed, epoch, count, recipe.batch_size, self.device)
         losses = torch.empty(len(batches), device=self.device)
         autocast = computing(recipe, self.device)
-        if recipe.restarts(epoch):
-            for optimizer in self.optimizers:
-                optimizer.state.clear()
         self.net.train()
         started = shown = time.perf_counter()
         for step, batch in enumerate(batches):
@@ -398,8 +397,8 @@ def set_rates(optimizers: Iterable[Optimizer], share: float) -> None:
 
 
 def computing(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Return the context in which nets compute: in bfloat16 on CUDA where the recipe says so, else in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16 and device.type == "cuda")
+    """Return the context in which nets compute: bfloat16 where the recipe says so and `device` can, else float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16 and has_bfloat16(device))
 
 
 def derive(seed: int, epoch: int, purpose: int) -> int:

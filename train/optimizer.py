@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from ..runtime import machine
 from ..runtime.errors import RunError
 from .recipes import Recipe
 
@@ -23,7 +25,7 @@ class Muon(Optimizer):
     scale meaningless, the bank is first set to the norm that an orthogonal one has: the rate is then the relative
     size of a step, and weight decay has nothing to do.
 
-    torch.optim.Muon takes matrices only, and computes in bfloat16, which most CPUs emulate.
+    torch.optim.Muon takes matrices only, and computes in bfloat16 even where the processor emulates it.
 
     Args:
         params: filter banks, float32 [out, in, height, width].
@@ -52,14 +54,14 @@ class Muon(Optimizer):
 def orthogonal(matrix: Tensor) -> Tensor:
     """Return `matrix` with its singular values brought to between 0.7 and 1.2.
 
-    Five Newton-Schulz iterations with the coefficients that Jordan et al. chose for speed; in bfloat16 on CUDA,
-    which the method bears, and in float32 elsewhere.
+    Five Newton-Schulz iterations with the coefficients that Jordan et al. chose for speed; in bfloat16, which the
+    method bears, where the device computes in it, and in float32 elsewhere.
 
     Args:
         matrix: float32 [rows, columns].
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    x = matrix.bfloat16() if has_bfloat16(matrix.device) else matrix
     x = x / (x.norm() + 1e-7)
     if tall := len(x) > x.shape[1]:
         x = x.T
@@ -67,6 +69,16 @@ def orthogonal(matrix: Tensor) -> Tensor:
         squared = x @ x.T
         x = a * x + (b * squared + c * squared @ squared) @ x
     return (x.T if tall else x).to(matrix.dtype)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether `device` multiplies in bfloat16: CUDA does, and CPUs that say so; others would emulate it."""
+    return device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())
+
+
+@functools.cache
+def _cpu_has_bfloat16() -> bool:
+    return not machine.cpu_info()[1].isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})  # the last is Arm's
 
 
 def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:

@@ -24,7 +24,6 @@ def test_reference_is_the_reference_experiment():
         "weight_decay": 0.0,
         "schedule": "constant",
         "warm_up": 0.0,
-        "restart": 0,
         "label_smoothing": 0.0,
         "dropout": 0.5,
         "flip": False,
@@ -89,36 +88,3 @@ def test_one_cycle_rises_to_the_rate_and_falls_to_nothing(warm_up):
         assert rates[peak - 1] == max(rates) == pytest.approx(1)
         assert rates[-1] == pytest.approx(1 / (1000 - peak))
     assert min(rates) > 0
-
-
-class TestSecondCycle:
-    RECIPE = replace(FAST, epochs=10, restart=6, warm_up=0.25)
-
-    def test_the_first_is_that_of_the_shorter_recipe(self):
-        alone = replace(self.RECIPE, epochs=6, restart=0)
-        assert [self.RECIPE.share_of_lr(step, 1000) for step in range(600)] == [
-            alone.share_of_lr(step, 600) for step in range(600)
-        ]
-
-    def test_the_second_reaches_half_and_falls_to_nothing(self):
-        alone = replace(self.RECIPE, epochs=4, restart=0)
-        second = [self.RECIPE.share_of_lr(step, 1000) for step in range(600, 1000)]
-        assert second == [0.5 * alone.share_of_lr(step, 400) for step in range(400)]
-        assert max(second) == pytest.approx(0.5, rel=0.02)
-        assert second[-1] < 0.005
-
-    def test_momentum_is_forgotten_once(self):
-        assert [epoch for epoch in range(10) if self.RECIPE.restarts(epoch)] == [6]
-
-    @pytest.mark.parametrize("restart", [0, 10, 12])
-    def test_one_cycle_where_none_follows(self, restart):
-        recipe, alone = replace(self.RECIPE, restart=restart), replace(self.RECIPE, restart=0)
-        assert not any(recipe.restarts(epoch) for epoch in range(10))
-        assert [recipe.share_of_lr(step, 1000) for step in range(1000)] == [
-            alone.share_of_lr(step, 1000) for step in range(1000)
-        ]
-
-    def test_cuda_trains_in_one(self):
-        assert BEST.restart
-        assert BEST.on("cuda").restart == 0
-        assert BEST.on("cpu") == BEST
