@@ -26,7 +26,7 @@ from ..train.data import Dataset
 from ..train.lean import lean
 from ..train.loop import computing, derive, describe_device, drawn, enough_memory, set_rates
 from ..train.net import Net
-from ..train.optimizer import make_optimizers
+from ..train.optimizer import has_bfloat16, make_optimizers
 from ..train.recipes import BEST, Recipe
 
 DISTILLATION_TEMPERATURE = 2.0
@@ -46,7 +46,7 @@ FOLDER = "students"
 
 
 def recipe(epochs: int) -> Recipe:
-    """Return how a student is fine-tuned in `epochs` epochs: as `best` trains, at smaller rates."""
+    """Return how a student is fine-tuned in `epochs` epochs: as `best` trains, but gently, and without noise."""
     return replace(
         BEST,
         name="fine-tune",
@@ -202,9 +202,8 @@ class Tuner:
                 for some, first in zip(images.split(AT_ONCE), mirrored_first.split(AT_ONCE), strict=True)
             ]
         )
-        shown = {"flip": recipe.flip, "shift": recipe.shift, "cutout": recipe.cutout, "bfloat16": recipe.bfloat16}
-        # Another device draws other views of the same seed, and computes in another precision.
-        key = self._digest({"view": number, **shown, "device": self.device.type, "at_once": AT_ONCE})
+        shown = {"flip": recipe.flip, "shift": recipe.shift, "cutout": recipe.cutout}
+        key = self._digest({"view": number, **shown, "at_once": AT_ONCE})
         path = self.folder / FOLDER / f"answers.{number}-{key[:12]}.state"
         state = _stored(path, key)
         if not state:
@@ -232,7 +231,12 @@ class Tuner:
         )
 
     def _digest(self, what: dict[str, Any]) -> str:
-        """Return the digest of these JSON values, of the run and of its images."""
+        """Return the digest of these JSON values, of the run, of its images, and of what computes.
+
+        Another kind of device draws other views of the same seed; another precision gives other answers and weights.
+        """
+        precision = self.recipe.bfloat16 and has_bfloat16(self.device)
+        what = {**what, "device": self.device.type, "bfloat16": precision}
         what = {**what, "origin": self.origin, "seed": self.seed, "images": len(self.labels)}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

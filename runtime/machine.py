@@ -93,7 +93,7 @@ def usable_cpus() -> int:
 def describe() -> dict[str, object]:
     """Return what a measurement must be reported with: processor, features, cores, system, versions."""
     name, flags = cpu_info()
-    telling = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+    telling = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
     return {
         "cpu": name,
         "cpu_features": [flag for flag in telling if flag in flags],

@@ -163,6 +163,7 @@ def train(
         "seed": seed,
         "device": str(device),
         "hardware": describe_device(device),
+        "precision": "bfloat16" if recipe.bfloat16 and has_bfloat16(device) else "float32",
         "processes": group.size,
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),

@@ -31,10 +31,14 @@ class Muon(Optimizer):
         params: filter banks, float32 [out, in, height, width].
         lr: the relative size of a step.
         momentum: 0 to 1.
+        bfloat16: whether to find the nearest matrix in bfloat16, which it bears.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.6) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.6, bfloat16: bool = False
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -48,27 +52,26 @@ class Muon(Optimizer):
                 momentum = state["momentum"].mul_(group["momentum"]).add_(bank.grad)
                 direction = bank.grad.add(momentum, alpha=group["momentum"])
                 bank.mul_(len(bank) ** 0.5 / bank.norm())
-                bank.add_(orthogonal(direction.flatten(1)).view_as(bank), alpha=-group["lr"])
+                nearest = orthogonal(direction.flatten(1).to(self._dtype)).to(bank.dtype)
+                bank.add_(nearest.view_as(bank), alpha=-group["lr"])
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """Return `matrix` with its singular values brought to between 0.7 and 1.2.
 
-    Five Newton-Schulz iterations with the coefficients that Jordan et al. chose for speed; in bfloat16, which the
-    method bears, where the device computes in it, and in float32 elsewhere.
+    Five Newton-Schulz iterations with the coefficients that Jordan et al. chose for speed, in the matrix's precision.
 
     Args:
-        matrix: float32 [rows, columns].
+        matrix: float32 or bfloat16 [rows, columns].
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() if has_bfloat16(matrix.device) else matrix
-    x = x / (x.norm() + 1e-7)
+    x = matrix / (matrix.norm() + 1e-7)
     if tall := len(x) > x.shape[1]:
         x = x.T
     for _ in range(5):
         squared = x @ x.T
         x = a * x + (b * squared + c * squared @ squared) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return x.T if tall else x
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -78,7 +81,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @functools.cache
 def _cpu_has_bfloat16() -> bool:
-    return not machine.cpu_info()[1].isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})  # the last is Arm's
+    return not machine.cpu_info()[1].isdisjoint({"avx512_bf16", "amx_bf16"})  # Arm's has not been measured
 
 
 def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
@@ -112,7 +115,8 @@ def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
         nesterov = recipe.nesterov and recipe.momentum > 0  # torch refuses the one without the other
         optimizers = [SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=fused)]
     if banks:
-        optimizers.append(Muon(banks, recipe.filter_lr))
+        bfloat16 = recipe.bfloat16 and has_bfloat16(parameters[0].device)
+        optimizers.append(Muon(banks, recipe.filter_lr, bfloat16=bfloat16))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

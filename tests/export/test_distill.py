@@ -17,6 +17,7 @@ import torch
 from edgecifar.export import build, distill, edge, narrow
 from edgecifar.export.graph import Deployed
 from edgecifar.runtime.errors import OutputError, RunError
+from edgecifar.train import optimizer
 from edgecifar.train.loop import logits_with
 from edgecifar.train.run import Run
 
@@ -249,6 +250,21 @@ class TestViews:
             np.testing.assert_allclose(answers, logits_with(net)(images.numpy()), atol=1e-4)
         assert not torch.equal(made._view(0)[0], made._view(1)[0])
         assert torch.equal(made._view(1)[0], images)
+
+    def test_in_bfloat16_they_are_about_the_same(self, tuner, monkeypatch):
+        monkeypatch.setattr(optimizer, "_cpu_has_bfloat16", lambda: True)
+        exact, rough = (tuner(recipe=replace(ONE, bfloat16=bfloat16))._view(0)[1] for bfloat16 in (False, True))
+        assert not torch.equal(exact, rough)
+        assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
+
+    def test_another_precision_has_students_and_answers_of_its_own(self, tuner, start, tmp_path, monkeypatch):
+        for there in (True, False):
+            monkeypatch.setattr(optimizer, "_cpu_has_bfloat16", lambda there=there: there)
+            made = tuner(recipe=ONE)
+            assert not made.holds(start, WIDTHS)
+            made.tune(copy.deepcopy(start), WIDTHS)
+            assert made.holds(start, WIDTHS)
+        assert len(self.answers(tmp_path)) == 2
 
     def test_a_view_and_the_next_show_both_sides(self, tuner):
         made = tuner(recipe=replace(RECIPE, shift=0))

@@ -49,7 +49,7 @@ RECIPES = {
 def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
     script = Path(__file__).with_name("train_together.py")
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script, *arguments],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,

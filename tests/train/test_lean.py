@@ -94,7 +94,6 @@ class TestByteDropout:
         ({"avx2", "avx512f", "avx512_vnni"}, False),
         ({"avx2", "avx512_bf16"}, True),
         ({"amx_bf16"}, True),
-        ({"asimddp", "bf16"}, True),
         (set(), False),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from edgecifar.train import optimizer
 from edgecifar.train.net import Net
 from edgecifar.train.optimizer import NAMES, Muon, make_optimizers, orthogonal
 from edgecifar.train.recipes import FAST
@@ -19,22 +20,37 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(32, 144), (64, 64), (200, 30)])
-def test_orthogonal_brings_singular_values_to_about_one(shape):
+def test_orthogonal_brings_singular_values_to_about_one(shape, dtype):
     matrix = random(*shape) * 1e-3
     # Square random matrices have singular values near 0, which five iterations raise but do not bring to 1.
     least = 0.6 if shape[0] != shape[1] else 0.0
-    values = torch.linalg.svdvals(orthogonal(matrix))
+    values = torch.linalg.svdvals(orthogonal(matrix.to(dtype)).float())
     assert least < values.min()
     assert values.max() < 1.25
     assert torch.linalg.svdvals(matrix).max() < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(32, 144), (200, 30)])
-def test_orthogonal_keeps_the_singular_vectors(shape):
+def test_orthogonal_keeps_the_singular_vectors(shape, dtype):
     u, _, vh = torch.linalg.svd(random(*shape), full_matrices=False)
-    nearest = u @ vh
-    assert torch.cosine_similarity(orthogonal(random(*shape)).flatten(), nearest.flatten(), dim=0) > 0.98
+    found = orthogonal(random(*shape).to(dtype)).float()
+    assert torch.cosine_similarity(found.flatten(), (u @ vh).flatten(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize(("wanted", "there"), [(True, True), (True, False), (False, True)])
+def test_muon_computes_in_bfloat16_where_the_recipe_says_so_and_the_device_can(monkeypatch, wanted, there):
+    monkeypatch.setattr(optimizer, "_cpu_has_bfloat16", lambda: there)
+    net, seen = Net(), set()
+    muon = make_optimizers(net, replace(FAST, bfloat16=wanted))[1]
+    monkeypatch.setattr(optimizer, "orthogonal", lambda matrix: seen.add(matrix.dtype) or matrix)
+    for bank in muon.param_groups[0]["params"]:
+        bank.grad = torch.ones_like(bank)
+    muon.step()
+    assert seen == {torch.bfloat16 if wanted and there else torch.float32}
+    assert {bank.dtype for bank in muon.param_groups[0]["params"]} == {torch.float32}
 
 
 def test_orthogonal_of_nothing_is_nothing():
@@ -106,7 +122,7 @@ def test_muon_goes_on_from_its_state():
     again = nn.Parameter(bank.detach().clone())
     restored = Muon([again], lr=0.7)
     restored.load_state_dict(copy.deepcopy(muon.state_dict()))
-    for parameter, optimizer in ((bank, muon), (again, restored)):
+    for parameter, mover in ((bank, muon), (again, restored)):
         parameter.grad = random(8, 4, 3, 3, seed=2)
-        optimizer.step()
+        mover.step()
     assert torch.equal(again, bank)
