@@ -34,7 +34,7 @@ LOST = (0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018, 0.013, 0.009, 0.006, 0.
 """Shares of the variance of a layer's outputs that its factors may lose, the smallest variant first."""
 
 WIDTHS = {
-    "tiny": ((8, 16, 48, 64, 80, 96, 128, 64), (16, 32, 64, 64, 80, 128, 128, 64)),
+    "tiny": ((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)),
     "edge": ((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)),
 }
 """Outputs of `narrow.LAYERS` at which a variant is fine-tuned, the smallest first: they decide its size and speed."""
