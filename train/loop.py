@@ -28,7 +28,7 @@ from .data import Dataset
 from .distributed import Group
 from .lean import lean
 from .net import Net
-from .optimizer import has_bfloat16, make_optimizers
+from .optimizer import in_bfloat16, make_optimizers
 from .recipes import Recipe
 from .run import FINISHED, RUNNING, Run, load_state
 
@@ -163,7 +163,7 @@ def train(
         "seed": seed,
         "device": str(device),
         "hardware": describe_device(device),
-        "precision": "bfloat16" if recipe.bfloat16 and has_bfloat16(device) else "float32",
+        "precision": "bfloat16" if in_bfloat16(recipe, device) else "float32",
         "processes": group.size,
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
@@ -398,8 +398,8 @@ def set_rates(optimizers: Iterable[Optimizer], share: float) -> None:
 
 
 def computing(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Return the context in which nets compute: bfloat16 where the recipe says so and `device` can, else float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16 and has_bfloat16(device))
+    """Return the context in which nets compute: bfloat16 where `in_bfloat16` says so, else float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(recipe, device))
 
 
 def derive(seed: int, epoch: int, purpose: int) -> int:

@@ -31,14 +31,14 @@ class Muon(Optimizer):
         params: filter banks, float32 [out, in, height, width].
         lr: the relative size of a step.
         momentum: 0 to 1.
-        bfloat16: whether to find the nearest matrix in bfloat16, which it bears.
+        bfloat16: whether to find the nearest matrix in bfloat16, which it bears, or in the bank's own precision.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.6, bfloat16: bool = False
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
-        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
+        self._bfloat16 = bfloat16
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -50,9 +50,9 @@ class Muon(Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(bank.grad)
                 momentum = state["momentum"].mul_(group["momentum"]).add_(bank.grad)
-                direction = bank.grad.add(momentum, alpha=group["momentum"])
+                direction = bank.grad.add(momentum, alpha=group["momentum"]).flatten(1)
+                nearest = orthogonal(direction.bfloat16() if self._bfloat16 else direction).to(bank.dtype)
                 bank.mul_(len(bank) ** 0.5 / bank.norm())
-                nearest = orthogonal(direction.flatten(1).to(self._dtype)).to(bank.dtype)
                 bank.add_(nearest.view_as(bank), alpha=-group["lr"])
 
 
@@ -62,7 +62,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     Five Newton-Schulz iterations with the coefficients that Jordan et al. chose for speed, in the matrix's precision.
 
     Args:
-        matrix: float32 or bfloat16 [rows, columns].
+        matrix: floating point [rows, columns].
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (matrix.norm() + 1e-7)
@@ -74,9 +74,12 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Return whether `device` multiplies in bfloat16: CUDA does, and CPUs that say so; others would emulate it."""
-    return device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())
+def in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    """Return whether `recipe` computes in bfloat16 on `device`.
+
+    It does where it says so and the device multiplies in it: CUDA does, and CPUs that say so; others would emulate it.
+    """
+    return recipe.bfloat16 and (device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16()))
 
 
 @functools.cache
@@ -115,8 +118,7 @@ def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
         nesterov = recipe.nesterov and recipe.momentum > 0  # torch refuses the one without the other
         optimizers = [SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=fused)]
     if banks:
-        bfloat16 = recipe.bfloat16 and has_bfloat16(parameters[0].device)
-        optimizers.append(Muon(banks, recipe.filter_lr, bfloat16=bfloat16))
+        optimizers.append(Muon(banks, recipe.filter_lr, bfloat16=in_bfloat16(recipe, parameters[0].device)))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
