@@ -2,9 +2,10 @@
 
     python benchmarks/training.py --recipe reference:3 --recipe fast --recipe best --seeds 3 --out training-runs
 
-Trains each recipe (`NAME:EPOCHS` for other epochs than its own) with each seed, in turn, into a folder of its own
-under --out, then reports. What is finished there already is not trained again, what was interrupted is resumed: the
-same command goes on after any stop. Finished or unfinished runs from elsewhere are added by --run FOLDER.
+Trains each recipe (`NAME:EPOCHS` for other epochs than its own; `NAME,SETTING=VALUE,…` for other settings, as an
+ablation needs) with each seed, in turn, into a folder of its own under --out, then reports. What is finished there
+already is not trained again, what was interrupted is resumed: the same command goes on after any stop. Finished or
+unfinished runs from elsewhere are added by --run FOLDER.
 
 A time counts training alone: steps and augmentation, not the evaluation after each epoch, nor reading the data. An
 accuracy counts as reached at the end of the first epoch whose images outside of training (the held-out ones; the
@@ -19,7 +20,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -70,25 +71,42 @@ def spread(values: list[float]) -> dict[str, float | int]:
     return {**summary, "std": stdev(values)} if len(values) > 1 else summary
 
 
-def report(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], levels: list[float]) -> list[dict[str, Any]]:
-    """Return a row for each recipe and device among the runs, each given as its record and its metrics.
+def changed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return in which settings, but for its epochs, a recorded recipe differs from the one that has its name now."""
+    own = asdict(RECIPES[recipe["name"]]) if recipe["name"] in RECIPES else recipe
+    return {
+        name: value
+        for name, value in recipe.items()
+        if value != own.get(name, value) and name not in ("epochs", "cuda_epochs")
+    }
 
-    A time to a level is given where every run of the row reached it.
+
+def _settings(values: dict[str, Any]) -> str:
+    return "".join(f",{name}={value}" for name, value in values.items())
+
+
+def report(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], levels: list[float]) -> list[dict[str, Any]]:
+    """Return a row for each recipe and hardware among the runs, each given as its record and its metrics.
+
+    A time to a level is given where every run of the row reached it; held-out accuracy is that after the last epoch.
     """
     groups: dict[tuple, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = defaultdict(list)
     for record, metrics in runs:
-        recipe = record["recipe"]
-        key = (recipe["name"], recipe["epochs"], recipe["batch_size"], recipe["held_out"], record["hardware"])
-        groups[key].append((record, metrics))
+        groups[json.dumps(record["recipe"], sort_keys=True), record["hardware"]].append((record, metrics))
     rows = []
-    for (name, epochs, batch_size, _, hardware), members in groups.items():
+    for (_, hardware), members in groups.items():
+        recipe = members[0][0]["recipe"]
+        held_out = [
+            100 * metrics[-1]["held_out_accuracy"] for _, metrics in members if "held_out_accuracy" in metrics[-1]
+        ]
         tests = [record["test"] for record, _ in members if record.get("test")]
         times = {level: [time_to(level, metrics) for _, metrics in members] for level in levels}
         rows.append(
             {
-                "recipe": name,
-                "epochs": epochs,
-                "batch_size": batch_size,
+                "recipe": recipe["name"],
+                "changed": changed(recipe),
+                "epochs": recipe["epochs"],
+                "batch_size": recipe["batch_size"],
                 "hardware": hardware,
                 "threads": members[0][0].get("threads"),
                 "runs": len(members),
@@ -99,6 +117,7 @@ def report(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], levels: list
                     f"{level:g} %": spread([t for t in reached if t is not None]) if None not in reached else None
                     for level, reached in times.items()
                 },
+                "held_out_accuracy": spread(held_out) if held_out else None,
                 "test_accuracy": spread([100 * test["accuracy"] for test in tests]) if tests else None,
                 "nll": spread([test["nll"] for test in tests]) if tests else None,
                 "ece": spread([100 * test["ece"] for test in tests]) if tests else None,
@@ -125,17 +144,20 @@ def table(rows: list[dict[str, Any]]) -> str:
         "images/s",
         *(f"s to {level}" for level in levels),
         "s in all",
+        "held-out %",
         "test %",
         "ECE %",
     ]
     lines = [header]
     for row in rows:
-        cells = [row["recipe"], str(row["epochs"]), str(row["runs"]), f"{row['images_per_second']:.0f}"]
+        cells = [row["recipe"] + _settings(row["changed"]), str(row["epochs"]), str(row["runs"])]
+        cells.append(f"{row['images_per_second']:.0f}")
         for level in levels:
             own, other = row["seconds_to"][level], reference.get(row["hardware"], {}).get(level)
             sooner = f" ({other['mean'] / own['mean']:.1f}x)" if own and other and row["recipe"] != "reference" else ""
             cells.append(_shown(own, 0) + sooner)
-        cells += [_shown(row["training_seconds"], 0), _shown(row["test_accuracy"], 2), _shown(row["ece"], 2)]
+        cells.append(_shown(row["training_seconds"], 0))
+        cells += [_shown(row[name], 2) for name in ("held_out_accuracy", "test_accuracy", "ece")]
         lines.append(cells)
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
@@ -149,9 +171,9 @@ def picture(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], path: Path)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    names = sorted({record["recipe"]["name"] for record, _ in runs})
+    names = sorted({record["recipe"]["name"] + _settings(changed(record["recipe"])) for record, _ in runs})
     for record, metrics in runs:
-        name = record["recipe"]["name"]
+        name = record["recipe"]["name"] + _settings(changed(record["recipe"]))
         seconds, reached = zip(*course(metrics), strict=True)
         axes.plot(seconds, reached, marker=".", color=f"C{names.index(name)}", label=f"{name}, seed {record['seed']}")
     axes.set(xlabel="seconds of training", ylabel="accuracy outside of training, %", xscale="log")
@@ -161,11 +183,27 @@ def picture(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], path: Path)
 
 
 def _recipe(text: str) -> Recipe:
-    name, _, epochs = text.partition(":")
+    """Return the recipe that NAME[:EPOCHS][,SETTING=VALUE]… means."""
+    first, *settings = text.split(",")
+    name, _, epochs = first.partition(":")
     if name not in RECIPES or (epochs and not epochs.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text} is not NAME or NAME:EPOCHS with NAME of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
+    kinds = {field.name: type(getattr(recipe, field.name)) for field in fields(Recipe)}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in set(kinds) - {"name", "epochs", "cuda_epochs"}:
+            raise argparse.ArgumentTypeError(f"{key} is no setting of a recipe")
+        try:
+            read = {"True": True, "False": False}[value] if kinds[key] is bool else kinds[key](value)
+        except (KeyError, ValueError):
+            raise argparse.ArgumentTypeError(f"{value} is no value for {key}, such as {getattr(recipe, key)}") from None
+        recipe = replace(recipe, **{key: read})
     return replace(recipe, epochs=int(epochs), cuda_epochs=0) if epochs else recipe
+
+
+def _folder(recipe: Recipe, seed: int) -> str:
+    return f"{recipe.name}-{recipe.epochs}{_settings(changed(asdict(recipe)))}-seed{seed}"
 
 
 def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, device: str) -> Run:
@@ -180,7 +218,7 @@ def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, devic
 def main(arguments: list[str] | None = None) -> None:
     """Train what is asked for, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=_recipe, action="append", default=[], metavar="NAME[:EPOCHS]")
+    parser.add_argument("--recipe", type=_recipe, action="append", default=[], metavar="NAME[:EPOCHS][,SETTING=VALUE…]")
     parser.add_argument("--seeds", type=int, default=1, help="how many runs of each recipe, seeds 0, 1, …")
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run folder to report beside them")
     parser.add_argument("--level", type=float, action="append", help="an accuracy in per cent to report the time to")
@@ -195,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
             recipes = [recipe.on(loop.choose_device(options.device).type) for recipe in options.recipe]
             dataset = data.load(options.data, say=lambda line: print(line, file=sys.stderr))
             found += [
-                _train(recipe, seed, dataset, options.out / f"{recipe.name}-{recipe.epochs}-seed{seed}", options.device)
+                _train(recipe, seed, dataset, options.out / _folder(recipe, seed), options.device)
                 for seed in range(options.seeds)  # seeds outside: a slow hour hits every recipe
                 for recipe in recipes
             ]

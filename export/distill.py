@@ -52,6 +52,7 @@ def recipe(epochs: int) -> Recipe:
         name="fine-tune",
         epochs=epochs,
         cuda_epochs=0,
+        batch_size=256,
         lr=0.05,
         filter_lr=0.05,
         warm_up=0.1,

@@ -69,10 +69,10 @@ REFERENCE = Recipe("reference", epochs=50, batch_size=16)
 
 FAST = Recipe(
     "fast",
-    epochs=4,
-    batch_size=256,
+    epochs=2,
+    batch_size=512,
     optimizer="muon",
-    lr=0.1,
+    lr=0.15,
     filter_lr=0.1,
     nesterov=True,
     weight_decay=5e-4,
@@ -92,8 +92,6 @@ BEST = replace(
     name="best",
     epochs=50,
     cuda_epochs=100,
-    batch_size=512,
-    lr=0.15,
     warm_up=0.15,
     dropout=0.1,
     shift=4,

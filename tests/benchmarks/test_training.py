@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,12 @@ def training():
     return module
 
 
-def made(name: str, epochs: list[tuple[float, float]], test: float | None = None, key="held_out_accuracy"):
+def made(name: str, epochs: list[tuple[float, float]], test: float | None = None):
     """A run's record and metrics, from the seconds and the accuracy (0 to 1) of each epoch."""
+    held_out = RECIPES[name].held_out
+    key = "held_out_accuracy" if held_out else "test_accuracy"
     record = {
-        "recipe": {"name": name, "epochs": len(epochs), "batch_size": 8, "held_out": 0.1},
+        "recipe": {"name": name, "epochs": len(epochs), "batch_size": RECIPES[name].batch_size, "held_out": held_out},
         "seed": 0,
         "hardware": "a processor",
         "threads": 2,
@@ -45,7 +48,7 @@ def test_time_to_an_accuracy_is_that_of_the_first_epoch_to_reach_it(training):
 
 
 def test_the_reference_is_measured_on_the_test_images(training):
-    _, metrics = made("reference", [(10, 0.5)], key="test_accuracy")
+    _, metrics = made("reference", [(10, 0.5)])
     assert training.course(metrics) == [(10, 50)]
 
 
@@ -56,7 +59,9 @@ def test_rows_hold_mean_and_deviation_over_the_seeds(training):
     assert fast["seconds_to"]["80 %"] == {"n": 2, "mean": 12, "std": pytest.approx(statistics.stdev([10, 14]))}
     assert fast["seconds_to"]["85 %"] is None  # one of the two did not get there
     assert fast["test_accuracy"] == {"n": 2, "mean": pytest.approx(82), "std": pytest.approx(2**0.5)}
+    assert fast["held_out_accuracy"] == {"n": 2, "mean": pytest.approx(85), "std": pytest.approx(50**0.5)}
     assert (best["runs"], best["finished"], best["test_accuracy"]) == (1, 0, None)
+    assert best["held_out_accuracy"] == {"n": 1, "mean": 20}
     assert best["training_seconds"] == {"n": 1, "mean": 10}
 
 
@@ -66,16 +71,27 @@ def test_runs_on_other_hardware_are_rows_of_their_own(training):
     assert [row["hardware"] for row in training.report([here, there], [80.0])] == ["a processor", "another processor"]
 
 
+def test_runs_with_other_settings_are_rows_of_their_own(training):
+    runs = [made("fast", [(10, 0.8)]) for _ in range(3)]
+    runs[1][0]["recipe"] |= {"batch_size": 64, "dropout": 0.25}
+    rows = training.report(runs, [80.0])
+    assert [(row["runs"], row["batch_size"], row["changed"]) for row in rows] == [
+        (2, RECIPES["fast"].batch_size, {}),
+        (1, 64, {"batch_size": 64, "dropout": 0.25}),
+    ]
+    assert training.table(rows).splitlines()[2].split()[0] == "fast,batch_size=64,dropout=0.25"
+
+
 def test_the_table_says_how_much_sooner_than_the_reference(training):
-    runs = [made("reference", [(100, 0.5), (100, 0.78)], 0.78, "test_accuracy"), made("fast", [(8, 0.79)], 0.8)]
+    runs = [made("reference", [(100, 0.5), (100, 0.78)], 0.78), made("fast", [(8, 0.79)], 0.8)]
     header, reference, fast = training.table(training.report(runs, [78.0, 90.0])).splitlines()
     assert header.replace("s to", "s-to").split()[:6] == ["recipe", "epochs", "n", "images/s", "s-to", "78"]
-    assert reference.split() == ["reference", "2", "1", "0", "200", "—", "200", "78.00", "1.00"]
-    assert fast.split() == ["fast", "1", "1", "1", "8", "(25.0x)", "—", "8", "80.00", "1.00"]
+    assert reference.split() == ["reference", "2", "1", "0", "200", "—", "200", "—", "78.00", "1.00"]
+    assert fast.split() == ["fast", "1", "1", "1", "8", "(25.0x)", "—", "8", "79.00", "80.00", "1.00"]
 
 
 def test_a_picture_of_accuracy_over_time(training, tmp_path):
-    training.picture([made("reference", [(9, 0.5)], key="test_accuracy"), made("fast", [(1, 0.6)])], tmp_path / "a.png")
+    training.picture([made("reference", [(9, 0.5)]), made("fast", [(1, 0.6)])], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -109,6 +125,35 @@ class TestCommand:
             quick.main(["--recipe", recipe])
         assert stopped.value.code == 2
         assert "is not NAME or NAME:EPOCHS" in capsys.readouterr().err
+
+    def test_other_settings(self, quick, tmp_path, capsys):
+        quick.main(
+            ["--recipe", "fast:1,batch_size=8,optimizer=sgd,flip=False", "--device", "cpu", "--out", str(tmp_path)]
+        )
+        (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+        assert row["changed"] == {"batch_size": 8, "optimizer": "sgd", "flip": False}
+        record = run.Run(tmp_path / "fast-1,batch_size=8,optimizer=sgd,flip=False-seed0").record
+        assert record["recipe"] == asdict(
+            replace(RECIPES["fast"], epochs=1, cuda_epochs=0, batch_size=8, optimizer="sgd", flip=False)
+        )
+
+    @pytest.mark.parametrize(
+        ("setting", "wanted"),
+        [
+            ("depth=3", "depth is no setting of a recipe"),
+            ("epochs=3", "epochs is no setting of a recipe"),
+            ("", " is no setting of a recipe"),
+            ("dropout", " is no value for dropout, such as 0.0"),
+            ("dropout=some", "some is no value for dropout, such as 0.0"),
+            ("batch_size=1.5", "1.5 is no value for batch_size, such as"),
+            ("flip=1", "1 is no value for flip, such as True"),
+        ],
+    )
+    def test_a_setting_that_is_not_one(self, quick, setting, wanted, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            quick.main(["--recipe", f"fast,{setting}"])
+        assert stopped.value.code == 2
+        assert f"argument --recipe: {wanted}" in capsys.readouterr().err
 
     def test_nothing_to_report(self, quick, capsys):
         with pytest.raises(SystemExit) as stopped:

@@ -159,12 +159,15 @@ def test_random_streams_are_pinned_and_apart():
     assert all(0 <= value < 2**63 for value in every)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+@pytest.mark.parametrize(("optimizer", "bfloat16"), [("sgd", False), ("adam", False), ("muon", False), ("muon", True)])
 @pytest.mark.parametrize(
     ("when", "epoch"), [("progress", 1), ("epoch", 1), ("progress", 2), ("progress", 3), ("epoch", 3)]
 )
-def test_interrupted_and_resumed_is_as_uninterrupted(tmp_path, tiny, small_net, no_plots, when, epoch, optimizer):
-    recipe = replace(RECIPE, optimizer=optimizer, lr=0.01)
+def test_interrupted_and_resumed_is_as_uninterrupted(
+    tmp_path, tiny, small_net, no_plots, monkeypatch, when, epoch, optimizer, bfloat16
+):
+    monkeypatch.setattr("edgecifar.train.optimizer._cpu_has_bfloat16", lambda: True)  # emulated where it has not
+    recipe = replace(RECIPE, optimizer=optimizer, lr=0.01, bfloat16=bfloat16)
     whole, run = tmp_path / "whole", Run(tmp_path / "run")
     wanted = loop.train(recipe, tiny, whole, CPU, seed=5)
     with pytest.raises(KeyboardInterrupt):
@@ -178,6 +181,7 @@ def test_interrupted_and_resumed_is_as_uninterrupted(tmp_path, tiny, small_net, 
     assert [line["loss"] for line in lines(run.folder)] == [line["loss"] for line in lines(whole)]
     record = run.record
     assert (record["status"], record["epochs_done"], record["seed"]) == ("finished", 3, 5)
+    assert record["precision"] == ("bfloat16" if bfloat16 else "float32")
     assert {path.name for path in run.folder.iterdir()} == FINISHED
 
 
