@@ -24,7 +24,7 @@ from .graph import Deployed
 
 GOLDEN_PICTURES = 32
 TINY = 5
-"""How many times the budget of `edge` the variant `tiny` may lose."""
+"""How many times the budget of `edge` the variant `tiny` may lose, and how many times its epochs it learns."""
 
 LOSSY_TOLERANCE = 0.05
 """Largest difference of a probability that int8 may show between processors: their kernels round differently."""
@@ -86,8 +86,8 @@ def export(
         replace: whether a bundle at `out` may be replaced.
         signer: signs the bundle, the last thing before it appears; None leaves it unsigned.
         say: called with a line about each step.
-        fine_tune: epochs for which narrower nets learn to be the lossy variants, and are kept in the run; with 0 the
-            lossy variants are the net itself at low rank.
+        fine_tune: epochs for which a narrower net learns to be `edge`, and `TINY` times as many to be `tiny`; they are
+            kept in the run. With 0 the lossy variants are the net itself at low rank.
         device: what fine-tunes, as `train.loop.choose_device` takes it.
 
     Returns:
@@ -166,8 +166,6 @@ def _targets(
 
         return call
 
-    tuning = {"fine_tuning": distill.describe(fine_tune)} if fine_tune else {}
-
     @functools.cache
     def search() -> edge.EdgeExporter:
         if dataset is None:
@@ -187,14 +185,16 @@ def _targets(
             paired, edge.judged(dataset, trained_on), images[held_out], labels[held_out], say, tuner
         )
 
-    def lossy(name: str, budget: float) -> _Target:
+    def lossy(name: str, times: int = 1) -> _Target:
         searching = search()  # what it lacks is said now, not when other models are written and checked
+        tuning = {"fine_tuning": distill.describe(times * fine_tune)} if fine_tune else {}
+        origin, widths = {**provenance, **tuning, "variant": name}, edge.WIDTHS[name]
         return _Target(
             name,
             "onnx",
             "int8",
-            budget,
-            lambda path: searching.write(path, {**provenance, **tuning, "variant": name}, budget, edge.WIDTHS[name]),
+            times * budget,
+            lambda path: searching.write(path, origin, times * budget, widths, times),
         )
 
     def write_onnx(path: Path) -> None:
@@ -206,8 +206,8 @@ def _targets(
     makers: dict[tuple[str, str], Callable[[], _Target]] = {
         ("onnx", "fp32"): lambda: _Target("fp32", "onnx", "fp32", None, exactly(write_onnx)),
         ("onnx", "fp16"): lambda: _Target("fp16", "onnx", "fp16", HALF_BUDGET, write_half, HALF_TOLERANCE),
-        ("onnx", "edge"): lambda: lossy("edge", budget),
-        ("onnx", "tiny"): lambda: lossy("tiny", TINY * budget),
+        ("onnx", "edge"): lambda: lossy("edge"),
+        ("onnx", "tiny"): lambda: lossy("tiny", TINY),
         ("torchscript", ""): lambda: _Target(
             "torchscript", "torchscript", "fp32", None, exactly(lambda path: to_torchscript.write(model, path))
         ),

@@ -121,6 +121,10 @@ class Tuner:
     device: torch.device
     say: Callable[[str], object]
 
+    def lasting(self, times: int) -> Tuner:
+        """Return a tuner of the same run that fine-tunes for so many times the epochs."""
+        return replace(self, recipe=recipe(times * self.recipe.epochs))
+
     def holds(self, student: Net, widths: Mapping[str, int]) -> bool:
         """Return whether the run's folder has what `tune` would make of these; nothing is trained."""
         key = self._key(student, widths)

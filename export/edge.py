@@ -93,7 +93,14 @@ class EdgeExporter:
         self.tried: list[dict[str, Any]] = []
         self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again
 
-    def write(self, path: Path, provenance: dict[str, Any], budget: float, ladder: Sequence[Sequence[int]] = ()) -> str:
+    def write(
+        self,
+        path: Path,
+        provenance: dict[str, Any],
+        budget: float,
+        ladder: Sequence[Sequence[int]] = (),
+        times: int = 1,
+    ) -> str:
         """Search, write the ONNX file of the variant found, and return a sentence on how it was made.
 
         With a tuner, the first of the `ladder`'s nets whose fine-tuned int8 form keeps the budget. Without one, large
@@ -105,6 +112,7 @@ class EdgeExporter:
             provenance: JSON values that go into the file's metadata.
             budget: points of held-out accuracy, in per cent, that may be lost in all.
             ladder: widths of `narrow.LAYERS` to fine-tune at, the smallest first.
+            times: how many times the tuner's epochs they are fine-tuned for.
 
         Raises:
             ParityError: nothing tried stays within the budget; the best is named.
@@ -112,7 +120,7 @@ class EdgeExporter:
         self.tried = []
         full = self._full
         self._note("fp32", full, full)
-        trials = self._fine_tuned(self.tuner, ladder) if self.tuner else self._untuned(budget)
+        trials = self._fine_tuned(self.tuner.lasting(times), ladder) if self.tuner else self._untuned(budget)
         for reduced, shown, how in trials:
             quantized, calibrator, accuracy = self._quantize(reduced, shown, full, provenance)
             if _within(budget, accuracy, full):

@@ -352,8 +352,8 @@ def test_export_fine_tunes_once_and_gives_the_same_bytes_again(run, small, tmp_p
     )
     assert results["tiny"].passed
     assert bundle.variant("tiny").bytes < 1_000_000
-    assert ", fine-tuned for 1 epoch on labels and the whole net's answers, " in bundle.variant("tiny").made_by
-    assert sum("fine-tuning, epoch" in line for line in lines) == 1
+    assert ", fine-tuned for 5 epochs on labels and the whole net's answers, " in bundle.variant("tiny").made_by
+    assert sum("fine-tuning, epoch" in line for line in lines) == 5
     assert student_in(folder).name.startswith("-".join(map(str, edge.WIDTHS["tiny"][0])) + "-")
     lines.clear()
     again, _ = build.export(

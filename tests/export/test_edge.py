@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from edgecifar.export import build, edge, narrow, to_onnx
+from edgecifar.export import build, distill, edge, narrow, to_onnx
 from edgecifar.runtime.errors import DataError, ParityError, RunError
 from edgecifar.runtime.session import Session
 from edgecifar.train.net import Net
@@ -223,20 +223,22 @@ class TestRefusals:
             build.export(Run(tmp_path / "run"), tmp_path / "new", variants=["edge"], dataset=small)
         assert not (tmp_path / "new").exists()
 
-    def test_tiny_may_lose_five_times_as_much_and_shares_what_was_found(self, net, small, tmp_path, monkeypatch):
+    def test_tiny_may_lose_and_learn_five_times_as_much_and_shares_what_was_found(
+        self, net, small, tmp_path, monkeypatch
+    ):
         calls = []
-        monkeypatch.setattr(
-            edge.EdgeExporter, "write", lambda self, path, origin, budget, ladder: calls.append((self, budget, ladder))
-        )
-        record = {"recipe": {"held_out": 0.4, "name": "fast"}}
-        targets = build._targets(net, record, ["onnx"], ["edge", "tiny"], small, 0.25, {}, print, tmp_path, 0, "cpu")
+        monkeypatch.setattr(edge.EdgeExporter, "write", lambda self, path, *rest: calls.append((self, *rest)))
+        record = {"recipe": {"held_out": 0.4, "name": "fast"}, "weights_sha256": "", "seed": 0}
+        targets = build._targets(net, record, ["onnx"], ["edge", "tiny"], small, 0.25, {}, print, tmp_path, 3, "cpu")
         for target in targets:
             target.write(tmp_path / target.file)
         assert [(target.file, target.budget) for target in targets] == [
             ("model.edge.onnx", 0.25),
             ("model.tiny.onnx", 1.25),
         ]
-        (first, budget, some), (second, larger, others) = calls
-        assert (some, others) == (edge.WIDTHS["edge"], edge.WIDTHS["tiny"])
+        (first, origin, *asked), (second, other, *asked_of_tiny) = calls
         assert first is second
-        assert (budget, larger) == (0.25, 1.25)
+        assert asked == [0.25, edge.WIDTHS["edge"], 1]
+        assert asked_of_tiny == [1.25, edge.WIDTHS["tiny"], 5]
+        assert (origin["fine_tuning"]["epochs"], other["fine_tuning"]["epochs"]) == (3, 15)
+        assert first.tuner.lasting(5).recipe == distill.recipe(15)
