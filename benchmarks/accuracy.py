@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -256,8 +255,6 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not rows[0]["mean_corrupted"]:
-        raise EdgecifarError("Without corrupted images there is nothing to draw: leave out --picture.")
     figure = Figure(figsize=(9, 5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
@@ -289,6 +286,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.images < 1 or given.corrupted < 0:
         parser.error("--images must be at least 1 and --corrupted at least 0")
+    if given.picture and not given.corrupted:
+        parser.error("without corrupted images there is nothing to draw: leave out --picture")
     found = find(given.bundle, given.run, given.model)
     dataset = datasets.load(given.data, say=harness.say)
     for name, model in found.items():
@@ -304,11 +303,8 @@ def main() -> None:
     }
     document = harness.document("accuracy", [], settings)
     print(table(rows))
-    if given.picture:
-        draw(rows, given.picture, f"{dataset.name} test images, corrupted as in CIFAR-10-C")
-        print(f"\nDrawn into {given.picture}.")
-    print()
-    print(json.dumps({**document, "rows": rows}, allow_nan=False, ensure_ascii=False))
+    title = f"{dataset.name} test images, corrupted as in CIFAR-10-C"
+    harness.finish({**document, "rows": rows}, given.picture, lambda path: draw(rows, path, title))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,33 @@ from typing import Any
 import numpy as np
 
 from edgecifar.runtime import EdgecifarError, machine
-from edgecifar.runtime.benchmark import WARM_UP, time_calls
+from edgecifar.runtime.benchmark import percentile, take_turns
+from edgecifar.runtime.contract import SIDE
 from edgecifar.runtime.errors import ProviderError
 from edgecifar.runtime.files import write_file
 from edgecifar.runtime.session import PROVIDERS, Session
 
 PERCENTILES = (50, 90, 99, 99.9)
-SETTLE = 2
-"""Calls at the start of each turn that are not counted: they fetch what the others' turns drove out of the caches."""
+LOAD = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+"""The machine's load averages when the script began: afterwards they would show its own work."""
+
+
+Function = Callable[[np.ndarray], np.ndarray]
+"""From uint8 [N, 32, 32, 3] to probabilities, float32 [N, 10]."""
+
+CHECKED = 96
+"""Images on which answers are compared, or a batch where that is more."""
+
+
+def random_images(count: int, seed: int = 0) -> np.ndarray:
+    """Return uint8 [count, 32, 32, 3] of random squares, 1 to 32 pixels wide: noise alone is all one class to a net."""
+    rng = np.random.default_rng(seed)
+    images = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    for index in range(count):
+        side = 2 ** (index % 6)  # of a square
+        squares = rng.integers(0, 256, (SIDE // side, SIDE // side, 3), np.uint8)
+        images[index] = squares.repeat(side, 0).repeat(side, 1)
+    return images
 
 
 @dataclass
@@ -73,29 +92,20 @@ def alternate(
     clock: Callable[[], float] = time.perf_counter,
     seed: int = 0,
 ) -> None:
-    """Time the calls of `entries`, about `seconds` each, in turns: what disturbs the machine disturbs all alike.
-
-    Every round gives each entry one turn, in an order drawn for the round by `seed`, so that nobody always follows
-    the same one. The first calls of a turn are not counted.
-    """
-    rng = np.random.default_rng(seed)
+    """Time the calls of `entries` that have one, about `seconds` each, in turns, as `take_turns` says."""
     measured = [(entry, entry.call) for entry in entries if entry.call]
-    for turn in range(rounds):
-        for index in rng.permutation(len(measured)):
-            entry, call = measured[index]
-            warm_up = SETTLE if turn else WARM_UP
-            entry.rounds.append(time_calls(call, seconds / rounds, clock, warm_up, least=1))
+    turns = take_turns([call for _, call in measured], seconds, rounds, clock, seed)
+    for (entry, _), times in zip(measured, turns, strict=True):
+        entry.rounds += times
 
 
 def figures(times: np.ndarray, images: int) -> dict[str, Any]:
     """Return n, mean, percentiles in ms and images/s of calls that took `times` seconds, float64 [calls].
 
-    But for the median, a percentile beyond which there is not even one call is None: 99.9 % takes 1,000 calls.
+    A percentile is None where `percentile` has none: 99.9 % takes 1,000 calls.
     """
     milliseconds: dict[str, float | None] = {"mean": float(1000 * times.mean())}
-    for p in PERCENTILES:
-        known = p == 50 or len(times) * (100 - p) >= 100 - 1e-9
-        milliseconds[f"p{p}"] = float(1000 * np.percentile(times, p)) if known else None
+    milliseconds |= {f"p{p}": percentile(1000 * times, p) for p in PERCENTILES}
     return {
         "n": len(times),
         "milliseconds": milliseconds,
@@ -144,10 +154,9 @@ def document(benchmark: str, entries: Sequence[Entry], settings: Mapping[str, An
     described = machine.describe()
     found = described["versions"]
     described["versions"] = {**(found if isinstance(found, dict) else {}), **versions}
-    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     return {
         "benchmark": benchmark,
-        "machine": {**described, "gpus": gpus(), "load_average": load},
+        "machine": {**described, "gpus": gpus(), "load_average": LOAD},
         "settings": dict(settings),
         "rows": [entry.row() for entry in entries],
     }
@@ -260,7 +269,7 @@ def header(described: Mapping[str, Any]) -> str:
     gpus = "".join(f"; {gpu}" for gpu in described["gpus"])
     return (
         f"{described['cpu']}, {described['usable_cpus']} usable cores, quota {described['cpu_quota'] or 'none'}, "
-        f"{' '.join(described['cpu_features'])}{gpus}; load {described['load_average']}; "
+        f"{' '.join(described['cpu_features'])}{gpus}; load before {described['load_average']}; "
         f"{', '.join(f'{name} {version}' for name, version in described['versions'].items())}"
     )
 
@@ -278,12 +287,41 @@ def report(
     described = found["machine"]
     print(f"{header(described)}\n")
     print("\n".join([table(entries), *([""] if remarks else []), *remarks]))
+    hardware = [described["cpu"], f"{described['usable_cpus']} usable cores", *described["gpus"]]
+    finish(found, picture, lambda path: draw(entries, path, f"{benchmark}: {', '.join(hardware)}"))
+
+
+def finish(found: Mapping[str, Any], picture: Path | None, draw: Callable[[Path], object]) -> None:
+    """Draw the picture where one is wanted, and end with one line of JSON, whatever became of the picture.
+
+    Raises:
+        EdgecifarError: it could not be drawn; the JSON was printed.
+    """
+    failure = None
     if picture:
-        hardware = [described["cpu"], f"{described['usable_cpus']} usable cores", *described["gpus"]]
-        draw(entries, picture, f"{benchmark}: {', '.join(hardware)}")
-        print(f"\nDrawn into {picture}.")
+        try:
+            draw(picture)
+            print(f"\nDrawn into {picture}.")
+        except ModuleNotFoundError:
+            failure = EdgecifarError("--picture needs matplotlib, which is not installed: pip install matplotlib.")
+        except EdgecifarError as error:
+            failure = error
     print()
-    print(json.dumps(found, allow_nan=False, ensure_ascii=False))
+    print(json.dumps(found, allow_nan=False, ensure_ascii=False), flush=True)
+    if failure:
+        raise failure
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    """Return a reader of an option that must be more than 0, and finite."""
+
+    def read(text: str) -> int | float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+        return value
+
+    return read
 
 
 def add_picture(parser: argparse.ArgumentParser, script: str) -> None:

@@ -226,8 +226,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="the first N test images (default: all 10,000)")
     parser.add_argument("--logs", type=Path, help="folder for LoadGen's logs (default: runs/mlperf-TIME)")
     given = parser.parse_args()
-    if min(given.seconds, given.queries, given.batch, given.latency, given.images) <= 0:
-        parser.error("--seconds, --queries, --batch, --latency and --images must be more than 0")
+    if min(given.seconds, given.queries, given.batch, given.latency, given.images, given.qps or 1) <= 0:
+        parser.error("--seconds, --queries, --batch, --latency, --images and --qps must be more than 0")
     lg = loadgen()
     dataset = datasets.load(given.data, say=harness.say)
     images, labels = dataset.test_images[: given.images], dataset.test_labels[: given.images]

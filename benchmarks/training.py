@@ -27,7 +27,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from edgecifar.runtime import machine
-from edgecifar.runtime.errors import EdgecifarError
+from edgecifar.runtime.errors import EdgecifarError, RunError
 from edgecifar.train import data, loop
 from edgecifar.train.recipes import RECIPES, Recipe
 from edgecifar.train.run import Run
@@ -85,16 +85,30 @@ def _settings(values: dict[str, Any]) -> str:
     return "".join(f",{name}={value}" for name, value in values.items())
 
 
+def conditions(record: dict[str, Any]) -> dict[str, Any]:
+    """Return under what a run was made, beside its recipe: only where all of it is equal may times be compared.
+
+    The name of a processor may be that of several generations, so that its features tell more.
+    """
+    known = {name: record[name] for name in ("hardware", "device", "precision", "processes", "threads")}
+    return {**known, "cpu_features": record["machine"]["cpu_features"], "data": record["dataset"]["sha256"]}
+
+
+def _comparable(row: dict[str, Any]) -> str:
+    """Return what two rows must have in common for their times to be compared; precision is part of a recipe."""
+    return json.dumps([row[name] for name in ("hardware", "device", "processes", "threads", "cpu_features", "data")])
+
+
 def report(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], levels: list[float]) -> list[dict[str, Any]]:
-    """Return a row for each recipe and hardware among the runs, each given as its record and its metrics.
+    """Return a row for the runs that differ in nothing but the seed, each given as its record and its metrics.
 
     A time to a level is given where every run of the row reached it; held-out accuracy is that after the last epoch.
     """
-    groups: dict[tuple, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = defaultdict(list)
+    groups: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = defaultdict(list)
     for record, metrics in runs:
-        groups[json.dumps(record["recipe"], sort_keys=True), record["hardware"]].append((record, metrics))
+        groups[json.dumps({"recipe": record["recipe"], **conditions(record)}, sort_keys=True)].append((record, metrics))
     rows = []
-    for (_, hardware), members in groups.items():
+    for members in groups.values():
         recipe = members[0][0]["recipe"]
         held_out = [
             100 * metrics[-1]["held_out_accuracy"] for _, metrics in members if "held_out_accuracy" in metrics[-1]
@@ -107,8 +121,7 @@ def report(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], levels: list
                 "changed": changed(recipe),
                 "epochs": recipe["epochs"],
                 "batch_size": recipe["batch_size"],
-                "hardware": hardware,
-                "threads": members[0][0].get("threads"),
+                **conditions(members[0][0]),
                 "runs": len(members),
                 "finished": len(tests),
                 "images_per_second": median(line["images_per_second"] for _, metrics in members for line in metrics),
@@ -135,7 +148,12 @@ def _shown(value: dict[str, Any] | None, digits: int) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as text, with how many times sooner than the reference each reaches a level."""
-    reference = {row["hardware"]: row["seconds_to"] for row in rows if row["recipe"] == "reference"}
+    reference: dict[tuple[str, str], float] = {}
+    for row in rows:
+        for level, reached in row["seconds_to"].items():
+            if row["recipe"] == "reference" and not row["changed"] and reached:
+                key = _comparable(row), level
+                reference[key] = min(reached["mean"], reference.get(key, reached["mean"]))
     levels = list(rows[0]["seconds_to"])
     header = [
         "recipe",
@@ -153,8 +171,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [row["recipe"] + _settings(row["changed"]), str(row["epochs"]), str(row["runs"])]
         cells.append(f"{row['images_per_second']:.0f}")
         for level in levels:
-            own, other = row["seconds_to"][level], reference.get(row["hardware"], {}).get(level)
-            sooner = f" ({other['mean'] / own['mean']:.1f}x)" if own and other and row["recipe"] != "reference" else ""
+            own, other = row["seconds_to"][level], reference.get((_comparable(row), level))
+            sooner = f" ({other / own['mean']:.1f}x)" if own and other and row["recipe"] != "reference" else ""
             cells.append(_shown(own, 0) + sooner)
         cells.append(_shown(row["training_seconds"], 0))
         cells += [_shown(row[name], 2) for name in ("held_out_accuracy", "test_accuracy", "ece")]
@@ -189,6 +207,10 @@ def _recipe(text: str) -> Recipe:
     if name not in RECIPES or (epochs and not epochs.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text} is not NAME or NAME:EPOCHS with NAME of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
+    if epochs == "0":
+        raise argparse.ArgumentTypeError("epochs cannot be 0")
+    if epochs:
+        recipe = replace(recipe, epochs=int(epochs), cuda_epochs=0)
     kinds = {field.name: type(getattr(recipe, field.name)) for field in fields(Recipe)}
     for setting in settings:
         key, _, value = setting.partition("=")
@@ -198,8 +220,11 @@ def _recipe(text: str) -> Recipe:
             read = {"True": True, "False": False}[value] if kinds[key] is bool else kinds[key](value)
         except (KeyError, ValueError):
             raise argparse.ArgumentTypeError(f"{value} is no value for {key}, such as {getattr(recipe, key)}") from None
-        recipe = replace(recipe, **{key: read})
-    return replace(recipe, epochs=int(epochs), cuda_epochs=0) if epochs else recipe
+        try:
+            recipe = replace(recipe, **{key: read})
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return recipe
 
 
 def _folder(recipe: Recipe, seed: int) -> str:
@@ -208,6 +233,13 @@ def _folder(recipe: Recipe, seed: int) -> str:
 
 def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, device: str) -> Run:
     run, where = Run(folder), loop.choose_device(device)
+    if (folder / "run.json").exists():
+        made = run.record
+        if made["dataset"]["sha256"] != dataset.digest or made["device"] != str(where):
+            raise RunError(
+                f"{folder} was trained on other data or another device ({made['dataset']['name']}, {made['device']}): "
+                "choose another --out."
+            )
     if not (folder / "run.json").exists():
         loop.train(recipe, dataset, folder, where, seed, Line(folder.name))
     elif run.record["status"] != "finished":

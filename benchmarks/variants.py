@@ -580,11 +580,8 @@ def main() -> None:
     print(table(rows, baseline))
     if not settings["vnni"]:
         print("\nThis processor has no VNNI: sums of products of 8-bit weights may saturate here, unlike 'as defined'.")
-    if given.picture:
-        draw(rows, given.picture, f"{dataset.name}: {document['machine']['cpu']}, {threads}")
-        print(f"\nDrawn into {given.picture}.")
-    print()
-    print(json.dumps({**document, PLAIN: baseline, "rows": rows}, allow_nan=False, ensure_ascii=False))
+    title = f"{dataset.name}: {document['machine']['cpu']}, {threads}"
+    harness.finish({**document, PLAIN: baseline, "rows": rows}, given.picture, lambda path: draw(rows, path, title))
 
 
 def choose(exported: Sequence[Form], workshop: Workshop, wanted: Sequence[str] | None) -> list[Form]:

@@ -70,7 +70,7 @@ def benchmark_table(report: Report) -> str:
         f"{'images/s':>9} {'calls':>7}",
     ]
     for row in report.rows:
-        times = " ".join(f"{value:9.3f}" for value in row.milliseconds.values())
+        times = " ".join(f"{'—' if value is None else f'{value:.3f}':>9}" for value in row.milliseconds.values())
         lines.append(
             f"{row.variant:<10} {row.provider:<9} {row.batch:>5} {row.threads:>7} {times} "
             f"{row.images_per_second:>9,.0f} {row.calls:>7,}"

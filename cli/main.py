@@ -172,7 +172,9 @@ def train(
     ] = False,
     optimizer: Annotated[Optimizer | None, typer.Option(help="Default: the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step. Default: the recipe's.")] = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate. Default: the recipe's.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Learning rate; Muon's changes in proportion. Default: the recipe's.")
+    ] = None,
     momentum: Annotated[float | None, typer.Option(min=0, max=1, help="Of SGD. Default: the recipe's.")] = None,
     held_out: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="Share of the training images kept for decisions.")
@@ -218,7 +220,10 @@ def train(
             if run.record["dataset"]["name"] == datasets.SYNTHETIC:
                 data = data or datasets.SYNTHETIC
         else:
-            settings = replace(RECIPES[recipe.value if recipe else "fast"].on(where.type), **chosen)
+            settings = RECIPES[recipe.value if recipe else "fast"].on(where.type)
+            if lr is not None:
+                chosen["filter_lr"] = settings.filter_lr * lr / settings.lr
+            settings = replace(settings, **chosen)
             run = Run(out or RUNS / group.agree(f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"))
             run.check_free()
         events = stack.enter_context(EventFiles(run.folder, past)) if tensorboard and group.leads else None
@@ -431,10 +436,15 @@ def verify(
 def benchmark(
     bundle: BundleFolder = None,
     provider: Provider = "cpu",
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1 and 64.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, max=16384, help="May be repeated. Default: 1 and 64.")
+    ] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1 and all.")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: all ONNX ones.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long each row is measured.")] = 2.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=3600, help="How long each row is measured. Default: 2, or what fits into a minute."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure this machine: latency and throughput of each variant, batch size and thread count."""

@@ -105,7 +105,7 @@ def export(
         provenance = _provenance(record)
     except KeyError as error:
         raise RunError(f"{run.folder / RECORD} is damaged (it lacks {error}): restore it or train again.") from None
-    name = record["dataset"]["name"]
+    name = provenance["dataset"]["name"]
     if dataset is not None and dataset.digest != record["dataset"]["sha256"]:
         raise DataError(f"{run.folder} was trained on other data ({name}): name those with --data.")
     if name == SYNTHETIC and dataset is None:
@@ -217,8 +217,15 @@ def _targets(
 
 
 def _provenance(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the manifest says of the run. Times are the run's, so that exporting again gives the same bytes."""
+    """Return what the manifest says of the run. Times are the run's, so that exporting again gives the same bytes.
+
+    Raises:
+        KeyError: the record lacks something that the manifest, the card or the search needs.
+    """
     test = record.get("test")
+    for part, needed in (("dataset", ("name", "sha256")), ("recipe", ("name", "epochs", "batch_size", "held_out"))):
+        for key in needed:
+            record[part][key]
     return {
         "edgecifar": record["machine"]["versions"].get("edgecifar", ""),
         "recipe": record["recipe"],

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import torch
 
-from ..runtime.contract import INPUT_NAME, LOGITS
+from ..runtime.contract import INPUT_NAME, LOGITS, SIDE
 from ..runtime.errors import DataError, ParityError
 from ..runtime.session import Session
 from ..train.calibration import fit_temperature
@@ -70,7 +70,7 @@ class EdgeExporter:
         tuner: fine-tunes what the net that `model` was made from is narrowed to; None to have it at low rank instead.
 
     Raises:
-        DataError: fewer held-out images than the calibration needs.
+        DataError: fewer held-out images than the calibration needs, or not images and a label each.
     """
 
     def __init__(
@@ -87,6 +87,14 @@ class EdgeExporter:
                 f"{len(images)} held-out images are too few to calibrate int8 on ({CALIBRATION // 10} at least): train "
                 "with a recipe that holds images out, or on more images."
             )
+        for some in (training_images, images):
+            if some.dtype != np.uint8 or some.shape[1:] != (SIDE, SIDE, 3):
+                raise DataError(
+                    f"int8 is calibrated on images as Net takes them, uint8 [N, {SIDE}, {SIDE}, 3], not {some.dtype} "
+                    f"{list(some.shape)}: convert them first."
+                )
+        if len(labels) != len(images):
+            raise DataError(f"There are {len(labels):,} labels to {len(images):,} held-out images: give one for each.")
         self.model, self.training_images = model, training_images
         self.images, self.labels, self.say = images, labels, say
         self.tuner = tuner
@@ -109,10 +117,11 @@ class EdgeExporter:
 
         Args:
             path: where to.
-            provenance: JSON values that go into the file's metadata.
+            provenance: JSON values that go into the file's metadata; "variant" names it in an error.
             budget: points of held-out accuracy, in per cent, that may be lost in all.
             ladder: widths of `narrow.LAYERS` to fine-tune at, the smallest first.
-            times: how many times the tuner's epochs they are fine-tuned for.
+            times: how many times the tuner's epochs they are fine-tuned for, and how many times what a user allows
+                `budget` is.
 
         Raises:
             ParityError: nothing tried stays within the budget; the best is named.
@@ -130,7 +139,7 @@ class EdgeExporter:
                     f"{calibrator} ranges of {min(CALIBRATION, len(self.images)):,} held-out images); "
                     f"held-out accuracy {100 * accuracy:.2f} % against {100 * full:.2f} %"
                 )
-        raise self._over_budget(budget)
+        raise self._over_budget(provenance.get("variant", "variant"), budget, times)
 
     def _untuned(self, budget: float) -> Iterator[tuple[Deployed, str, str]]:
         """Yield nets at low rank, ever more exact, their ranks in words, and how they were made."""
@@ -243,14 +252,15 @@ class EdgeExporter:
         self.tried.append({"tried": what, "held_out_accuracy": accuracy})
         self.say(f"  {what:<62} held-out {100 * accuracy:6.2f} %  ({100 * (accuracy - full):+.2f})")
 
-    def _over_budget(self, budget: float) -> ParityError:
+    def _over_budget(self, name: str, budget: float, times: int) -> ParityError:
         candidates = [trial for trial in self.tried if "int8" in trial["tried"]]
         best = max(candidates, key=lambda trial: trial["held_out_accuracy"])
         lost = 100 * (self.tried[0]["held_out_accuracy"] - best["held_out_accuracy"])
+        asked = f"{budget:g} points" + (f" ({times} times --budget)" if times > 1 else "")
         remedy = "fine-tune for more epochs" if self.tuner else "train longer, or fine-tune it with --fine-tune"
         return ParityError(
-            f"No variant that was tried keeps the budget of {budget:g} points: the closest "
-            f"({best['tried']}) loses {lost:.2f}; allow more with --budget, or {remedy}."
+            f"No {name} that was tried keeps the budget of {asked}: the closest ({best['tried']}) loses {lost:.2f}; "
+            f"allow more with --budget, {remedy}, or leave out --variant {name}."
         )
 
 

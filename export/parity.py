@@ -19,6 +19,9 @@ BATCH_SIZES = (1, 2, 7, 64)
 WHOLE = 250
 """The batch size at which all images are compared."""
 
+BETWEEN_BATCHES = 0.05
+"""Largest difference of a probability that a lossy model may show between batch sizes, which may round differently."""
+
 Function = Callable[[np.ndarray], np.ndarray]
 
 
@@ -101,6 +104,7 @@ def compare(
             without `labels`.
     """
     ran: list[int] = []
+    small: dict[int, np.ndarray] = {}
     failure = ""
     logits = np.empty(0)
     for size in (*BATCH_SIZES, WHOLE):
@@ -115,6 +119,7 @@ def compare(
         if size == WHOLE:
             break
         ran.append(size)
+        small[size] = logits
         if budget is None and not failure and not np.allclose(logits, eager[: len(some)], atol=ATOL, rtol=RTOL):
             failure = f"gives other logits at batch size {size}"
     difference = np.abs(logits - eager)
@@ -124,8 +129,9 @@ def compare(
     if moved is None:
         failure = "gives logits that are not finite"
     elif budget is not None:
+        failure = _changes_with_batch(small, logits, temperature)
         if within is not None and moved > within:
-            failure = f"moves a probability by {moved:.3f}, more than {within:g}"
+            failure = failure or f"moves a probability by {moved:.3f}, more than {within:g}"
         elif labels is not None or within is None:
             failure = failure or _over_budget(logits, eager, labels, budget)
     elif agree < len(images):
@@ -170,6 +176,22 @@ def mcnemar(right: np.ndarray, other: np.ndarray) -> float:
 def _softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _changes_with_batch(small: dict[int, np.ndarray], logits: np.ndarray, temperature: float) -> str:
+    """Return why a lossy model fails, or "": one batch size gives other answers than all images at once.
+
+    Args:
+        small: of batch sizes the logits of the first images, float32 [M, 10].
+        logits: of all images, float32 [N, 10].
+        temperature: what they are divided by for probabilities.
+    """
+    whole = _softmax(logits / temperature)
+    for size, some in small.items():
+        finite = bool(np.isfinite(some).all())
+        if not finite or np.abs(_softmax(some / temperature) - whole[: len(some)]).max() > BETWEEN_BATCHES:
+            return f"gives other logits at batch size {size}"
+    return ""
 
 
 def _over_budget(logits: np.ndarray, eager: np.ndarray, labels: np.ndarray | None, budget: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,14 @@ from .session import Session
 
 PERCENTILES = (50, 90, 99)
 WARM_UP = 5
+"""Calls before the first that counts: they allocate."""
+
+SETTLE, SETTLE_SECONDS = 2, 0.05
+"""Calls, and seconds of them at least, at the start of each turn that are not counted: they fetch what the others'
+turns drove out of the caches, and threads of the one before may still spin for some milliseconds."""
+
+MOST = 45.0
+"""Seconds that all rows together are measured for, unless told how long one is: a person waits for it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Row:
         batch: images a call.
         threads: threads a call.
         calls: how many calls were timed.
-        milliseconds: percentile of a call's time by its number, such as {"p50": 1.2}.
+        milliseconds: percentile of a call's time by its number, such as {"p50": 1.2}, None as `percentile` has it.
         images_per_second: over all timed calls.
     """
 
@@ -38,7 +47,7 @@ class Row:
     batch: int
     threads: int
     calls: int
-    milliseconds: dict[str, float]
+    milliseconds: dict[str, float | None]
     images_per_second: float
 
 
@@ -53,7 +62,7 @@ class Report:
     def best(self) -> Row:
         """The row with the smallest median time of the smallest batch."""
         smallest = min(row.batch for row in self.rows)
-        return min((row for row in self.rows if row.batch == smallest), key=lambda row: row.milliseconds["p50"])
+        return min((row for row in self.rows if row.batch == smallest), key=lambda row: row.milliseconds["p50"] or 0.0)
 
     @property
     def best_throughput(self) -> Row:
@@ -89,24 +98,61 @@ def time_calls(
     return np.array(times)
 
 
+def take_turns(
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+    seed: int = 0,
+) -> list[list[np.ndarray]]:
+    """Time `calls`, about `seconds` each, in turns: what disturbs the machine disturbs all alike.
+
+    Every round gives each one turn, in an order drawn for the round by `seed`, so that nobody always follows the same
+    one. The first calls of a turn are not counted.
+
+    Returns:
+        Of each call the times in seconds, float64 [calls] a round.
+    """
+    rng = np.random.default_rng(seed)
+    times: list[list[np.ndarray]] = [[] for _ in calls]
+    for turn in range(rounds):
+        for index in rng.permutation(len(calls)):
+            call, settled = calls[index], clock() + SETTLE_SECONDS
+            for _ in range(SETTLE if turn else WARM_UP):
+                call()
+            while clock() < settled:
+                call()
+            times[index].append(time_calls(call, seconds / rounds, clock, warm_up=0, least=1))
+    return times
+
+
+def percentile(times: np.ndarray, p: float) -> float | None:
+    """Return percentile `p` of `times`, float64 [calls].
+
+    But for the median, one beyond which there is not even one call is None: 99 % takes 100 calls.
+    """
+    known = p == 50 or len(times) * (100 - p) >= 100 - 1e-9
+    return float(np.percentile(times, p)) if known else None
+
+
 def measure(
     bundle: Bundle,
     provider: str,
     batches: Sequence[int],
     threads: Sequence[int] | None = None,
-    seconds: float = 2.0,
+    seconds: float | None = None,
     say: Callable[[str], object] = lambda line: None,
     names: Sequence[str] | None = None,
 ) -> Report:
-    """Measure variants of `bundle` at every batch size and thread count.
+    """Measure variants of `bundle` at every batch size and thread count, in turns.
 
     Args:
         bundle: what to measure.
         provider: as `Session` takes it; one that cannot run every node is an error, never a row.
         batches: images a call.
         threads: by default 1 and all that this process may use.
-        seconds: how long each combination is measured.
-        say: called with a line about each.
+        seconds: how long each combination is measured; by default 2, and less where all would take over `MOST`.
+        say: called with a line about what is done.
         names: of the variants, in the order of the rows; by default all that are ONNX.
 
     Raises:
@@ -120,23 +166,20 @@ def measure(
         raise VariantError(f"{bundle.folder} has no ONNX variant to measure: export one with --format onnx.")
     counts = sorted(set(threads or (1, machine.usable_cpus())))
     rng = np.random.default_rng(0)
-    rows = []
+    combinations, calls = [], []
     for variant in variants:
         for count in counts:
+            say(f"Loading {variant.name}, {count} thread{'s' * (count > 1)} …")
             session: Session = bundle.load(variant, provider, count)
             for batch in batches:
-                say(f"Measuring {variant.name}, batch {batch}, {count} thread{'s' * (count > 1)} …")
                 images = rng.integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
-                times = time_calls(lambda: session.probabilities(images), seconds)  # noqa: B023
-                rows.append(
-                    Row(
-                        variant=variant.name,
-                        provider=session.provider,
-                        batch=batch,
-                        threads=count,
-                        calls=len(times),
-                        milliseconds={f"p{p}": float(1000 * np.percentile(times, p)) for p in PERCENTILES},
-                        images_per_second=float(batch * len(times) / times.sum()),
-                    )
-                )
+                combinations.append((variant.name, session.provider, batch, count))
+                calls.append(functools.partial(session.probabilities, images))
+    seconds = seconds or min(2.0, MOST / len(calls))
+    say(f"Measuring each for {seconds:.2g} s, in turns …")
+    rows = []
+    for (name, ran_on, batch, count), turns in zip(combinations, take_turns(calls, seconds), strict=True):
+        times = np.concatenate(turns)
+        milliseconds = {f"p{p}": percentile(1000 * times, p) for p in PERCENTILES}
+        rows.append(Row(name, ran_on, batch, count, len(times), milliseconds, float(batch * len(times) / times.sum())))
     return Report(machine.describe(), tuple(rows))

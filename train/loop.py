@@ -213,7 +213,7 @@ def recipe_of(run: Run) -> Recipe:
     """
     try:
         return Recipe(**run.record["recipe"])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise RunError(f"{run.folder} was made by another version of edgecifar ({error}): train again.") from None
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..runtime.contract import SIDE
+
+SCHEDULES = ("constant", "one-cycle")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,6 +34,9 @@ class Recipe:
         held_out: share of the training images kept out of training, for decisions and for the temperature.
         bfloat16: whether to compute in bfloat16 (autocast, float32 weights) where the device can: CUDA, and CPUs with
             instructions for it (AVX-512 BF16, AMX).
+
+    Raises:
+        ValueError: a setting is none that can be trained with.
     """
 
     name: str
@@ -52,6 +59,27 @@ class Recipe:
     bfloat16: bool = False
     cuda_epochs: int = 0
 
+    def __post_init__(self) -> None:
+        valid = {
+            "epochs": self.epochs >= 1,
+            "cuda_epochs": self.cuda_epochs >= 0,
+            "batch_size": self.batch_size >= 2,  # batch norm needs two
+            "lr": self.lr >= 0,
+            "filter_lr": self.filter_lr >= 0,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "schedule": self.schedule in SCHEDULES,
+            "warm_up": 0 <= self.warm_up <= 1,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "dropout": 0 <= self.dropout < 1,
+            "shift": 0 <= self.shift < SIDE,
+            "cutout": 0 <= self.cutout <= SIDE,
+            "held_out": 0 <= self.held_out < 1,
+        }
+        for name, is_valid in valid.items():
+            if not is_valid:
+                raise ValueError(f"{name} cannot be {getattr(self, name)}")
+
     def on(self, device: str) -> Recipe:
         """Return the recipe as it is on this kind of device, such as "cpu" or "cuda"."""
         return replace(self, epochs=self.cuda_epochs) if device == "cuda" and self.cuda_epochs else self
@@ -70,9 +98,9 @@ REFERENCE = Recipe("reference", epochs=50, batch_size=16)
 FAST = Recipe(
     "fast",
     epochs=2,
-    batch_size=512,
+    batch_size=256,
     optimizer="muon",
-    lr=0.15,
+    lr=0.1,
     filter_lr=0.1,
     nesterov=True,
     weight_decay=5e-4,
@@ -92,6 +120,8 @@ BEST = replace(
     name="best",
     epochs=50,
     cuda_epochs=100,
+    batch_size=512,
+    lr=0.15,
     warm_up=0.15,
     dropout=0.1,
     shift=4,

@@ -169,13 +169,19 @@ class TestMeasure:
         assert lines[1].split()[:4] == ["a", "100.00", "0.00", "100.00"]
         assert sum(line.startswith("gaussian blur") for line in lines) == 2
 
-    def test_none_corrupted(self, small, tmp_path):
+    def test_none_corrupted(self, small):
         found = {"a": Model("onnx", lambda images: one_hot(np.zeros(len(images), int)), lambda images: images, "cpu")}
         rows = accuracy.measure(found, small, 20, 0, say=lambda line: None)
         assert rows[0]["mean_corrupted"] == rows[0]["corrupted"] == {}
         assert "severity" not in accuracy.table(rows)
-        with pytest.raises(EdgecifarError, match=r"leave out --picture\.$"):
-            accuracy.draw(rows, tmp_path / "x.png", "")
+
+
+def test_no_picture_of_nothing_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["accuracy.py", "bundle", "--corrupted", "0", "--picture"])
+    with pytest.raises(SystemExit) as stopped:
+        accuracy.main()
+    assert stopped.value.code == 2
+    assert "there is nothing to draw: leave out --picture" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_refused(tiny):

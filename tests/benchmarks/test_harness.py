@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from harness import Entry
 from PIL import Image
 
+from edgecifar.runtime import benchmark
 from edgecifar.runtime.errors import EdgecifarError, ProviderError
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -57,6 +59,14 @@ class TestFigures:
         assert harness.ratio([np.array([1, 1, 90.0])], [np.array([2, 2, 2.0])])["median"] == 0.5
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "some"])
+def test_options_that_must_be_positive(text):
+    for kind in (int, float):
+        with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+            harness.positive(kind)(text)
+    assert (harness.positive(int)("3"), harness.positive(float)("0.5")) == (3, 0.5)
+
+
 class TestAlternate:
     def test_each_round_gives_each_a_turn(self, clock):
         entries = [Entry({}, clock.call(name, seconds)) for name, seconds in {"a": 0.25, "b": 0.5, "c": 4.0}.items()]
@@ -87,7 +97,7 @@ class TestAlternate:
         entry = Entry({}, clock.call("a", 1.0))
         harness.alternate([entry], 3.0, 3, clock)
         assert sum(len(times) for times in entry.rounds) == 3
-        assert len(clock.calls) == 3 + harness.WARM_UP + 2 * harness.SETTLE
+        assert len(clock.calls) == 3 + benchmark.WARM_UP + 2 * benchmark.SETTLE
 
     def test_a_machine_that_slows_down_hits_all_alike(self, clock):
         """One that measures in a row would find the second three times as slow."""
@@ -189,6 +199,19 @@ class TestReport:
             image.load()
             assert (image.format, len(set(image.convert("RGB").get_flattened_data())) > 10) == ("PNG", True)
         assert [path.name for path in tmp_path.iterdir()] == ["all.png"]
+
+    @pytest.mark.parametrize("reason", ["library", "path"])
+    def test_figures_are_not_lost_with_the_picture(
+        self, measured, check_document, tmp_path, capsys, monkeypatch, reason
+    ):
+        if reason == "library":
+            monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+            wanted = "--picture needs matplotlib, which is not installed: pip install matplotlib"
+        else:
+            wanted = "Could not write a.png"
+        with pytest.raises(EdgecifarError, match=wanted):
+            harness.report("latency", measured, {"seconds": 0.1}, tmp_path / "none" / "a.png")
+        check_document(capsys.readouterr().out.splitlines()[-1])
 
     def test_no_picture_of_nothing(self, tmp_path):
         with pytest.raises(EdgecifarError, match="leave out --picture"):

@@ -41,7 +41,7 @@ def test_the_script(tiny, check_document, tmp_path):
     for variant in ("fp32", "edge"):
         ours, bare = (figures["cpu", variant, 3, call] for call in ("Classifier", BARE))
         assert ours["ratios"].keys() == {BARE}
-        assert (ours["share"], ours["agree"], ours["largest_difference"]) == (1.0, 3, 0.0)
+        assert (ours["share"], ours["agree"], ours["largest_difference"]) == (1.0, 96, 0.0)
         assert ours["nodes"] == bare["nodes"] == {"CPUExecutionProvider": 5}
     for call in ("infer", "decode 640x480.jpeg", "resize 4000x3000.jpeg", "predict 32x32.png"):
         assert ("cpu", "fp32", None, call) in figures
@@ -99,10 +99,10 @@ class TestMeasurement:
         """As where a GPU's memory runs out at the second batch size."""
         real = Measurement.check
 
-        def check(self, entry, variant):
+        def check(self, entry, variant, classify):
             if entry.labels["batch"] == 3:
                 raise RuntimeError("CUDA failure 2: out of memory.\n  at one.cc")
-            real(self, entry, variant)
+            real(self, entry, variant, classify)
 
         monkeypatch.setattr(Measurement, "check", check)
         entries = latency.entries_of(measurement, [measurement.bundle.variant("fp32")], ["cpu"], [1])
@@ -112,15 +112,40 @@ class TestMeasurement:
             (None, "it does not run here (CUDA failure 2: out of memory)."),
         ]
 
-    def test_another_answer_than_the_cpus_says_so(self, measurement):
+    @pytest.mark.parametrize("batch", [0, 1])
+    def test_another_answer_than_the_cpus_is_not_timed(self, measurement, batch):
+        variant = measurement.bundle.variant("fp32")
+        entry = [*measurement.of_provider("cpu", variant, 1)][2 * batch]
+        session = measurement.bundle.load(variant, "cpu", 1)
+        measurement.check(entry, variant, lambda images: session.probabilities(images)[:, ::-1])
+        right = session.probabilities(harness.random_images(96))
+        difference = np.abs(right - right[:, ::-1]).max()
+        agree = (right.argmax(1) == right[:, ::-1].argmax(1)).sum()
+        assert entry.problem == (
+            f"its probabilities differ from the CPU's by {difference:.1e}, and {agree} of 96 arg-maxes agree: it is "
+            "not timed."
+        )
+        assert entry.call is None
+        harness.alternate([entry], 0.01, 2)
+        assert "n" not in entry.row()
+
+    def test_an_answer_that_is_not_finite_is_not_timed(self, measurement):
         variant = measurement.bundle.variant("fp32")
         entry, *_ = measurement.of_provider("cpu", variant, 1)
-        wrong = entry.call()[:, ::-1]
-        entry.call = lambda: wrong
-        measurement.check(entry, variant)
-        difference = np.abs(wrong - wrong[:, ::-1]).max()
-        assert entry.problem.startswith(f"its probabilities differ from the CPU's by {difference:.1e}; 0 of 1 ")
-        assert entry.details["largest_difference"] == pytest.approx(difference)
+        measurement.check(entry, variant, lambda images: np.full((len(images), 10), np.nan))
+        assert (entry.problem, entry.call) == ("its answers are not finite.", None)
+
+    def test_a_graph_with_other_answers_leaves_nothing_resident(self, measurement, monkeypatch):
+        class Wrong(Bound):
+            def probabilities(self, images=None):
+                return super().probabilities(images)[:, ::-1]
+
+        monkeypatch.setitem(latency.GRAPH, "cpu", {})
+        monkeypatch.setattr(latency, "TF32", 0.0)
+        monkeypatch.setattr(latency, "Bound", lambda session, images, device: Wrong(session, images, "cpu"))
+        entries = list(measurement.of_provider("cpu", measurement.bundle.variant("fp32"), 1))
+        timed = [(entry.labels["batch"], entry.labels["call"]) for entry in entries if entry.call]
+        assert timed == [(batch, call) for batch in (1, 3) for call in ("Classifier", BARE)]
 
     def test_gpus_have_their_buffers_measured(self, measurement, monkeypatch):
         """As on a GPU, but for the name of the memory and the setting, which only a GPU's onnxruntime knows."""
@@ -208,7 +233,7 @@ class TestPlugIns:
     def test_a_device_is_measured(self, measurement):
         """The CPU's own device goes the way of a plug-in's."""
         (device,) = [d for d in import_onnxruntime().get_ep_devices() if d.ep_name == "CPUExecutionProvider"]
-        entries = list(measurement.of_device("plug", device, measurement.bundle.variant("fp32"), 1))
+        entries = list(measurement.of_device("plug", device, measurement.bundle.variant("fp32")))
         assert [(entry.labels["batch"], entry.images, entry.problem) for entry in entries] == [(1, 1, ""), (3, 3, "")]
         assert entries[0].details["nodes"] == {"CPUExecutionProvider": 5}
         assert entries[0].details["largest_difference"] == 0.0

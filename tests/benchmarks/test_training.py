@@ -32,8 +32,12 @@ def made(name: str, epochs: list[tuple[float, float]], test: float | None = None
         "recipe": {"name": name, "epochs": len(epochs), "batch_size": RECIPES[name].batch_size, "held_out": held_out},
         "seed": 0,
         "hardware": "a processor",
+        "device": "cpu",
+        "precision": "float32",
+        "processes": 1,
         "threads": 2,
-        "machine": {"versions": {"torch": "2"}},
+        "dataset": {"name": "CIFAR-10", "sha256": "abc"},
+        "machine": {"versions": {"torch": "2"}, "cpu_features": ["avx2"]},
     }
     if test is not None:
         record["test"] = {"accuracy": test, "nll": 0.5, "ece": 0.01}
@@ -69,6 +73,32 @@ def test_runs_on_other_hardware_are_rows_of_their_own(training):
     here, there = made("fast", [(10, 0.8)]), made("fast", [(1, 0.8)])
     there[0]["hardware"] = "another processor"
     assert [row["hardware"] for row in training.report([here, there], [80.0])] == ["a processor", "another processor"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"device": "cuda"},
+        {"precision": "bfloat16"},
+        {"threads": 1},
+        {"dataset": {"name": "synthetic", "sha256": "def"}},
+        {"machine": {"versions": {"torch": "2"}, "cpu_features": ["avx2", "avx512_bf16"]}},
+    ],
+)
+def test_runs_under_other_conditions_are_rows_of_their_own(training, other):
+    here, there = made("fast", [(10, 0.8)]), made("fast", [(1, 0.8)])
+    there[0].update(other)
+    assert len(training.report([here, there, here], [80.0])) == 2
+
+
+def test_the_reference_that_others_are_held_against_has_its_own_settings_and_conditions(training):
+    changed = made("reference", [(500, 0.8)])
+    changed[0]["recipe"] |= {"dropout": 0.1}
+    elsewhere = made("reference", [(700, 0.8)])
+    elsewhere[0]["threads"] = 1
+    short = made("reference", [(300, 0.5)])
+    runs = [made("reference", [(100, 0.5), (100, 0.8)]), short, changed, elsewhere, made("fast", [(8, 0.79)])]
+    assert training.table(training.report(runs, [78.0])).splitlines()[-1].split()[4:6] == ["8", "(25.0x)"]
 
 
 def test_runs_with_other_settings_are_rows_of_their_own(training):
@@ -119,6 +149,18 @@ class TestCommand:
         quick.main([*command, "--device", "cpu"])
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == first["rows"]
 
+    def test_no_epochs(self, quick, capsys):
+        with pytest.raises(SystemExit):
+            quick.main(["--recipe", "fast:0"])
+        assert "epochs cannot be 0" in capsys.readouterr().err
+
+    def test_a_run_on_other_data_is_not_taken(self, quick, tmp_path, monkeypatch):
+        command = ["--recipe", "fast:1", "--device", "cpu", "--out", str(tmp_path)]
+        quick.main(command)
+        monkeypatch.setattr(data, "load", lambda *_, **__: data.synthetic(40, 20, seed=1))
+        with pytest.raises(SystemExit, match="was trained on other data or another device"):
+            quick.main(command)
+
     @pytest.mark.parametrize("recipe", ["quick", "fast:x", "fast:-1"])
     def test_a_recipe_that_is_not_one(self, quick, recipe, capsys):
         with pytest.raises(SystemExit) as stopped:
@@ -147,6 +189,9 @@ class TestCommand:
             ("dropout=some", "some is no value for dropout, such as 0.0"),
             ("batch_size=1.5", "1.5 is no value for batch_size, such as"),
             ("flip=1", "1 is no value for flip, such as True"),
+            ("schedule=cosine", "schedule cannot be cosine"),
+            ("batch_size=0", "batch_size cannot be 0"),
+            ("held_out=2", "held_out cannot be 2.0"),
         ],
     )
     def test_a_setting_that_is_not_one(self, quick, setting, wanted, capsys):

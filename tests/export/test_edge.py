@@ -160,10 +160,11 @@ class TestSearch:
     def test_int8_beyond_the_budget_is_refused(self, search, tmp_path):
         found, _ = search({(): 0.9, (8,): 0.9, (16,): 0.9, (24,): 0.9}, [0.85, 0.89, 0.87] * 3)
         with pytest.raises(ParityError) as caught:
-            found.write(tmp_path / "model.onnx", {}, budget=0.5)
+            found.write(tmp_path / "model.onnx", {"variant": "edge"}, budget=0.5)
         assert str(caught.value) == (
-            "No variant that was tried keeps the budget of 0.5 points: the closest (ranks fc1 8, int8, Percentile) "
-            "loses 1.00; allow more with --budget, or train longer, or fine-tune it with --fine-tune."
+            "No edge that was tried keeps the budget of 0.5 points: the closest (ranks fc1 8, int8, Percentile) "
+            "loses 1.00; allow more with --budget, train longer, or fine-tune it with --fine-tune, or leave out "
+            "--variant edge."
         )
         assert list(tmp_path.iterdir()) == []
 
@@ -198,6 +199,24 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"^99 held-out images are too few to calibrate int8 on \(100 at least\)"):
             edge.EdgeExporter(deployed, small.train_images, small.train_images[:99], small.train_labels[:99], print)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda images: images.astype(np.float32),
+            lambda images: images.transpose(0, 3, 1, 2),
+            lambda images: images[:, :28],
+        ],
+    )
+    def test_calibration_images_of_another_shape_or_type(self, deployed, small, change):
+        images, labels = small.train_images, small.train_labels
+        for given in ((change(images), images), (images, change(images))):
+            with pytest.raises(DataError, match=r"^int8 is calibrated on images .* not \w+ \[.*\]: convert them first"):
+                edge.EdgeExporter(deployed, *given, labels, print)
+
+    def test_a_label_for_each_image(self, deployed, small):
+        with pytest.raises(DataError, match=r"^There are 7 labels to .* held-out images: give one for each"):
+            edge.EdgeExporter(deployed, small.train_images, small.train_images, small.train_labels[:7], print)
+
     def test_a_budget_that_cannot_be_met_ends_in_no_bundle(
         self, run, tmp_path, refused, monkeypatch, synthetic_is_small
     ):
@@ -210,7 +229,7 @@ class TestRefusals:
         monkeypatch.setattr(edge.EdgeExporter, "_quantize", quantize)
         out = tmp_path / "bundles" / "new"
         sentence = refused("export", run.folder, "--variant", "edge", "--budget", "0", "--out", out)
-        assert sentence.startswith("No variant that was tried keeps the budget of 0 points: the closest (")
+        assert sentence.startswith("No edge that was tried keeps the budget of 0 points: the closest (")
         assert list(out.parent.iterdir()) == []
 
     def test_a_recipe_that_holds_nothing_out(self, run, small, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgecifar.runtime import Bundle, benchmark, machine
-from edgecifar.runtime.benchmark import Report, Row, measure, time_calls
+from edgecifar.runtime.benchmark import Report, Row, measure, take_turns, time_calls
 from edgecifar.runtime.errors import ProviderError, VariantError
 
 
@@ -43,6 +43,14 @@ class TestTimeCalls:
     def test_at_least_ten(self):
         clock = Clock(8.0)
         assert time_calls(clock.call, 0.0, clock).tolist() == [8.0] * 10
+
+
+def test_turns_in_rounds():
+    """What the harness's tests show of `alternate` holds for this; here, that every call has its turn each round."""
+    clocks = [Clock(0.5), Clock(2.0)]
+    turns = take_turns([clock.call for clock in clocks], 4.0, 2, clock=lambda: sum(clock.now for clock in clocks))
+    assert [[times.tolist() for times in rounds] for rounds in turns] == [[[0.5] * 4] * 2, [[2.0]] * 2]
+    assert [clock.calls for clock in clocks] == [benchmark.WARM_UP + benchmark.SETTLE + n for n in (8, 2)]
 
 
 def row(variant: str = "fp32", batch: int = 1, threads: int = 1, median: float = 1.0) -> Row:
@@ -85,34 +93,45 @@ class TestMeasure:
     def bundle(self, tiny) -> Bundle:
         return Bundle.open(tiny)
 
+    @pytest.fixture
+    def second_a_call(self, monkeypatch):
+        """No call is timed; each takes a second, ten calls a row. Returns what was asked for."""
+        asked = []
+
+        def turns(calls, seconds):
+            asked.extend((call().shape, seconds) for call in calls)
+            return [[np.ones(6), np.ones(4)] for _ in calls]
+
+        monkeypatch.setattr(benchmark, "take_turns", turns)
+        return asked
+
     def test_figures_of_known_times(self, bundle, monkeypatch):
         times = np.random.default_rng(0).gamma(2.0, 0.001, 101)
-        monkeypatch.setattr(benchmark, "time_calls", lambda call, seconds: times)
+        monkeypatch.setattr(benchmark, "take_turns", lambda calls, seconds: [[times[:40], times[40:]]] * len(calls))
         (first, _) = measure(bundle, "cpu", [8], [1]).rows
         ordered = np.sort(times) * 1000  # of 101 samples, percentile k is the k-th
         assert first.milliseconds == pytest.approx({"p50": ordered[50], "p90": ordered[90], "p99": ordered[99]})
         assert first.images_per_second == pytest.approx(8 * 101 / times.sum())
         assert first.calls == 101
 
-    def test_every_combination(self, bundle, monkeypatch):
-        asked, said = [], []
-
-        def time(call, seconds: float) -> np.ndarray:
-            asked.append((call().shape, seconds))
-            return np.full(10, 0.5)
-
-        monkeypatch.setattr(benchmark, "time_calls", time)
+    def test_every_combination(self, bundle, second_a_call):
+        said: list[str] = []
         report = measure(bundle, "cpu", [1, 3], [2, 1, 2], 0.25, said.append)
         combinations = [(v, t, b) for v in ("fp32", "edge") for t in (1, 2) for b in (1, 3)]
         assert [(row.variant, row.threads, row.batch) for row in report.rows] == combinations
-        assert asked == [((b, 10), 0.25) for _, _, b in combinations]
-        count = {1: "1 thread", 2: "2 threads"}
-        assert said == [f"Measuring {v}, batch {b}, {count[t]} …" for v, t, b in combinations]
+        assert second_a_call == [((b, 10), 0.25) for _, _, b in combinations]
+        loading = [f"Loading {v}, {t} …" for v in ("fp32", "edge") for t in ("1 thread", "2 threads")]
+        assert said == [*loading, "Measuring each for 0.25 s, in turns …"]
         assert {row.provider for row in report.rows} == {"cpu"}
-        assert [row.images_per_second for row in report.rows] == [2 * b for _, _, b in combinations]
+        assert [(row.calls, row.images_per_second) for row in report.rows] == [(10, b) for _, _, b in combinations]
+        assert report.rows[0].milliseconds == {"p50": 1000, "p90": 1000, "p99": None}  # none of ten lies beyond it
 
-    def test_threads_by_default(self, bundle, monkeypatch):
-        monkeypatch.setattr(benchmark, "time_calls", lambda call, seconds: np.ones(10))
+    @pytest.mark.parametrize(("batches", "each"), [(1, 2.0), (20, 45 / 80)])
+    def test_a_minute_at_most_unless_told(self, bundle, second_a_call, batches, each):
+        measure(bundle, "cpu", range(1, batches + 1), [1, 2])
+        assert {seconds for _, seconds in second_a_call} == {each}
+
+    def test_threads_by_default(self, bundle, monkeypatch, second_a_call):
         monkeypatch.setattr(machine, "usable_cpus", lambda: 3)
         assert [row.threads for row in measure(bundle, "cpu", [1]).rows] == [1, 3, 1, 3]
         monkeypatch.setattr(machine, "usable_cpus", lambda: 1)
@@ -122,15 +141,15 @@ class TestMeasure:
         report = measure(bundle, "cpu", [2], [1], 0.01)
         assert [row.variant for row in report.rows] == ["fp32", "edge"]
         for measured in report.rows:
-            p50, p90, p99 = (measured.milliseconds[name] for name in ("p50", "p90", "p99"))
-            assert 0 < p50 <= p90 <= p99
-            assert measured.calls >= 10
+            known = [value for value in measured.milliseconds.values() if value is not None]
+            assert known[0] > 0
+            assert known == sorted(known)
+            assert measured.calls >= 5
             assert measured.images_per_second > 0
         assert report.machine["usable_cpus"] == machine.usable_cpus()
         json.dumps(report.as_json(), allow_nan=False)
 
-    def test_variants_by_name(self, bundle, monkeypatch):
-        monkeypatch.setattr(benchmark, "time_calls", lambda call, seconds: np.ones(10))
+    def test_variants_by_name(self, bundle, second_a_call):
         for names in (["edge"], ["edge", "fp32"], ["edge", "fp32", "edge"]):
             report = measure(bundle, "cpu", [1], [1], names=names)
             assert [row.variant for row in report.rows] == list(dict.fromkeys(names))
@@ -147,8 +166,7 @@ class TestMeasure:
         with pytest.raises(ProviderError, match="There is no provider called gpu"):
             measure(bundle, "gpu", [1])
 
-    def test_models_that_need_torch_are_left_out(self, resealed, monkeypatch):
-        monkeypatch.setattr(benchmark, "time_calls", lambda call, seconds: np.ones(10))
+    def test_models_that_need_torch_are_left_out(self, resealed, second_a_call):
         others = {"format": "pt2", "file": "model.pt2"}
         folder = resealed(manifest=lambda values: values["variants"][1].update(others))
         assert [row.variant for row in measure(Bundle.open(folder), "cpu", [1], [1]).rows] == ["fp32"]
