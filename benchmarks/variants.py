@@ -251,7 +251,7 @@ class Workshop:
             what = f"the fine-tuned net of {form.name}"
             reduced = self._student({**outputs, "fc1": outputs.get("fc1.1", 0)}, tuning["epochs"])
             if not reduced:
-                problem = f"{self.run.folder} does not hold {what}."
+                problem = f"{self.run.folder} does not hold {what} as it is made on a processor like this."
                 return Form(name, None, "int8", what, problem=problem)
         else:
             ranks = {layer: rank for layer in low_rank.FACTORED if (rank := outputs.get(f"{layer}.0"))}

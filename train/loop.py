@@ -161,11 +161,7 @@ def train(
     record = {
         "recipe": asdict(recipe),
         "seed": seed,
-        "device": str(device),
-        "hardware": describe_device(device),
-        "precision": "bfloat16" if in_bfloat16(recipe, device) else "float32",
-        "processes": group.size,
-        "threads": torch.get_num_threads(),
+        **_conditions(recipe, device, group),
         "machine": machine.describe(),
         "dataset": {
             "name": dataset.name,
@@ -189,7 +185,8 @@ def resume(
 ) -> Evaluation:
     """Go on with an interrupted run from its last complete epoch, or its start, to the weights it would have reached.
 
-    The number of processes in `group` may be another than before; the run folder must be there for each of them.
+    On another device, in another precision, or by another number of threads or processes they are not the same to the
+    bit; run.json then says under "resumed" what went on after which epoch. Each process needs the run folder.
 
     Raises:
         RunError: there is nothing to resume, it is damaged, or `dataset` is another one.
@@ -202,7 +199,19 @@ def resume(
         training = _Training(recipe, dataset, run, device, record["seed"], record, listener, group)
         if state:
             training.restore(state)
+        training.note_conditions()
         return training.complete()
+
+
+def _conditions(recipe: Recipe, device: torch.device, group: Group) -> dict[str, Any]:
+    """Return what, beside the recipe, the seed and the versions, decides the weights to the last bit."""
+    return {
+        "device": str(device),
+        "hardware": describe_device(device),
+        "precision": "bfloat16" if in_bfloat16(recipe, device) else "float32",
+        "processes": group.size,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def recipe_of(run: Run) -> Recipe:
@@ -249,6 +258,13 @@ class _Training:
             optimizer.load_state_dict(stored)
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
         self._count()  # run.json was written later, and may be an epoch behind
+
+    def note_conditions(self) -> None:
+        """Note in the record where training goes on under other conditions than it was begun or last resumed."""
+        now, resumed = _conditions(self.recipe, self.device, self.group), self.record.get("resumed", [])
+        before = {**self.record, **(resumed[-1] if resumed else {})}
+        if any(before.get(name) != value for name, value in now.items()):
+            self.record["resumed"] = [*resumed, {"after_epochs": self.epoch, **now}]
 
     def _count(self) -> None:
         self.record |= {"epochs_done": self.epoch, "training_seconds": self.seconds}

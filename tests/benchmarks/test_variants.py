@@ -321,9 +321,15 @@ class TestWorkshop:
         for tensor in earlier.graph.initializer:
             tensor.name = tensor.name.replace("conv4.", "conv4.0.")
         old = Form("tiny", "all", "int8", "MinMax ranges", model=earlier.SerializeToString())
-        assert workshop._in_eight_bits(old).problem == f"{run.folder} does not hold the fine-tuned net of tiny."
+        assert (
+            workshop._in_eight_bits(old).problem
+            == f"{run.folder} does not hold the fine-tuned net of tiny as it is made on a processor like this."
+        )
         found = workshop._in_eight_bits(form)
-        assert found.problem == f"{run.folder} does not hold the fine-tuned net of tiny."
+        assert (
+            found.problem
+            == f"{run.folder} does not hold the fine-tuned net of tiny as it is made on a processor like this."
+        )
         asked = []
         monkeypatch.setattr(distill.Tuner, "holds", lambda self, *_: asked.append(self.recipe.epochs) or True)
         monkeypatch.setattr(distill.Tuner, "tune", lambda self, student, widths: student.eval())

@@ -185,6 +185,22 @@ def test_interrupted_and_resumed_is_as_uninterrupted(
     assert {path.name for path in run.folder.iterdir()} == FINISHED
 
 
+def test_the_record_says_where_a_run_went_on_elsewhere(tmp_path, tiny, small_net, no_plots, monkeypatch):
+    monkeypatch.setattr("edgecifar.train.optimizer._cpu_has_bfloat16", lambda: True)
+    run = Run(tmp_path / "run")
+    recipe = replace(RECIPE, bfloat16=True)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(recipe, tiny, run.folder, CPU, listener=Stopper("epoch", 1))
+    with pytest.raises(KeyboardInterrupt):
+        loop.resume(run, tiny, CPU, Stopper("epoch", 2))
+    assert "resumed" not in run.record
+    monkeypatch.setattr("edgecifar.train.optimizer._cpu_has_bfloat16", lambda: False)
+    loop.resume(run, tiny, CPU)
+    (stretch,) = run.record["resumed"]
+    assert (stretch["after_epochs"], stretch["precision"]) == (2, "float32")
+    assert run.record["precision"] == "bfloat16"
+
+
 def test_resume_says_what_it_cannot_do(whole, tmp_path, tiny):
     assert refusal(loop.resume, Run(whole), tiny, CPU) == f"{whole} is finished: there is nothing to resume."
     with pytest.raises(KeyboardInterrupt):
