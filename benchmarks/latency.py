@@ -14,7 +14,8 @@ Plug-in providers (packages called onnxruntime-ep-...) are registered where they
 device that they offer. All entries of a batch size take turns in rounds; the first calls of a turn are not counted.
 
     Classifier   Classifier.probabilities: numpy in, numpy out
-    session.run  what it calls, bare, on the very same session; "of session.run" is the first over this one
+    session.run  what it calls, bare, on the very same session; "of session.run" is the first over this one, and below
+                 the table the same once more, the two called one after the other
     bound        buffers on the device: images copied there, probabilities back, within the time (GPUs)
     graph        likewise, the calls to the GPU recorded once and replayed (CUDA graph)
     resident     as graph, but nothing is copied: what the net alone takes
@@ -25,7 +26,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from harness import CHECKED, Entry, Function, random_images
 from PIL import Image
 
 from edgecifar.runtime import Bundle, Classifier, EdgecifarError, pictures
+from edgecifar.runtime.benchmark import WARM_UP
 from edgecifar.runtime.bundle import Variant
 from edgecifar.runtime.contract import INPUT_NAME, LABELS, PROBABILITIES, SIDE
 from edgecifar.runtime.errors import VariantError
@@ -82,6 +85,37 @@ class Bound:
         self._given.update_inplace(self._images if images is None else images)
         self._session.run_with_iobinding(self._binding)
         return self._result.numpy()
+
+
+def price(
+    ours: Callable[[], object],
+    bare: Callable[[], object],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    blocks: int = 20,
+) -> dict[str, float]:
+    """Return how many times as long `ours` takes as `bare`, called one after the other, each first every other time.
+
+    Turns of their own are too far apart for what takes microseconds; two calls that follow one another are not.
+
+    Returns:
+        The median of the ratios of `blocks` blocks, by the medians in a block, their quartiles, and the pairs of calls.
+    """
+    for _ in range(WARM_UP):
+        ours(), bare()
+    ratios, pairs = [], 0
+    for _ in range(blocks):
+        times: tuple[list[float], list[float]] = ([], [])
+        end = clock() + seconds / blocks
+        while clock() < end or not times[0]:
+            for which in (0, 1) if pairs % 2 else (1, 0):
+                begin = clock()
+                (ours, bare)[which]()
+                times[which].append(clock() - begin)
+            pairs += 1
+        ratios.append(np.median(times[0]) / np.median(times[1]))
+    low, median, high = np.percentile(ratios, (25, 50, 75))
+    return {"median": float(median), "low": float(low), "high": float(high), "pairs": pairs}
 
 
 class Measurement:
@@ -305,6 +339,15 @@ def main() -> None:
         group = [entry for entry in entries if entry.labels.get("batch") == batch]
         harness.say(f"Batch {batch}: {len(group)} entries in {given.rounds} rounds …")
         harness.alternate(group, given.seconds, given.rounds)
+    remarks = []
+    for ours in entries:
+        if ours.labels.get("call") == "Classifier" and ours.call and (bare := ours.bases[BARE].call):
+            found = ours.details["price"] = price(ours.call, bare, given.seconds)
+            labels = ", ".join(f"{name} {ours.labels[name]}" for name in ("provider", "variant", "batch", "threads"))
+            remarks.append(
+                f"Classifier over {BARE}, call by call, {labels}: {found['median']:.3f} ({found['low']:.3f} to "
+                f"{found['high']:.3f}), {found['pairs']:,} pairs"
+            )
     if not given.no_photos:
         with tempfile.TemporaryDirectory() as folder:
             photos = entries_of_photos(bundle, max(threads), Path(folder))
@@ -312,7 +355,7 @@ def main() -> None:
             harness.alternate(photos, given.seconds, given.rounds)
         entries += photos
     settings = {"bundle": bundle.folder.name, "seconds": given.seconds, "rounds": given.rounds}
-    harness.report("latency", entries, settings, given.picture)
+    harness.report("latency", entries, settings, given.picture, remarks)
 
 
 if __name__ == "__main__":

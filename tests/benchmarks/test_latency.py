@@ -41,6 +41,8 @@ def test_the_script(tiny, check_document, tmp_path):
     for variant in ("fp32", "edge"):
         ours, bare = (figures["cpu", variant, 3, call] for call in ("Classifier", BARE))
         assert ours["ratios"].keys() == {BARE}
+        assert 0 < ours["price"]["low"] <= ours["price"]["high"]
+        assert f"Classifier over session.run, call by call, provider cpu, variant {variant}, batch 3, " in done.stdout
         assert (ours["share"], ours["agree"], ours["largest_difference"]) == (1.0, 96, 0.0)
         assert ours["nodes"] == bare["nodes"] == {"CPUExecutionProvider": 5}
     for call in ("infer", "decode 640x480.jpeg", "resize 4000x3000.jpeg", "predict 32x32.png"):
@@ -50,6 +52,23 @@ def test_the_script(tiny, check_document, tmp_path):
         if provider in latency.ALWAYS and full_name not in import_onnxruntime().get_available_providers():
             assert f"The provider {provider} is not in the onnxruntime installed here: " in absent[provider]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_price_is_of_calls_that_follow_one_another(clock):
+    """The machine gets slower all the time, and the ratio stays what it is."""
+    calls = {"ours": 0, "bare": 0}
+
+    def call(name: str, share: float):
+        def function() -> None:
+            calls[name] += 1
+            clock.now += share * (1 + (calls["ours"] + calls["bare"]) // 4)
+
+        return function
+
+    found = latency.price(call("ours", 1.5), call("bare", 1.0), 40_000.0, clock)
+    assert found["median"] == pytest.approx(1.5, rel=0.02)
+    assert found["low"] <= found["median"] <= found["high"]
+    assert calls["ours"] == calls["bare"] == found["pairs"] + latency.WARM_UP
 
 
 @pytest.mark.parametrize(
