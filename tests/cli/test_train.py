@@ -106,6 +106,7 @@ def test_settings_reach_the_recipe(small):
     )
     recipe = json.loads(Path("run/run.json").read_text())["recipe"]
     assert {name: recipe[name.replace("-", "_")] for name in options} == options
+    assert recipe["filter_lr"] == pytest.approx(FAST.filter_lr * 0.002 / FAST.lr)  # a smaller rate is one for all
 
 
 def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
