@@ -89,8 +89,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("edgecifar"):
                 raise
-            extra = f"edgecifar[{EXTRAS[name]}]" if name in EXTRAS else "edgecifar"
-            _fail(f"edgecifar {name} needs {error.name}, which is not installed: pip install '{extra}'.")
+            extra = f".[{EXTRAS[name]}]" if name in EXTRAS else "."
+            _fail(
+                f"edgecifar {name} needs {error.name}, which is not installed: pip install '{extra}' in the folder of "
+                "its source."
+            )
         except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:  # what no library function foresaw: a path that may not be read, or is too long

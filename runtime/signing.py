@@ -139,7 +139,9 @@ def _package() -> Any:
     try:
         import model_signing
     except ImportError:
-        raise SigningError("A signature needs the package model-signing: pip install 'edgecifar[sign]'.") from None
+        raise SigningError(
+            "A signature needs the package model-signing: pip install '.[sign]' in the folder of edgecifar's source."
+        ) from None
     return model_signing
 
 

@@ -162,7 +162,8 @@ def test_without_tensorboard_its_extra_is_named(small, monkeypatch):
     result = train("--epochs", 1, "--out", "run", "--tensorboard")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        "edgecifar: --tensorboard needs tensorboard, which is not installed: pip install 'edgecifar[tensorboard]'.\n"
+        "edgecifar: --tensorboard needs tensorboard, which is not installed: pip install '.[tensorboard]' in the folder of "
+        "edgecifar's source.\n"
     )
     assert not Path("run").exists()
 
@@ -298,7 +299,7 @@ def test_without_a_package_the_extra_is_named(tmp_path, name):
     )
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(f"edgecifar: edgecifar train needs {name}")
-    assert result.stderr.endswith(", which is not installed: pip install 'edgecifar[train]'.\n")
+    assert result.stderr.endswith(", which is not installed: pip install '.[train]' in the folder of its source.\n")
     assert list(tmp_path.iterdir()) == []
 
 

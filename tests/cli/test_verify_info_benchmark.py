@@ -161,7 +161,7 @@ class TestVerifySigned:
     def test_without_the_extra(self, refused, keys, monkeypatch, arguments):
         monkeypatch.setitem(sys.modules, "model_signing", None)  # as if it was not installed
         assert refused(*arguments, keys / "ours.key") == (
-            "A signature needs the package model-signing: pip install 'edgecifar[sign]'."
+            "A signature needs the package model-signing: pip install '.[sign]' in the folder of edgecifar's source."
         )
 
 

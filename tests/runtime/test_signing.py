@@ -19,7 +19,7 @@ from edgecifar.runtime.errors import BundleError, EdgecifarError, OutputError, S
 from edgecifar.runtime.signing import LARGEST, SIGNATURE, Signer
 
 FROM_SIGNER = "get the bundle again from whoever signed it."
-EXTRA = "A signature needs the package model-signing: pip install 'edgecifar[sign]'."
+EXTRA = "A signature needs the package model-signing: pip install '.[sign]' in the folder of edgecifar's source."
 
 
 @pytest.fixture(scope="module")
