@@ -162,8 +162,8 @@ def test_without_tensorboard_its_extra_is_named(small, monkeypatch):
     result = train("--epochs", 1, "--out", "run", "--tensorboard")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        "edgecifar: --tensorboard needs tensorboard, which is not installed: pip install '.[tensorboard]' in the folder of "
-        "edgecifar's source.\n"
+        "edgecifar: --tensorboard needs tensorboard, which is not installed: pip install '.[tensorboard]' in the "
+        "folder of edgecifar's source.\n"
     )
     assert not Path("run").exists()
 
