@@ -73,7 +73,7 @@ class Recipe:
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "dropout": 0 <= self.dropout < 1,
             "shift": 0 <= self.shift < SIDE,
-            "cutout": 0 <= self.cutout <= SIDE,
+            "cutout": self.cutout >= 0,
             "held_out": 0 <= self.held_out < 1,
         }
         for name, is_valid in valid.items():

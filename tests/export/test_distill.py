@@ -323,7 +323,8 @@ class TestSearch:
 
         found, _, saved = search([-0.5, -0.3])
         with pytest.raises(
-            ParityError, match=r"the closest \(widths 8-16-16-.*\) loses 30.00; .* or fine-tune for more epochs"
+            ParityError,
+            match=r"the closest \(widths 8-16-16-.*\) loses 30.00; .*, fine-tune for more epochs, or leave out",
         ):
             found.write(tmp_path / "model.onnx", {}, 0.2, RUNGS)
         assert saved == []

@@ -76,7 +76,7 @@ def test_every_recipe_can_be_trained_with(recipe):
         {"label_smoothing": 1.0},
         {"dropout": 1.0},
         {"shift": 32},
-        {"cutout": 33},
+        {"cutout": -1},
         {"held_out": 1.0},
     ],
     ids=str,
