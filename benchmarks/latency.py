@@ -124,15 +124,16 @@ class Measurement:
     def __init__(self, bundle: Bundle, batches: Sequence[int]) -> None:
         self.bundle = bundle
         self.images = {batch: random_images(batch) for batch in batches}
-        self._expected: dict[str, dict[int, np.ndarray]] = {}
+        self._expected: dict[tuple[str, int], np.ndarray] = {}
 
     def check(self, entry: Entry, variant: Variant, classify: Function) -> None:
         """Note how far the answers of `classify`, which `entry` times, are from the CPU's; not timed where too far."""
         batch = entry.labels["batch"]
         images = random_images(max(CHECKED // batch, 1) * batch)
-        if batch not in self._expected.setdefault(variant.name, {}):
-            self._expected[variant.name][batch] = self.bundle.load(variant, "cpu", 1).probabilities(images)
-        expected = self._expected[variant.name][batch]
+        key = variant.name, batch
+        if key not in self._expected:
+            self._expected[key] = self.bundle.load(variant, "cpu", 1).probabilities(images)
+        expected = self._expected[key]
         parts = (classify(images[at : at + batch]) for at in range(0, len(images), batch))
         answer = np.concatenate([part.copy() for part in parts])  # one in a bound buffer is overwritten by the next
         if not np.isfinite(answer).all():

@@ -118,15 +118,22 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Detailed:
-    """A `Function`, and what the line of JSON says of it."""
+class OnDevice:
+    """An engine on a device, for one batch size, and what is told of it; it is a `Function`.
 
-    function: Function
-    details: dict[str, Any]
+    Attributes:
+        probabilities: copies images to the device, classifies them, and copies the probabilities back.
+        resident: of a GPU: classifies what was copied last, and leaves the answer there; it ends when that is done.
+        details: what the line of JSON says of it.
+    """
+
+    probabilities: Function
+    resident: Callable[[], object] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Classify."""
-        return self.function(images)
+        """As `probabilities`."""
+        return self.probabilities(images)
 
 
 class Engines:
@@ -232,7 +239,7 @@ class Peers(Engines):
 
     def _ours(self, batch: int, variant: str) -> Function:  # noqa: ARG002
         classifier = Classifier(self.bundle, variant, "cpu", self.threads)
-        return Detailed(classifier.probabilities, harness.ran_on(classifier._session))
+        return OnDevice(classifier.probabilities, None, harness.ran_on(classifier._session))
 
     @cached_property
     def _openvino(self) -> tuple[Any, Any]:
@@ -241,15 +248,18 @@ class Peers(Engines):
         core = openvino.Core()
         return core, core.read_model(self.model)
 
+    @property
+    def _openvino_has_bf16(self) -> bool:
+        return "BF16" in self._openvino[0].get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
     def _ov(self, batch: int, precision: str) -> Function:
-        core, model = self._openvino
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if precision == "bf16" and not self._openvino_has_bf16:
             raise RuntimeError("this processor has no bf16")
-        return self._compile_openvino(batch, model, precision)
+        return self._compile_openvino(batch, self._openvino[1], precision)
 
     def _ov_int8(self, batch: int) -> Function:
-        bf16 = "BF16" in self._openvino[0].get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return self._compile_openvino(batch, self._quantized, "bf16" if bf16 else "f32")  # of what is not int8
+        rest = "bf16" if self._openvino_has_bf16 else "f32"  # for what is not int8
+        return self._compile_openvino(batch, self._quantized, rest)
 
     @cached_property
     def _quantized(self) -> Any:
@@ -317,25 +327,6 @@ class Peers(Engines):
             return np.stack(rows)
 
         return function
-
-
-@dataclass(frozen=True)
-class OnDevice:
-    """An engine on a GPU, for one batch size; it is a `Function`.
-
-    Attributes:
-        probabilities: copies images to the device, classifies them, and copies the probabilities back.
-        resident: classifies what was copied last, and leaves the answer there; it ends when that is done.
-        details: what the line of JSON says of it.
-    """
-
-    probabilities: Function
-    resident: Callable[[], object] | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """As `probabilities`."""
-        return self.probabilities(images)
 
 
 class Cast(nn.Module):

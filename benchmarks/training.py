@@ -26,8 +26,11 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+import harness
+
 from edgecifar.runtime import machine
 from edgecifar.runtime.errors import EdgecifarError, RunError
+from edgecifar.runtime.files import write_file
 from edgecifar.train import data, loop
 from edgecifar.train.recipes import RECIPES, Recipe
 from edgecifar.train.run import Run
@@ -202,7 +205,7 @@ def picture(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], path: Path)
     axes.set(xlabel="seconds of training", ylabel="accuracy outside of training, %", xscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=110))
 
 
 def _recipe(text: str) -> Recipe:
@@ -282,9 +285,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("there is nothing to report: name a --recipe, or a --run with at least one complete epoch")
     rows = report(runs, options.level or list(LEVELS))
     print(table(rows))
-    if options.picture:
-        picture(runs, options.picture)
-    print(json.dumps({"benchmark": "training", "machine": machine.describe(), "rows": rows}))
+    document = {"benchmark": "training", "machine": machine.describe(), "rows": rows}
+    harness.finish(document, options.picture, lambda path: picture(runs, path))
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
@@ -293,4 +295,4 @@ def _metrics(run: Run) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(main)
