@@ -22,6 +22,7 @@ import sys
 from collections import defaultdict
 from dataclasses import asdict, fields, replace
 from itertools import accumulate
+from math import nan
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -51,8 +52,8 @@ class Line(loop.Silent):
 
 
 def accuracy(line: dict[str, Any]) -> float:
-    """Return the accuracy that a line of metrics.jsonl holds, 0 to 1."""
-    return line["held_out_accuracy"] if "held_out_accuracy" in line else line["test_accuracy"]
+    """Return the accuracy that a line of metrics.jsonl holds, 0 to 1; NaN in a final run, judged at its end."""
+    return line.get("held_out_accuracy", line.get("test_accuracy", nan))
 
 
 def course(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:

@@ -196,12 +196,15 @@ class TrainingDisplay:
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Print the line of a finished epoch."""
-        accuracy = next((key, metrics[key]) for key in ("held_out_accuracy", "test_accuracy") if key in metrics)
+        judged = "".join(
+            f"{name.replace('_', '-')} {100 * metrics[f'{name}_accuracy']:.2f} %  "
+            for name in ("held_out", "test")
+            if f"{name}_accuracy" in metrics  # neither in a final run
+        )
         windows = "".join(f", first 2,000 batches {loss:.3f}" for loss in metrics["loss_per_2000"][:1])
         self.console.print(
             f"epoch {metrics['epoch']:>3}/{self.recipe.epochs}  loss {metrics['loss']:.3f}{windows}  "
-            f"{accuracy[0].removesuffix('_accuracy').replace('_', '-')} {100 * accuracy[1]:.2f} %  "
-            f"{metrics['seconds']:.0f} s  {metrics['images_per_second']:,.0f} images/s",
+            f"{judged}{metrics['seconds']:.0f} s  {metrics['images_per_second']:,.0f} images/s",
             markup=False,
         )
         self.bar.reset(self.task)  # a bar that was full once shows no time left ever after

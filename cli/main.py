@@ -173,6 +173,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, by default the newest unfinished one.")
     ] = False,
+    final: Annotated[
+        Path | None,
+        typer.Option(help="Train as this finished run was, on the images too that it held out; test once."),
+    ] = None,
     optimizer: Annotated[Optimizer | None, typer.Option(help="Default: the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step. Default: the recipe's.")] = None,
     lr: Annotated[
@@ -212,23 +216,31 @@ def train(
     given = {"recipe": recipe, "seed": seed, **chosen}
     fixed = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     with distributed.joined() as group, ExitStack() as stack:
-        if resume and fixed:
+        if resume and (fixed or final):
+            fixed += ["--final"] if final else []
             raise typer.BadParameter(f"a run is resumed as it was begun: leave out {', '.join(fixed)}.")
+        if final and fixed:
+            raise typer.BadParameter(f"a final run is trained as {final} was: leave out {', '.join(fixed)}.")
         where = group.connect(loop.choose_device(device))
-        past = []
+        past, trial = [], None
         if resume:
-            run = Run(out) if out else Run.newest(unfinished=True, say=_say)
+            run = begun = Run(out) if out else Run.newest(unfinished=True, say=_say)
             past = (run.resume_state() or {}).get("metrics", [])  # first: what is wrong is said before the data is read
             settings = loop.recipe_of(run)
-            if run.record["dataset"]["name"] == datasets.SYNTHETIC:
-                data = data or datasets.SYNTHETIC
         else:
-            settings = RECIPES[recipe.value if recipe else "fast"].on(where.type)
-            if lr is not None:
-                chosen["filter_lr"] = settings.filter_lr * lr / settings.lr
-            settings = replace(settings, **chosen)
-            run = Run(out or RUNS / group.agree(f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"))
+            begun = Run(final) if final else None
+            if begun:
+                settings, trial = loop.final_of(begun)
+            else:
+                settings = RECIPES[recipe.value if recipe else "fast"].on(where.type)
+                if lr is not None:
+                    chosen["filter_lr"] = settings.filter_lr * lr / settings.lr
+                settings = replace(settings, **chosen)
+            name = f"{settings.name}{'-final' if final else ''}-{datetime.now():%Y%m%d-%H%M%S}"
+            run = Run(out or RUNS / group.agree(name))
             run.check_free()
+        if begun and begun.record["dataset"]["name"] == datasets.SYNTHETIC:
+            data = data or datasets.SYNTHETIC
         events = stack.enter_context(EventFiles(run.folder, past)) if tensorboard and group.leads else None
         with group.one_first():
             dataset = datasets.load(data, say=_say)
@@ -245,7 +257,7 @@ def train(
         if resume:
             result = loop.resume(run, dataset, where, listener, group)
         else:
-            result = loop.train(settings, dataset, run.folder, where, seed or 0, listener, group)
+            result = loop.train(settings, dataset, run.folder, where, seed or 0, listener, group, trial)
         if events:
             events.test(result, settings.epochs)
     if group.leads:

@@ -172,6 +172,11 @@ def _targets(
             raise DataError("A lossy variant is calibrated on training images: name the data set with --data.")
         trained_on, held_out = dataset.hold_out(record["recipe"]["held_out"])
         if not len(held_out):
+            if "trial" in record:
+                raise RunError(
+                    f"{folder} was trained on all images, and a lossy variant is decided on such as the net has not "
+                    "seen: export it from the run that --final named, or leave it out."
+                )
             raise RunError(
                 f"The recipe {record['recipe']['name']} holds no images out, and a lossy variant is decided on such: "
                 "train with --recipe fast or best, or with --held-out 0.1."
@@ -234,6 +239,7 @@ def _provenance(record: dict[str, Any]) -> dict[str, Any]:
         "temperature": record.get("temperature", 1.0),
         "dataset": record["dataset"],
         "training_images": record["dataset"]["trained_on"],
+        **({"trial": record["trial"]} if "trial" in record else {}),
         "checkpoint_sha256": record["weights_sha256"],
         "checkpoint_test_accuracy": test["accuracy"] if test else None,
         "started": record["started"],

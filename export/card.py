@@ -44,7 +44,11 @@ def text(manifest: Manifest) -> str:
     """Return the model card of a bundle with this manifest."""
     origin = manifest.provenance
     first = manifest.variants[0]
-    fitted = origin["recipe"]["held_out"] and origin["finished"]  # the temperature is fitted when training ends
+    fitted = ""  # the temperature is fitted when training ends
+    if "trial" in origin:
+        fitted = " fitted on held-out images of a trial, the same training without them"
+    elif origin["recipe"]["held_out"] and origin["finished"]:
+        fitted = " fitted on held-out images"
     rows = "\n".join(
         f"| `{v.name}` | `{v.file}` | {v.precision} | {v.bytes:,} | {_percent(v.accuracy)} | "
         f"{_percent(v.parity['ece'])} | {v.parity['agree']:,} of {v.parity['images']:,} | "
@@ -75,7 +79,7 @@ def text(manifest: Manifest) -> str:
         seed=origin["seed"],
         trained_on=f"{origin['training_images']:,} {manifest.dataset} images",
         temperature=origin["temperature"],
-        fitted=" fitted on held-out images" if fitted else "",
+        fitted=fitted,
         calibrated="Confidence is calibrated for pictures like those of the data set, not for others."
         if fitted
         else "Confidence is not calibrated: no temperature was fitted on held-out images.",

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,6 +140,7 @@ def train(
     seed: int = 0,
     listener: Listener | None = None,
     group: Group | None = None,
+    trial: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Train Net into the new run folder `folder` and return its evaluation on the test images.
 
@@ -151,13 +152,19 @@ def train(
         seed: what all randomness derives from, 0 to 2**63 - 1.
         listener: what is told how training goes.
         group: the processes that train together, each of which makes the same call; by default this one alone.
+        trial: where this is a final run, what `final_of` returned beside the recipe; the seed is then its.
 
     Raises:
-        RunError: the folder is taken, the loss is not finite any more, or memory runs out.
+        RunError: the folder is taken, the trial was trained on other data, the loss is not finite any more, or memory
+            runs out.
         OutputError: the folder cannot be written; the last complete epoch stays.
         KeyboardInterrupt: the user stopped; the last complete epoch stays.
     """
     group = group or Group()
+    if trial:
+        if trial["data_sha256"] != dataset.digest:
+            raise RunError("The run that --final names was trained on other data: name those with --data.")
+        seed = trial["seed"]
     record = {
         "recipe": asdict(recipe),
         "seed": seed,
@@ -170,10 +177,35 @@ def train(
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": RUNNING,
+        **({"trial": trial} if trial else {}),
     }
     run = Run.create(folder, record) if group.leads else Run(folder)
     with _enough_memory(recipe):
         return _Training(recipe, dataset, run, device, seed, record, listener or Silent(), group).complete()
+
+
+def final_of(trial: Run) -> tuple[Recipe, dict[str, Any]]:
+    """Return the recipe of the final run that follows `trial`, and what else `train` takes from it.
+
+    A final run is trained as its trial was, but on the images too that this one held out. Nothing is left to decide:
+    epochs, seed and temperature are the trial's, and the test images are seen once, at the end.
+
+    Raises:
+        RunError: `trial` is not finished, held no images out, or its record is damaged.
+    """
+    record, recipe = trial.record, recipe_of(trial)
+    if record.get("status") != FINISHED:
+        raise RunError(f"{trial.folder} is not finished: go on with it by 'edgecifar train --resume' first.")
+    if not recipe.held_out:
+        raise RunError(f"{trial.folder} held no images out, so that there are none to add: name a run that did.")
+    taken = {
+        "weights_sha256": record["weights_sha256"],
+        "data_sha256": record["dataset"]["sha256"],
+        "held_out": recipe.held_out,
+        "seed": record["seed"],
+        "temperature": record["temperature"],
+    }
+    return replace(recipe, held_out=0.0), taken
 
 
 def resume(
@@ -318,16 +350,15 @@ class _Training:
         return losses
 
     def _end_epoch(self, losses: Tensor, seconds: float) -> None:
-        """Evaluate on the held-out images, or on the test images where the recipe holds none out; checkpoint."""
-        held_out = len(self.held_out) > 0
-        result = self._evaluate(self.held_out) if held_out else self._test()
+        """Evaluate as `_judge` says, and checkpoint."""
+        judged_on, result = self._judge()
         self._check_finite(result.nll, self.epoch - 1, f"after epoch {self.epoch}")  # the last step was one too many
         windows = losses[: len(losses) // WINDOW * WINDOW].view(-1, WINDOW).mean(1)
         line = {
             "epoch": self.epoch,
             "loss": losses.mean().item(),
             f"loss_per_{WINDOW}": windows.tolist(),
-            "held_out_accuracy" if held_out else "test_accuracy": result.accuracy,
+            **({f"{judged_on}_accuracy": result.accuracy} if judged_on else {}),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "seconds": seconds,
             "images_per_second": len(self.trained_on) / seconds,
@@ -347,7 +378,7 @@ class _Training:
 
     def _finish(self) -> Evaluation:
         """Fit the temperature where images are held out, test, draw, and mark the run finished."""
-        temperature = 1.0
+        temperature = self.record.get("trial", {}).get("temperature", 1.0)
         if len(self.held_out):
             images, labels = self._training_images(self.held_out)
             logits = logits_with(self.net)
@@ -365,6 +396,19 @@ class _Training:
             plots.curves(self.metrics, self.run.folder / "curves.png")
             self.run.finish(self.net, self.record, self.metrics)
         return result
+
+    def _judge(self) -> tuple[str, Evaluation]:
+        """Return what images the epoch is judged on, and the evaluation on them.
+
+        These are the held-out ones; the test images where the recipe holds none out, as the reference does; or, under
+        no name, some that it was trained on: a final run sees the test images once, and these only tell whether the
+        last step was one too many.
+        """
+        if len(self.held_out):
+            return "held_out", self._evaluate(self.held_out)
+        if "trial" in self.record:
+            return "", self._evaluate(self.trained_on[:1_000])
+        return "test", self._test()
 
     def _check_finite(self, loss: float, complete: int, when: str) -> None:
         if not math.isfinite(loss):

@@ -20,8 +20,9 @@ def curves(metrics: list[dict[str, Any]], path: Path) -> None:
         points = [(line["epoch"], 100 * line[key]) for line in metrics if key in line]
         if points:
             right.plot(*zip(*points, strict=True), marker=".", label=key.removesuffix("_accuracy").replace("_", "-"))
+            right.legend()
     right.set(xlabel="epoch", ylabel="accuracy, %")
-    right.legend()
+    right.set_visible(right.has_data())  # a final run is not judged while it lasts
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -56,6 +56,16 @@ def test_the_reference_is_measured_on_the_test_images(training):
     assert training.course(metrics) == [(10, 50)]
 
 
+def test_a_final_run_has_its_tests_accuracy_and_reaches_nothing_before(training, tmp_path):
+    record, metrics = made("best", [(10, 0.5), (10, 0.9)], 0.92)
+    metrics = [{key: value for key, value in line.items() if "accuracy" not in key} for line in metrics]
+    (row,) = training.report([(record, metrics)], [78])
+    assert row["seconds_to"] == {"78 %": None}
+    assert (row["held_out_accuracy"], row["test_accuracy"]["mean"]) == (None, pytest.approx(92))
+    training.picture([(record, metrics)], tmp_path / "picture.png")
+    assert "92.00" in training.table([row])
+
+
 def test_rows_hold_mean_and_deviation_over_the_seeds(training):
     runs = [made("fast", [(10, 0.8)], 0.81), made("fast", [(14, 0.9)], 0.83), made("best", [(5, 0.1), (5, 0.2)])]
     fast, best = training.report(runs, [80.0, 85.0])

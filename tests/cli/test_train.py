@@ -109,6 +109,35 @@ def test_settings_reach_the_recipe(small):
     assert recipe["filter_lr"] == pytest.approx(FAST.filter_lr * 0.002 / FAST.lr)  # a smaller rate is one for all
 
 
+def test_a_final_run_follows_a_trial(small):
+    assert train("--epochs", 2, "--batch-size", 8, "--held-out", 0.25, "--seed", 3, "--out", "trial").exit_code == 0
+    result = train("--final", "trial", "--tensorboard")
+    assert result.exit_code == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("fast-final-")
+    trial, record = (json.loads((path / "run.json").read_text()) for path in (Path("trial"), folder))
+    assert (record["seed"], record["dataset"]["trained_on"], record["status"]) == (3, 40, "finished")
+    assert record["temperature"] == trial["temperature"]
+    assert [line.count("%") for line in result.stderr.splitlines() if line.startswith("epoch")] == [0, 0]
+    assert scalars(str(folder)).keys() >= {"loss", "test/accuracy"}
+    assert not scalars(str(folder)).keys() & {"test_accuracy", "held_out_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--final", "nowhere"), "nowhere is not a run folder"),
+        (("--final", "trial", "--epochs", 3), "a final run is trained as trial was: leave out --epochs"),
+        (("--final", "trial", "--resume"), "a run is resumed as it was begun: leave out --final"),
+    ],
+)
+def test_a_final_run_takes_nothing_but_its_trial(small, options, sentence):
+    result = train(*options)
+    assert result.exit_code != 0
+    assert sentence in " ".join(result.stderr.replace("│", " ").split())
+    assert not Path("runs").exists()
+
+
 def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
     """Return what TensorBoard shows of a run: (step, value) of each scalar."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from edgecifar.export import card
 
 
@@ -14,3 +16,16 @@ def test_alternatives_of_what_a_variant_needs_are_one_cell(bundle):
     row = next(line for line in lines if line.startswith("| `edge` |"))
     assert row.endswith(" | avx_vnni or avx512_vnni |")
     assert row.count("|") == head.count("|")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "fitted on held-out images."),
+        ({"finished": None}, "Confidence is not calibrated"),
+        ({"trial": {"temperature": 1.5}}, "fitted on held-out images of a trial, the same training without them."),
+    ],
+)
+def test_the_card_says_what_the_temperature_was_fitted_on(bundle, changes, said):
+    manifest = replace(bundle.manifest, provenance={**bundle.manifest.provenance, **changes})
+    assert said in card.text(manifest)

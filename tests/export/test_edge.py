@@ -232,13 +232,20 @@ class TestRefusals:
         assert sentence.startswith("No edge that was tried keeps the budget of 0 points: the closest (")
         assert list(out.parent.iterdir()) == []
 
-    def test_a_recipe_that_holds_nothing_out(self, run, small, tmp_path):
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({}, "The recipe reference holds no images out"),
+            ({"trial": {"temperature": 1.5}}, "run was trained on all images, .* the run that --final named"),
+        ],
+    )
+    def test_a_run_that_holds_nothing_out(self, run, small, tmp_path, changes, sentence):
         (tmp_path / "run").mkdir()
         os.link(run.folder / "weights.safetensors", tmp_path / "run" / "weights.safetensors")
         record = run.record
         record["recipe"] |= {"held_out": 0.0, "name": "reference"}
-        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-        with pytest.raises(RunError, match="The recipe reference holds no images out"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({**record, **changes}))
+        with pytest.raises(RunError, match=sentence):
             build.export(Run(tmp_path / "run"), tmp_path / "new", variants=["edge"], dataset=small)
         assert not (tmp_path / "new").exists()
 

@@ -24,6 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from edgecifar.runtime import machine
 from edgecifar.runtime.errors import OutputError, RunError
 from edgecifar.runtime.files import sha256
+from edgecifar.runtime.metrics import evaluate
 from edgecifar.train import data, loop
 from edgecifar.train.calibration import fit_temperature
 from edgecifar.train.net import Net
@@ -359,6 +360,63 @@ def test_held_out_images_are_never_trained_on(tmp_path, tiny, small_net, no_plot
     trained_on, held_out = tiny.hold_out(0.25)
     assert seen == {tiny.train_images[index].tobytes() for index in trained_on}
     assert not seen & {tiny.train_images[index].tobytes() for index in held_out}
+
+
+def test_a_final_run_repeats_its_trial_on_all_images_and_is_tested_once(whole, tmp_path, tiny, small_net, monkeypatch):
+    seen, judged = set(), []
+    normalise = loop.normalise
+
+    def recorded(images):
+        if torch.is_grad_enabled():
+            seen.add(len(images))
+        return normalise(images)
+
+    def counted(classify, images, labels):
+        judged.append("test" if images is tiny.test_images else "other")
+        return evaluate(classify, images, labels)
+
+    monkeypatch.setattr(loop, "normalise", recorded)
+    monkeypatch.setattr(loop, "evaluate", counted)
+    trial, folder = Run(whole).record, tmp_path / "final"
+    recipe, taken = loop.final_of(Run(whole))
+    result = loop.train(recipe, tiny, folder, CPU, trial=taken)
+    record = Run(folder).record
+    assert record["recipe"] == {**trial["recipe"], "held_out": 0.0}
+    assert record["dataset"]["trained_on"] == 40  # of which the trial held out 10
+    assert seen == {8}
+    assert record["seed"] == record["trial"]["seed"] == trial["seed"]
+    assert record["temperature"] == record["trial"]["temperature"] == trial["temperature"] != 1
+    assert record["trial"]["weights_sha256"] == digest(whole)
+    assert judged == [*["other"] * 3, "test"]
+    assert [name for line in lines(folder) for name in line if name.endswith("accuracy")] == []
+    assert record["test"] == result.as_json()
+    assert {path.name for path in folder.iterdir()} == FINISHED
+
+
+def test_a_final_run_resumes_to_the_same_weights_and_temperature(whole, tmp_path, tiny, small_net, no_plots):
+    recipe, taken = loop.final_of(Run(whole))
+    loop.train(recipe, tiny, tmp_path / "once", CPU, trial=taken)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(recipe, tiny, tmp_path / "cut", CPU, listener=Stopper("epoch", 2), trial=taken)
+    loop.resume(Run(tmp_path / "cut"), tiny, CPU)
+    assert digest(tmp_path / "cut") == digest(tmp_path / "once")
+    assert Run(tmp_path / "cut").record["test"]["nll"] == Run(tmp_path / "once").record["test"]["nll"]
+
+
+def test_a_final_run_follows_a_finished_one_that_held_images_out_of_the_same_data(
+    whole, tmp_path, tiny, small_net, no_plots
+):
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(RECIPE, tiny, tmp_path / "cut", CPU, listener=Stopper("epoch", 1))
+    with pytest.raises(RunError, match="cut is not finished: go on with it by 'edgecifar train --resume' first"):
+        loop.final_of(Run(tmp_path / "cut"))
+    loop.train(replace(RECIPE, epochs=1, held_out=0.0), tiny, tmp_path / "all", CPU)
+    with pytest.raises(RunError, match="all held no images out"):
+        loop.final_of(Run(tmp_path / "all"))
+    recipe, taken = loop.final_of(Run(whole))
+    with pytest.raises(RunError, match="other data: name those with --data"):
+        loop.train(recipe, data.synthetic(40, 20, seed=1), tmp_path / "other", CPU, trial=taken)
+    assert not (tmp_path / "other").exists()
 
 
 def test_too_small_a_share_holds_out_nothing(tmp_path, tiny, small_net, no_plots):
