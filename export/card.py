@@ -44,10 +44,10 @@ def text(manifest: Manifest) -> str:
     """Return the model card of a bundle with this manifest."""
     origin = manifest.provenance
     first = manifest.variants[0]
-    fitted = ""  # the temperature is fitted when training ends
-    if "trial" in origin:
+    fitted = ""
+    if origin["finished"] and "trial" in origin:  # there is no temperature before training ends
         fitted = " fitted on held-out images of a trial, the same training without them"
-    elif origin["recipe"]["held_out"] and origin["finished"]:
+    elif origin["finished"] and origin["recipe"]["held_out"]:
         fitted = " fitted on held-out images"
     rows = "\n".join(
         f"| `{v.name}` | `{v.file}` | {v.precision} | {v.bytes:,} | {_percent(v.accuracy)} | "

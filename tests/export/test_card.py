@@ -23,6 +23,7 @@ def test_alternatives_of_what_a_variant_needs_are_one_cell(bundle):
     [
         ({}, "fitted on held-out images."),
         ({"finished": None}, "Confidence is not calibrated"),
+        ({"finished": None, "trial": {"temperature": 1.5}}, "Confidence is not calibrated"),
         ({"trial": {"temperature": 1.5}}, "fitted on held-out images of a trial, the same training without them."),
     ],
 )
