@@ -64,8 +64,17 @@ class TestFixture:
         script = tiny.parent / "make_tiny_bundle.py"
         subprocess.run([sys.executable, script, tmp_path / "made"], check=True)
         assert sorted(os.listdir(tiny)) == sorted(os.listdir(tmp_path / "made")) == sorted(FILES)
-        for name in FILES:
-            assert (tmp_path / "made" / name).read_bytes() == (tiny / name).read_bytes(), name
+        # Versions of Python write the archive's headers differently: its digest is theirs, its arrays are the script's.
+        golden, made_golden = np.load(tiny / "golden.npz"), np.load(tmp_path / "made" / "golden.npz")
+        assert golden.files == made_golden.files
+        for name in golden.files:
+            assert np.array_equal(golden[name], made_golden[name]), name
+        for name in set(FILES) - {"golden.npz"}:
+            made, kept = (
+                [line for line in (folder / name).read_bytes().splitlines() if not line.endswith(b"  golden.npz")]
+                for folder in (tmp_path / "made", tiny)
+            )
+            assert made == kept, name
 
     @pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
     def test_sha256sum_reads_its_sums(self, tiny):
