@@ -266,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="folder of the CIFAR-10 files, as 'edgecifar train' takes it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("training-runs"), help="where the runs go")
-    parser.add_argument("--picture", type=Path, help="draw accuracy over time into this PNG")
+    harness.add_picture(parser, __file__)
     options = parser.parse_args(arguments)
     try:
         found = [Run(folder) for folder in options.run]

@@ -159,6 +159,11 @@ class TestCommand:
         quick.main([*command, "--device", "cpu"])
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == first["rows"]
 
+        found = []
+        monkeypatch.setattr(quick.harness, "finish", lambda document, picture, draw: found.append(picture))
+        quick.main([*command, "--device", "cpu", "--picture"])
+        assert found == [ROOT / "benchmarks" / "training.png"]  # as of every script, beside it
+
     def test_no_epochs(self, quick, capsys):
         with pytest.raises(SystemExit):
             quick.main(["--recipe", "fast:0"])
