@@ -34,7 +34,7 @@ from edgecifar.runtime.errors import EdgecifarError, RunError
 from edgecifar.runtime.files import write_file
 from edgecifar.train import data, loop
 from edgecifar.train.recipes import RECIPES, Recipe
-from edgecifar.train.run import Run
+from edgecifar.train.run import FINISHED, METRICS, RECORD, Run, judged
 
 LEVELS = (60.0, 78.0, 90.0)
 """Accuracies in per cent: one that the reference reaches in minutes, its last one, and one beyond it."""
@@ -53,7 +53,8 @@ class Line(loop.Silent):
 
 def accuracy(line: dict[str, Any]) -> float:
     """Return the accuracy that a line of metrics.jsonl holds, 0 to 1; NaN in a final run, judged at its end."""
-    return line.get("held_out_accuracy", line.get("test_accuracy", nan))
+    found = judged(line)
+    return found[1] if found else nan
 
 
 def course(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
@@ -242,16 +243,16 @@ def _folder(recipe: Recipe, seed: int) -> str:
 
 def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, device: str) -> Run:
     run, where = Run(folder), loop.choose_device(device)
-    if (folder / "run.json").exists():
-        made = run.record
-        if made["dataset"]["sha256"] != dataset.digest or made["device"] != str(where):
-            raise RunError(
-                f"{folder} was trained on other data or another device ({made['dataset']['name']}, {made['device']}): "
-                "choose another --out."
-            )
-    if not (folder / "run.json").exists():
+    if not (folder / RECORD).exists():
         loop.train(recipe, dataset, folder, where, seed, Line(folder.name))
-    elif run.record["status"] != "finished":
+        return run
+    made = run.record
+    if made["dataset"]["sha256"] != dataset.digest or made["device"] != str(where):
+        raise RunError(
+            f"{folder} was trained on other data or another device ({made['dataset']['name']}, {made['device']}): "
+            "choose another --out."
+        )
+    if made["status"] != FINISHED:
         loop.resume(run, dataset, where, Line(folder.name))
     return run
 
@@ -260,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train what is asked for, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=_recipe, action="append", default=[], metavar="NAME[:EPOCHS][,SETTING=VALUE…]")
-    parser.add_argument("--seeds", type=int, default=1, help="how many runs of each recipe, seeds 0, 1, …")
+    parser.add_argument("--seeds", type=harness.positive(int), default=1, help="runs of each recipe, seeds 0, 1, …")
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run folder to report beside them")
     parser.add_argument("--level", type=float, action="append", help="an accuracy in per cent to report the time to")
     parser.add_argument("--data", help="folder of the CIFAR-10 files, as 'edgecifar train' takes it")
@@ -291,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
-    path = run.folder / "metrics.jsonl"
+    path = run.folder / METRICS
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

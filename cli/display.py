@@ -196,15 +196,14 @@ class TrainingDisplay:
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Print the line of a finished epoch."""
-        judged = "".join(
-            f"{name.replace('_', '-')} {100 * metrics[f'{name}_accuracy']:.2f} %  "
-            for name in ("held_out", "test")
-            if f"{name}_accuracy" in metrics  # neither in a final run
-        )
+        from ..train.run import judged
+
+        found = judged(metrics)
+        accuracy = f"{found[0]} {100 * found[1]:.2f} %  " if found else ""
         windows = "".join(f", first 2,000 batches {loss:.3f}" for loss in metrics["loss_per_2000"][:1])
         self.console.print(
             f"epoch {metrics['epoch']:>3}/{self.recipe.epochs}  loss {metrics['loss']:.3f}{windows}  "
-            f"{judged}{metrics['seconds']:.0f} s  {metrics['images_per_second']:,.0f} images/s",
+            f"{accuracy}{metrics['seconds']:.0f} s  {metrics['images_per_second']:,.0f} images/s",
             markup=False,
         )
         self.bar.reset(self.task)  # a bar that was full once shows no time left ever after

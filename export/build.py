@@ -18,7 +18,7 @@ from ..runtime.errors import DataError, ModelError, OutputError, ParityError, Ru
 from ..runtime.signing import Signer
 from ..train.data import SYNTHETIC, Dataset, synthetic
 from ..train.loop import choose_device, logits_with
-from ..train.run import RECORD, Run
+from ..train.run import Run
 from . import bom, card, distill, edge, models, parity, to_fp16, to_onnx, to_pt2, to_torchscript
 from .graph import Deployed
 
@@ -101,10 +101,7 @@ def export(
     if replace and out.exists() and not (out / MANIFEST).is_file():
         raise OutputError(f"{out} is not a bundle, and only a bundle is replaced: choose another folder.")
     record, net = run.record, run.net()
-    try:
-        provenance = _provenance(record)
-    except KeyError as error:
-        raise RunError(f"{run.folder / RECORD} is damaged (it lacks {error}): restore it or train again.") from None
+    provenance = _provenance(record)
     name = provenance["dataset"]["name"]
     if dataset is not None and dataset.digest != record["dataset"]["sha256"]:
         raise DataError(f"{run.folder} was trained on other data ({name}): name those with --data.")
@@ -222,15 +219,8 @@ def _targets(
 
 
 def _provenance(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the manifest says of the run. Times are the run's, so that exporting again gives the same bytes.
-
-    Raises:
-        KeyError: the record lacks something that the manifest, the card or the search needs.
-    """
+    """Return what the manifest says of the run. Times are the run's, so that exporting again gives the same bytes."""
     test = record.get("test")
-    for part, needed in (("dataset", ("name", "sha256")), ("recipe", ("name", "epochs", "batch_size", "held_out"))):
-        for key in needed:
-            record[part][key]
     return {
         "edgecifar": record["machine"]["versions"].get("edgecifar", ""),
         "recipe": record["recipe"],

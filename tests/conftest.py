@@ -72,6 +72,8 @@ def record(net, small):
         "seed": 7,
         "device": "cpu",
         "hardware": "a processor",
+        "precision": "float32",
+        "processes": 1,
         "threads": 1,
         "machine": machine.describe(),
         "dataset": {

@@ -30,7 +30,7 @@ from .lean import lean
 from .net import Net
 from .optimizer import in_bfloat16, make_optimizers
 from .recipes import Recipe
-from .run import FINISHED, RECORD, RUNNING, Run, load_state
+from .run import FINISHED, RUNNING, Run, load_state
 
 WINDOW = 2_000
 """Mini-batches over which the reference experiment averages the loss it prints."""
@@ -194,22 +194,17 @@ def final_of(trial: Run) -> tuple[Recipe, dict[str, Any]]:
         RunError: `trial` is not finished, held no images out, or its record is damaged.
     """
     record, recipe = trial.record, recipe_of(trial)
-    if record.get("status") != FINISHED:
+    if record["status"] != FINISHED:
         raise RunError(f"{trial.folder} is not finished: go on with it by 'edgecifar train --resume' first.")
     if not recipe.held_out:
         raise RunError(f"{trial.folder} held no images out, so that there are none to add: name a run that did.")
-    try:
-        taken = {
-            "weights_sha256": record["weights_sha256"],
-            "data_sha256": record["dataset"]["sha256"],
-            "held_out": recipe.held_out,
-            "seed": record["seed"],
-            "temperature": record["temperature"],
-        }
-    except KeyError as error:
-        raise RunError(
-            f"{trial.folder / RECORD} is damaged (it lacks {error}): restore it or name another run."
-        ) from None
+    taken = {
+        "weights_sha256": record["weights_sha256"],
+        "data_sha256": record["dataset"]["sha256"],
+        "held_out": recipe.held_out,
+        "seed": record["seed"],
+        "temperature": record["temperature"],
+    }
     return replace(recipe, held_out=0.0), taken
 
 

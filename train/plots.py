@@ -8,6 +8,7 @@ from typing import Any
 from ..runtime.contract import LABELS
 from ..runtime.files import write_file
 from ..runtime.metrics import Evaluation
+from .run import judged
 
 
 def curves(metrics: list[dict[str, Any]], path: Path) -> None:
@@ -16,13 +17,12 @@ def curves(metrics: list[dict[str, Any]], path: Path) -> None:
     epochs = [line["epoch"] for line in metrics]
     left.plot(epochs, [line["loss"] for line in metrics], marker=".")
     left.set(xlabel="epoch", ylabel="training loss")
-    for key in ("held_out_accuracy", "test_accuracy"):
-        points = [(line["epoch"], 100 * line[key]) for line in metrics if key in line]
-        if points:
-            right.plot(*zip(*points, strict=True), marker=".", label=key.removesuffix("_accuracy").replace("_", "-"))
-            right.legend()
+    accuracies = [found for line in metrics if (found := judged(line))]
+    if accuracies:
+        right.plot(epochs, [100 * accuracy for _, accuracy in accuracies], marker=".", label=accuracies[0][0])
+        right.legend()
     right.set(xlabel="epoch", ylabel="accuracy, %")
-    right.set_visible(right.has_data())  # a final run is not judged while it lasts
+    right.set_visible(bool(accuracies))  # a final run is not judged while it lasts
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)

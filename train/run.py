@@ -22,8 +22,14 @@ RUNS = Path("runs")
 
 WEIGHTS, RECORD, METRICS, RESUME = "weights.safetensors", "run.json", "metrics.jsonl", "resume.pt"
 RUNNING, FINISHED = "running", "finished"
-REQUIRED = ("recipe", "dataset")
-"""Objects that no record is without, each with a name."""
+REQUIRED = (
+    *("recipe.name", "recipe.epochs", "recipe.batch_size", "recipe.held_out"),
+    *("dataset.name", "dataset.sha256", "dataset.trained_on", "machine.cpu_features", "machine.versions"),
+    *("seed", "device", "hardware", "precision", "processes", "threads", "started", "status"),
+)
+"""What no record is without."""
+REQUIRED_TRAINED, REQUIRED_FINISHED = ("epochs_done", "weights_sha256"), ("temperature", "test")
+"""What the record of a run with a complete epoch is not without, and, besides, that of a finished run."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,8 @@ class Run:
             except RunError as error:
                 say(f"Passed over: {error}")
                 continue
-            if record.get("status") == RUNNING if unfinished else (run.folder / WEIGHTS).exists():
-                found.append((str(record.get("started", "")), run.folder.name, run))
+            if record["status"] == RUNNING if unfinished else (run.folder / WEIGHTS).exists():
+                found.append((str(record["started"]), run.folder.name, run))
         if not found:
             kind = "unfinished run" if unfinished else "trained run"
             raise RunError(f"There is no {kind} under {under}/: train one with 'edgecifar train', or name its folder.")
@@ -95,18 +101,22 @@ class Run:
         """The contents of run.json.
 
         Raises:
-            RunError: it is missing or not a run's record.
+            RunError: it is missing, not a run's record, or lacks something that it was written with.
         """
+        path = self.folder / RECORD
         try:
-            record = json.loads((self.folder / RECORD).read_text())
-            if not all(isinstance(record[key]["name"], str) for key in REQUIRED):
-                raise ValueError
+            record = json.loads(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"{self.folder} is not a run folder ({RECORD} is missing): name one that 'edgecifar train' made."
             ) from None
-        except (OSError, ValueError, LookupError, TypeError):
-            raise RunError(f"{self.folder / RECORD} is damaged: restore it or train again.") from None
+        except (OSError, ValueError):
+            raise RunError(f"{path} is damaged: restore it or train again.") from None
+        finished = _has(record, "status") and record["status"] == FINISHED
+        trained = finished or any(_has(record, name) for name in REQUIRED_TRAINED)
+        for name in REQUIRED + trained * REQUIRED_TRAINED + finished * REQUIRED_FINISHED:
+            if not _has(record, name):
+                raise RunError(f"{path} is damaged (it lacks {name}): restore it or train again.")
         return record
 
     def net(self) -> Net:
@@ -119,7 +129,7 @@ class Run:
         try:
             state = load_file(path)
         except FileNotFoundError:
-            if record.get("status") == FINISHED:
+            if record["status"] == FINISHED:
                 raise RunError(f"{self.folder} has lost its {WEIGHTS}: restore the file or train again.") from None
             raise RunError(
                 f"{self.folder} holds no {WEIGHTS}: no epoch was completed; go on with 'edgecifar train --resume "
@@ -170,7 +180,7 @@ class Run:
             RunError: the run is finished, was never begun, or the state is damaged.
         """
         path, record = self.folder / RESUME, self.record
-        if not path.exists() and record.get("status") == FINISHED:
+        if not path.exists() and record["status"] == FINISHED:
             raise RunError(f"{self.folder} is finished: there is nothing to resume.")
         if not path.exists() and "epochs_done" not in record:
             return None
@@ -181,6 +191,26 @@ class Run:
         except Exception:  # torch's unpickler raises whatever the bytes lead it to
             raise RunError(f"{path} is missing or damaged: train again with another --out.") from None
         return state
+
+
+def judged(line: dict[str, Any]) -> tuple[str, float] | None:
+    """Return which images a line of metrics.jsonl judges the net by, "held-out" or "test", and the accuracy, 0 to 1.
+
+    None where it judges by none: a final run sees the test images once, at its end.
+    """
+    for name in ("held_out", "test"):
+        if f"{name}_accuracy" in line:
+            return name.replace("_", "-"), line[f"{name}_accuracy"]
+    return None
+
+
+def _has(record: Any, name: str) -> bool:
+    """Return whether `name`, such as "recipe.epochs", leads to something in nested objects."""
+    for key in name.split("."):
+        if not isinstance(record, dict) or key not in record:
+            return False
+        record = record[key]
+    return True
 
 
 def load_state(net: Net, state: dict[str, torch.Tensor], source: Path) -> None:

@@ -221,6 +221,12 @@ class TestCommand:
         assert stopped.value.code == 2
         assert "nothing to report" in capsys.readouterr().err
 
+    def test_no_seed_at_all(self, quick, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            quick.main(["--recipe", "fast", "--seeds", "0"])
+        assert stopped.value.code == 2
+        assert "argument --seeds: 0 is not more than 0" in capsys.readouterr().err
+
     def test_a_folder_that_is_no_run(self, quick, tmp_path):
         with pytest.raises(SystemExit, match="is not a run folder"):
             quick.main(["--run", str(tmp_path)])

@@ -250,7 +250,8 @@ class TestInfo:
 
     def test_a_damaged_record(self, refused, tmp_path):
         (tmp_path / "run.json").write_text("[]")
-        assert refused("info", tmp_path) == f"{tmp_path / 'run.json'} is damaged: restore it or train again."
+        sentence = f"{tmp_path / 'run.json'} is damaged (it lacks recipe.name): restore it or train again."
+        assert refused("info", tmp_path) == sentence
 
 
 class TestBenchmark:

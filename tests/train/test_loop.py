@@ -416,7 +416,7 @@ def test_a_final_run_follows_a_finished_one_that_held_images_out_of_the_same_dat
     recipe, taken = loop.final_of(Run(whole))
     record = Run(whole).record
     (whole / "run.json").write_text(json.dumps({key: value for key, value in record.items() if key != "seed"}))
-    with pytest.raises(RunError, match=r"run.json is damaged \(it lacks 'seed'\): restore it or name another run"):
+    with pytest.raises(RunError, match=r"run.json is damaged \(it lacks seed\): restore it or train again"):
         loop.final_of(Run(whole))
     with pytest.raises(RunError, match="other data: name those with --data"):
         loop.train(recipe, data.synthetic(40, 20, seed=1), tmp_path / "other", CPU, trial=taken)

@@ -13,7 +13,19 @@ from safetensors.torch import load_file, save_file
 from edgecifar.runtime.errors import OutputError, RunError
 from edgecifar.train.run import Run
 
-RECORD = {"recipe": {"name": "reference", "dropout": 0.5}, "dataset": {"name": "synthetic"}, "status": "running"}
+RECORD = {
+    "recipe": {"name": "reference", "epochs": 2, "batch_size": 16, "held_out": 0.0},
+    "dataset": {"name": "synthetic", "sha256": "0" * 64, "trained_on": 2_000},
+    "machine": {"cpu_features": [], "versions": {}},
+    "seed": 0,
+    "device": "cpu",
+    "hardware": "a processor",
+    "precision": "float32",
+    "processes": 1,
+    "threads": 1,
+    "status": "running",
+}
+RESULTS = {"epochs_done": 1, "temperature": 1.0, "test": {}}
 
 
 def refusal(function, *args, kind: type[Exception] = RunError) -> str:
@@ -85,8 +97,8 @@ def test_folder_that_cannot_be_made(tmp_path):
 
 def test_newest_is_the_one_begun_last(tmp_path, small_net):
     for name, started, status in (("b", "2026-01-02", "running"), ("a", "2026-01-03", "finished"), ("c", "2026", None)):
-        run = begin(tmp_path / name, started, status=status)
-        run.write(small_net(), run.record, [], {})
+        run = begin(tmp_path / name, started)
+        run.write(small_net(), {**run.record, **RESULTS, "status": status}, [], {})
     begin(tmp_path / "d", "2026-01-04")  # without a complete epoch
     assert Run.newest(under=tmp_path).folder.name == "a"
     assert Run.newest(unfinished=True, under=tmp_path).folder.name == "d"
@@ -102,7 +114,8 @@ def test_newest_passes_over_damaged_records(run, tmp_path, content, unfinished):
     (damaged / "run.json").write_text(content)
     (damaged / "weights.safetensors").write_bytes(b"")
     assert Run.newest(unfinished, tmp_path, said.append) == run
-    assert said == [f"Passed over: {damaged / 'run.json'} is damaged: restore it or train again."]
+    (line,) = said
+    assert line.startswith(f"Passed over: {damaged / 'run.json'} is damaged")
     (run.folder / "run.json").unlink()
     assert refusal(Run.newest, unfinished, tmp_path).startswith("There is no ")
 
@@ -123,7 +136,9 @@ def test_no_run_at_all(tmp_path, unfinished, kind):
 def test_weights_come_back_in_eval_mode(tmp_path, small_net):
     torch.manual_seed(0)
     net, run = small_net(), begin(tmp_path / "run")
-    run.write(net, run.record, [{"epoch": 1}, {"epoch": 2}], {"epoch": 2, "momentum": torch.ones(3)})
+    run.write(
+        net, {**run.record, "epochs_done": 2}, [{"epoch": 1}, {"epoch": 2}], {"epoch": 2, "momentum": torch.ones(3)}
+    )
     back = run.net()
     assert not back.training
     for name, tensor in net.state_dict().items():
@@ -138,7 +153,7 @@ def test_weights_come_back_in_eval_mode(tmp_path, small_net):
 
 
 def test_finish_deletes_the_resume_state(run, small_net):
-    run.finish(small_net(), {**run.record, "status": "finished"}, [])
+    run.finish(small_net(), {**run.record, **RESULTS, "status": "finished"}, [])
     assert {path.name for path in run.folder.iterdir()} == {"run.json", "weights.safetensors", "metrics.jsonl"}
     assert refusal(run.resume_state) == f"{run.folder} is finished: there is nothing to resume."
 
@@ -164,11 +179,6 @@ def test_what_is_no_run_folder(tmp_path, path):
     [
         b"",
         b"{",
-        b"[]",
-        b"{}",
-        b'"recipe"',
-        b'{"recipe": 1, "dataset": {}}',
-        b'{"recipe": {}}',
         b"\xff\xfe\x00",
         b"\x00",
     ],
@@ -178,6 +188,31 @@ def test_damaged_record(run, content):
     wanted = f"{run.folder / 'run.json'} is damaged: restore it or train again."
     assert refusal(run.net) == wanted
     assert refusal(run.resume_state) == wanted
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b'"recipe"', b'{"recipe": 1}', b'{"recipe": {}, "dataset": {}}'])
+def test_record_of_something_else(run, content):
+    (run.folder / "run.json").write_bytes(content)
+    wanted = f"{run.folder / 'run.json'} is damaged (it lacks recipe.name): restore it or train again."
+    assert refusal(run.net) == wanted
+    assert refusal(run.resume_state) == wanted
+
+
+@pytest.mark.parametrize(
+    ("status", "lacking"),
+    [
+        *(("running", name) for name in ("dataset.sha256", "machine.versions", "seed", "threads", "status")),
+        *(("running", name) for name in ("epochs_done", "weights_sha256")),
+        *(("finished", name) for name in ("recipe.held_out", "epochs_done", "weights_sha256", "temperature", "test")),
+    ],
+)
+def test_record_that_lacks_something(run, status, lacking):
+    record = {**run.record, **RESULTS, "status": status}
+    *part, key = lacking.split(".")
+    del (record[part[0]] if part else record)[key]
+    (run.folder / "run.json").write_text(json.dumps(record))
+    wanted = f"{run.folder / 'run.json'} is damaged (it lacks {lacking}): restore it or train again."
+    assert refusal(lambda: run.record) == wanted
 
 
 def test_truncated_record(run):
