@@ -95,7 +95,7 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
 
     The name of a processor may be that of several generations, so that its features tell more.
     """
-    known = {name: record[name] for name in ("hardware", "device", "precision", "processes", "threads")}
+    known = {name: record.get(name) for name in ("hardware", "device", "precision", "processes", "threads")}
     return {
         **known,
         "cpu_features": record["machine"]["cpu_features"],

@@ -25,9 +25,9 @@ RUNNING, FINISHED = "running", "finished"
 REQUIRED = (
     *("recipe.name", "recipe.epochs", "recipe.batch_size", "recipe.held_out"),
     *("dataset.name", "dataset.sha256", "dataset.trained_on", "machine.cpu_features", "machine.versions"),
-    *("seed", "device", "hardware", "precision", "processes", "threads", "started", "status"),
+    *("seed", "device", "hardware", "started", "status"),
 )
-"""What no record is without."""
+"""What no record is without: what its readers need, so that they can read those of earlier versions too."""
 REQUIRED_TRAINED, REQUIRED_FINISHED = ("epochs_done", "weights_sha256"), ("temperature", "test")
 """What the record of a run with a complete epoch is not without, and, besides, that of a finished run."""
 

@@ -20,9 +20,6 @@ RECORD = {
     "seed": 0,
     "device": "cpu",
     "hardware": "a processor",
-    "precision": "float32",
-    "processes": 1,
-    "threads": 1,
     "status": "running",
 }
 RESULTS = {"epochs_done": 1, "temperature": 1.0, "test": {}}
@@ -201,7 +198,7 @@ def test_record_of_something_else(run, content):
 @pytest.mark.parametrize(
     ("status", "lacking"),
     [
-        *(("running", name) for name in ("dataset.sha256", "machine.versions", "seed", "threads", "status")),
+        *(("running", name) for name in ("dataset.sha256", "machine.versions", "seed", "status")),
         *(("running", name) for name in ("epochs_done", "weights_sha256")),
         *(("finished", name) for name in ("recipe.held_out", "epochs_done", "weights_sha256", "temperature", "test")),
     ],
