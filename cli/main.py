@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import functools
-import io
 import json
-import os
 import re
 import shlex
 import sys
@@ -16,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from . import streams
 
 app = typer.Typer(
     help="Train a CIFAR-10 classifier, prove its exports equal, and serve it without torch.",
@@ -82,8 +81,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
         name = function.__name__
         try:
-            function(*args, **kwargs)
-            sys.stdout.flush()
+            with streams.results():
+                function(*args, **kwargs)
         except EdgecifarError as error:
             _fail(str(error))
         except ModuleNotFoundError as error:
@@ -94,12 +93,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 f"edgecifar {name} needs {error.name}, which is not installed: pip install '{extra}' in the folder of "
                 "its source."
             )
-        except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:  # what no library function foresaw: a path that may not be read, or is too long
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left must not fail at exit
-                _fail("the output cannot be written, the disk is full: free some space or write it elsewhere.")
             if error.filename is None:
                 raise
             _fail(f"{error.filename} cannot be used ({error.strerror}): check the path and its permissions.")
@@ -416,7 +410,8 @@ def predict(
                 _say(f"edgecifar: {result}")
             yield source, result
 
-    PREDICTION_PRINTERS["json" if as_json else "csv" if as_csv else "text"](classifier, top_k, results())
+    with streams.results():
+        PREDICTION_PRINTERS["json" if as_json else "csv" if as_csv else "text"](classifier, top_k, results())
     if bad:
         raise typer.Exit(1)
 
@@ -438,11 +433,9 @@ def verify(
     opened = Bundle.open(bundle, key)
     checks = opened.verify(key)
     failed = [check.name for check in checks if not check.passed]
-    if as_json:
-        verdict = {"bundle": str(opened.folder), "passed": not failed, "checks": [asdict(check) for check in checks]}
-        print(json.dumps(verdict, indent=2))
-    else:
-        print(check_table(checks))
+    verdict = {"bundle": str(opened.folder), "passed": not failed, "checks": [asdict(check) for check in checks]}
+    with streams.results():  # whoever reads them, the exit code is that of the checks
+        print(json.dumps(verdict, indent=2) if as_json else check_table(checks))
     if failed:
         _fail(f"{opened.folder} failed {len(failed)} of {len(checks)} checks: {', '.join(failed)}.")
 
@@ -487,7 +480,8 @@ def info(
 
 def main() -> None:
     """Run the command line."""
-    # As stderr has it: a file's name or a sign that the terminal's encoding lacks must not end the command.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
-    app(prog_name="edgecifar")
+    streams.prepare()
+    try:
+        app(prog_name="edgecifar")
+    finally:
+        streams.close()
