@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import shlex
 import sys
@@ -122,6 +123,12 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number to go by.")
+    return value
+
+
 @app.callback()
 def _root(
     version: Annotated[
@@ -229,7 +236,10 @@ def train(
                 settings = RECIPES[recipe.value if recipe else "fast"].on(where.type)
                 if lr is not None:
                     chosen["filter_lr"] = settings.filter_lr * lr / settings.lr
-                settings = replace(settings, **chosen)
+                try:
+                    settings = replace(settings, **chosen)
+                except ValueError as error:
+                    raise typer.BadParameter(f"{error}.") from None
             name = f"{settings.name}{'-final' if final else ''}-{datetime.now():%Y%m%d-%H%M%S}"
             run = Run(out or RUNS / group.agree(name))
             run.check_free()
@@ -302,7 +312,7 @@ def evaluate(
 
 @command
 def export(
-    run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest under runs/.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest finished under runs/.")] = None,
     formats: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.onnx],  # noqa: B006
     variants: Annotated[
         list[VariantName],
@@ -311,7 +321,10 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The bundle to make. Default: RUN/bundle.")] = None,
     data: Data = None,
     budget: Annotated[
-        float, typer.Option(min=0, help="Points of held-out accuracy that edge may lose; tiny five times as many.")
+        float,
+        typer.Option(
+            min=0, callback=_finite, help="Points of held-out accuracy that edge may lose; tiny five times as many."
+        ),
     ] = 0.2,
     fine_tune: Annotated[
         int,
@@ -331,14 +344,19 @@ def export(
     signer = Signer(sign) if sign else None  # first: a key that cannot sign is said before the long work
     from ..export.build import export as build
     from ..train import data as datasets
-    from ..train.run import Run
+    from ..train.run import FINISHED, Run
 
     if set(variants) != {VariantName.fp32} and not {Format.onnx, Format.all} & set(formats):
         raise typer.BadParameter("--variant chooses among the ONNX models: add --format onnx.")
     if fine_tune and not {VariantName.edge, VariantName.tiny, VariantName.all} & set(variants):
         raise typer.BadParameter("--fine-tune is for the lossy variants: add --variant edge or --variant tiny.")
     source = Run(run) if run else Run.newest(say=_say)
-    name = source.record["dataset"]["name"]
+    record, name = source.record, source.record["dataset"]["name"]
+    if record["status"] != FINISHED:
+        done, all_ = record.get("epochs_done", 0), record["recipe"]["epochs"]
+        _say(f"Note: {source.folder} is not finished: {done} of {all_} epochs.")
+    elif not run:
+        _say(f"The newest finished run: {source.folder}")
     dataset = datasets.load_for_export(name, data, _say)
     target = out or source.folder / "bundle"
     bundle, _ = build(
@@ -451,7 +469,12 @@ def benchmark(
     variant: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: all ONNX ones.")] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=0.1, max=3600, help="How long each row is measured. Default: 2, or what fits into a minute."),
+        typer.Option(
+            min=0.1,
+            max=3600,
+            callback=_finite,
+            help="How long each row is measured. Default: 2, or what fits into a minute.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from ..runtime.contract import SIDE
@@ -64,8 +65,8 @@ class Recipe:
             "epochs": self.epochs >= 1,
             "cuda_epochs": self.cuda_epochs >= 0,
             "batch_size": self.batch_size >= 2,  # batch norm needs two
-            "lr": self.lr >= 0,
-            "filter_lr": self.filter_lr >= 0,
+            "lr": 0 <= self.lr < math.inf,
+            "filter_lr": 0 <= self.filter_lr < math.inf,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": self.weight_decay >= 0,
             "schedule": self.schedule in SCHEDULES,

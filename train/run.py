@@ -74,14 +74,16 @@ class Run:
     def newest(
         cls, unfinished: bool = False, under: Path = RUNS, say: Callable[[str], object] = lambda line: None
     ) -> Run:
-        """Return the run under `under` that was begun last; only unfinished ones where asked.
+        """Return the finished run under `under` that was begun last, or where none is, the last with weights.
+
+        Where `unfinished` ones are asked for, the last of those.
 
         Those whose record is damaged are passed over, and `say` is called with a line about each.
 
         Raises:
             RunError: there is none.
         """
-        found: list[tuple[str, str, Run]] = []
+        found: list[tuple[bool, str, str, Run]] = []
         for path in sorted(under.glob(f"*/{RECORD}")):
             run = cls(path.parent)
             try:
@@ -90,11 +92,12 @@ class Run:
                 say(f"Passed over: {error}")
                 continue
             if record["status"] == RUNNING if unfinished else (run.folder / WEIGHTS).exists():
-                found.append((str(record["started"]), run.folder.name, run))
+                finished = record["status"] == FINISHED
+                found.append((finished, str(record["started"]), run.folder.name, run))
         if not found:
             kind = "unfinished run" if unfinished else "trained run"
             raise RunError(f"There is no {kind} under {under}/: train one with 'edgecifar train', or name its folder.")
-        return max(found, key=lambda entry: entry[:2])[-1]
+        return max(found, key=lambda entry: entry[:-1])[-1]
 
     @property
     def record(self) -> dict[str, Any]:

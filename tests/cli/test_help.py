@@ -1,4 +1,4 @@
-"""What the command line imports: nothing heavy for help, nothing of torch to predict."""
+"""What the command line imports, and that values it cannot use are wrong usage."""
 
 from __future__ import annotations
 
@@ -93,3 +93,23 @@ def test_wrong_usage_is_exit_code_2(edgecifar):
         assert result.exit_code == 2
         assert result.stdout == ""
         assert "Usage" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--lr", "nan"),
+        ("train", "--lr", "inf"),
+        ("train", "--momentum", "1"),
+        ("train", "--held-out", "nan"),
+        ("export", "--budget", "nan"),
+        ("benchmark", "--seconds", "nan"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_is_none_is_wrong_usage(edgecifar, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = edgecifar(*arguments)
+    assert result.exit_code == 2
+    assert arguments[-1] in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -96,10 +96,15 @@ def test_newest_is_the_one_begun_last(tmp_path, small_net):
     for name, started, status in (("b", "2026-01-02", "running"), ("a", "2026-01-03", "finished"), ("c", "2026", None)):
         run = begin(tmp_path / name, started)
         run.write(small_net(), {**run.record, **RESULTS, "status": status}, [], {})
+    later = begin(tmp_path / "e", "2026-01-03T12")  # a finished one is preferred to it
+    later.write(small_net(), {**later.record, **RESULTS, "status": "running"}, [], {})
     begin(tmp_path / "d", "2026-01-04")  # without a complete epoch
     assert Run.newest(under=tmp_path).folder.name == "a"
     assert Run.newest(unfinished=True, under=tmp_path).folder.name == "d"
     (tmp_path / "d" / "run.json").unlink()
+    (tmp_path / "a" / "run.json").unlink()
+    assert Run.newest(under=tmp_path).folder.name == "e"
+    (tmp_path / "e" / "run.json").unlink()
     assert Run.newest(unfinished=True, under=tmp_path).folder.name == "b"
 
 
