@@ -85,11 +85,16 @@ def benchmark_table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _shown(source: str) -> str:
+    """Return a picture's name so that it cannot steer a terminal."""
+    return source if source.isprintable() else ascii(source)
+
+
 def _print_text(_classifier: Classifier, _top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
     for source, result in results:
         if isinstance(result, PictureError):
             continue
-        print(source if source.isprintable() else ascii(source))  # what is printed must not steer a terminal
+        print(_shown(source))
         for label, probability in result.top:
             print(f"  {label:<6} {100 * probability:5.1f} %  {bar(probability)}")
 
@@ -119,7 +124,9 @@ def _print_csv(_classifier: Classifier, top_k: int, results: Iterable[tuple[str,
     writer = csv.writer(sys.stdout, lineterminator="\n")
     numbered = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "probability")]
     writer.writerow(["source", "error", *numbered])
-    for source, result in results:
+    on_terminal = sys.stdout.isatty()  # elsewhere the name is data
+    for name, result in results:
+        source = _shown(name) if on_terminal else name
         if isinstance(result, PictureError):
             writer.writerow([source, str(result)] + [""] * len(numbered))
         else:

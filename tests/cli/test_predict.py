@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,25 @@ def test_standard_input(predict, pictures):
     (entry,) = json.loads(result.stdout)["predictions"]
     (file,) = json.loads(predict(pictures[2], "--json").stdout)["predictions"]
     assert entry == {**file, "source": "-"}
+
+
+@pytest.mark.parametrize("form", ["text", "csv"])
+def test_a_name_cannot_steer_a_terminal(own_bundle, pictures, form):
+    pty = pytest.importorskip("pty", reason="there are no terminals here")
+    picture = pictures[0].rename(pictures[0].with_name("red\x1b[31m.png"))
+    options = ["--csv"] if form == "csv" else []
+    terminal, process_end = pty.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as reader:
+        subprocess.run(
+            [sys.executable, "-m", "edgecifar.cli", "predict", picture, "--bundle", own_bundle, *options],
+            stdout=process_end,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        os.close(process_end)
+        shown = reader.read(65536)
+    assert b"\x1b" not in shown
+    assert b"red\\x1b[31m.png" in shown
 
 
 def test_more_pictures_than_a_batch(predict, pictures):
