@@ -175,8 +175,8 @@ def _targets(
                     "seen: export it from the run that --final named, or leave it out."
                 )
             raise RunError(
-                f"The recipe {record['recipe']['name']} holds no images out, and a lossy variant is decided on such: "
-                "train with --recipe fast or best, or with --held-out 0.1."
+                f"{folder} was trained without held-out images, and a lossy variant is decided on such: "
+                "train with --held-out 0.1."
             )
         images, labels = dataset.train_images, dataset.train_labels
         tuner = None

@@ -93,7 +93,7 @@ class Classifier:
         """Return a prediction for each picture, in order.
 
         Args:
-            images_or_paths: uint8 [N, 32, 32, 3] RGB, or paths of pictures of any size.
+            images_or_paths: uint8 [N, 32, 32, 3] RGB, or paths of pictures of up to `MAX_PIXELS`.
             top_k: how many classes `Prediction.top` lists, 1 to 10.
             fit: how a picture is made square: "crop", "squash" or "pad".
 

@@ -74,7 +74,7 @@ _UPRIGHT = {  # by EXIF orientation
 
 
 def load_picture(source: str | Path | bytes | BinaryIO, fit: str = "crop", name: str | None = None) -> np.ndarray:
-    """Load a PNG, JPEG, WebP, BMP, TIFF or GIF (its first frame) of any size as 32x32 RGB.
+    """Load a PNG, JPEG, WebP, BMP, TIFF or GIF (its first frame) of up to `MAX_PIXELS` as 32x32 RGB.
 
     The EXIF orientation is applied, and what is transparent lies over white. 16-bit grey is scaled so that 65535
     becomes 255. Of a TIFF of floats, the least of 1, 255, 65535 and its own maximum that it does not exceed becomes

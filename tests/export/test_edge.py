@@ -235,7 +235,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "sentence"),
         [
-            ({}, "The recipe reference holds no images out"),
+            ({}, "was trained without held-out images"),
             ({"trial": {"temperature": 1.5}}, "run was trained on all images, .* the run that --final named"),
         ],
     )
