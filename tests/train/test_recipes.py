@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from edgecifar.cli.main import Optimizer, RecipeName
+from edgecifar.cli.training import Optimizer, RecipeName
 from edgecifar.train.optimizer import NAMES
 from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE
 

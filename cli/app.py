@@ -1,0 +1,131 @@
+"""The command's frame: the typer application, what every subcommand shares, and how failures are reported."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import streams
+
+app = typer.Typer(
+    help="Train a CIFAR-10 classifier, prove its exports equal, and serve it without torch.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # help without boxes: importing rich takes longer than all else that help does
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXTRAS = {"train": "train", "evaluate": "train", "export": "export", "info": "train"}
+"""Which extra of the package a command needs beyond the base install; `info` for a run folder only."""
+
+
+class Fit(StrEnum):
+    """How a picture is made square."""
+
+    crop = "crop"
+    squash = "squash"
+    pad = "pad"
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Return the subcommand `function`, whose known failures become one sentence and exit code 1, no traceback."""
+
+    @functools.wraps(function)
+    def reported(*args: Any, **kwargs: Any) -> None:
+        from ..runtime.errors import EdgecifarError
+
+        name = function.__name__
+        try:
+            with streams.results():
+                function(*args, **kwargs)
+        except EdgecifarError as error:
+            fail(str(error))
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("edgecifar"):
+                raise
+            extra = f".[{EXTRAS[name]}]" if name in EXTRAS else "."
+            fail(
+                f"edgecifar {name} needs {error.name}, which is not installed: pip install '{extra}' in the folder of "
+                "its source."
+            )
+        except OSError as error:  # what no library function foresaw: a path that may not be read, or is too long
+            if error.filename is None:
+                raise
+            fail(f"{error.filename} cannot be used ({error.strerror}): check the path and its permissions.")
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return reported
+
+
+def register(*functions: Callable[..., None]) -> None:
+    """Make `functions` the subcommands, in the order of the help text."""
+    for function in functions:
+        # In the list of commands a line is cut to fit; up to its first comma, colon or semicolon it does.
+        app.command(short_help=re.split("[,:;.]", function.__doc__ or "")[0])(function)
+
+
+def fail(sentence: str) -> None:
+    """Print a failure and end the command with exit code 1."""
+    print(f"edgecifar: {sentence}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def say(line: str) -> None:
+    """Print a line of prose on stderr."""
+    print(line, file=sys.stderr)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"edgecifar {version('edgecifar')}")
+        raise typer.Exit
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse nan and infinity as the value of an option."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder with the CIFAR-10 files, or 'synthetic' to try the pipeline without them. "
+        "Default: $EDGECIFAR_DATA, else ~/.cache/edgecifar, where they are downloaded to.",
+        show_default=False,
+    ),
+]
+BundleFolder = Annotated[
+    Path | None, typer.Option("--bundle", help="A bundle made by 'edgecifar export'. Default: the one installed.")
+]
+Provider = Annotated[
+    str,
+    typer.Option(help="cpu, cuda, tensorrt, openvino, directml, coreml, xnnpack; auto: cuda if it runs, else cpu."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of one call. Default: what affinity and cgroup quota allow.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]

@@ -1,0 +1,79 @@
+"""The subcommands verify, benchmark and info: what a bundle is, and how fast it is here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import streams
+from .app import BundleFolder, Json, Provider, command, fail, finite, say
+
+
+@command
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle. Default: the one installed.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="It must be signed: with the private key of this public key, PEM.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a bundle: every digest, no unknown file, and the golden vectors of each variant on this machine."""
+    from dataclasses import asdict
+
+    from ..runtime import Bundle
+    from .display import check_table
+
+    opened = Bundle.open(bundle, key)
+    checks = opened.verify(key)
+    failed = [check.name for check in checks if not check.passed]
+    verdict = {"bundle": str(opened.folder), "passed": not failed, "checks": [asdict(check) for check in checks]}
+    with streams.results():  # whoever reads them, the exit code is that of the checks
+        print(json.dumps(verdict, indent=2) if as_json else check_table(checks))
+    if failed:
+        fail(f"{opened.folder} failed {len(failed)} of {len(checks)} checks: {', '.join(failed)}.")
+
+
+@command
+def benchmark(
+    bundle: BundleFolder = None,
+    provider: Provider = "cpu",
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, max=16384, help="May be repeated. Default: 1 and 64.")
+    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1 and all.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: all ONNX ones.")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=3600,
+            callback=finite,
+            help="How long each row is measured. Default: 2, or what fits into a minute.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: latency and throughput of each variant, batch size and thread count."""
+    from ..runtime import Bundle
+    from ..runtime.benchmark import measure
+    from .display import benchmark_table
+
+    opened = Bundle.open(bundle)
+    report = measure(opened, provider, batch or (1, 64), threads, seconds, say, variant)
+    print(json.dumps(report.as_json(), indent=2) if as_json else benchmark_table(report))
+
+
+@command
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(help="A run folder, .onnx or a bundle. Default: the bundle installed.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a model is: layers, sizes, variants, labels, provenance, accuracy."""
+    from .display import describe_model
+
+    print(describe_model(model, as_json))

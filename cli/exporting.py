@@ -1,0 +1,102 @@
+"""The subcommand export."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .app import Data, command, finite, say
+
+
+class Format(StrEnum):
+    """Formats that `export` writes."""
+
+    onnx = "onnx"
+    torchscript = "torchscript"
+    pt2 = "pt2"
+    all = "all"
+
+
+class VariantName(StrEnum):
+    """Variants of the ONNX format that `export` makes."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    edge = "edge"
+    tiny = "tiny"
+    all = "all"
+
+
+@command
+def export(
+    run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest finished under runs/.")] = None,
+    formats: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.onnx],  # noqa: B006
+    variants: Annotated[
+        list[VariantName],
+        typer.Option("--variant", help="Of ONNX: fp32 exact, fp16 for GPUs, edge small and fast, tiny more so."),
+    ] = [VariantName.fp32],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="The bundle to make. Default: RUN/bundle.")] = None,
+    data: Data = None,
+    budget: Annotated[
+        float,
+        typer.Option(
+            min=0, callback=finite, help="Points of held-out accuracy that edge may lose; tiny five times as many."
+        ),
+    ] = 0.2,
+    fine_tune: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Epochs in which a narrower net learns to be edge; tiny five times as many; 0: low rank."
+        ),
+    ] = 0,
+    device: Annotated[str, typer.Option(help="What fine-tunes: auto, cpu, cuda or mps.")] = "auto",
+    sign: Annotated[
+        Path | None, typer.Option(help="Sign the bundle with this private key, PEM.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
+) -> None:
+    """Export a run into a bundle, after proving that each model in it agrees with the net."""
+    from ..runtime.signing import Signer
+
+    signer = Signer(sign) if sign else None  # first: a key that cannot sign is said before the long work
+    from ..export.build import export as build
+    from ..train import data as datasets
+    from ..train.run import FINISHED, Run
+
+    if set(variants) != {VariantName.fp32} and not {Format.onnx, Format.all} & set(formats):
+        raise typer.BadParameter("--variant chooses among the ONNX models: add --format onnx.")
+    if fine_tune and not {VariantName.edge, VariantName.tiny, VariantName.all} & set(variants):
+        raise typer.BadParameter("--fine-tune is for the lossy variants: add --variant edge or --variant tiny.")
+    source = Run(run) if run else Run.newest(say=say)
+    record, name = source.record, source.record["dataset"]["name"]
+    if record["status"] != FINISHED:
+        done, all_ = record.get("epochs_done", 0), record["recipe"]["epochs"]
+        say(f"Note: {source.folder} is not finished: {done} of {all_} epochs.")
+    elif not run:
+        say(f"The newest finished run: {source.folder}")
+    dataset = datasets.load_for_export(name, data, say)
+    target = out or source.folder / "bundle"
+    bundle, _ = build(
+        source,
+        target,
+        _expand(formats, Format),
+        _expand(variants, VariantName),
+        dataset,
+        budget,
+        force,
+        signer,
+        say,
+        fine_tune,
+        device,
+    )
+    say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
+
+
+def _expand(chosen: list[Any], kind: type[StrEnum]) -> list[str]:
+    """Return the values chosen, in the order they are declared, "all" spelt out."""
+    names = [member.value for member in kind if member.value != "all"]
+    wanted = {member.value for member in chosen}
+    return [name for name in names if "all" in wanted or name in wanted]
