@@ -55,7 +55,8 @@ def contents(folder):
 
 class TestComplete:
     def test_files(self, bundle):
-        beside = {"manifest.json", "golden.npz", "parity.json", "README.md", "bom.cdx.json", "SHA256SUMS"}
+        beside = {"manifest.json", "golden.npz", "parity.json", "README.md", "bom.cdx.json", "SHA256SUMS", "golden.json"}
+        beside |= {picture.file for picture in bundle.golden_pictures()}
         assert {path.name for path in bundle.folder.iterdir()} == beside | set(MODELS.values())
 
     def test_verifies(self, bundle):
@@ -86,7 +87,8 @@ class TestComplete:
         assert variant.bytes == path.stat().st_size
         assert variant.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         loaded = models.load(path, provider="cpu")
-        assert variant.accuracy == evaluate(loaded.probabilities, small.test_images, small.test_labels).accuracy
+        measured = evaluate(loaded.probabilities, small.test_images, small.test_labels, small.contract.labels)
+        assert variant.accuracy == measured.accuracy
         logits = loaded.logits(small.test_images)
         assert variant.parity["agree"] == (logits.argmax(1) == eager.argmax(1)).sum()
         assert variant.parity["max_abs_difference"] == pytest.approx(np.abs(logits - eager).max(), rel=0.05, abs=1e-5)
