@@ -17,7 +17,7 @@ from ..runtime.errors import DataError, ModelError, OutputError, ParityError, Ru
 from ..runtime.folder import write_sums
 from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, PARITY, Manifest, Variant
 from ..train.data import SYNTHETIC, Dataset, synthetic
-from ..train.loop import logits_with
+from ..train.inference import logits_with
 from ..train.net import Net
 from ..train.run import Run
 from . import bom, card, models, parity

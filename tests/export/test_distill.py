@@ -21,7 +21,7 @@ from edgecifar.export.options import ExportOptions
 from edgecifar.runtime.errors import OutputError, ParityError, RunError
 from edgecifar.train import optimizer
 from edgecifar.train.calibration import fit_temperature
-from edgecifar.train.loop import logits_with
+from edgecifar.train.inference import logits_with
 from edgecifar.train.net import LAYERS
 from edgecifar.train.run import Run
 
