@@ -94,7 +94,7 @@ done("import onnxruntime")
 import PIL.Image
 done("import Pillow")
 from edgecifar.runtime import Classifier
-from edgecifar.runtime.pictures import load_picture
+from edgecifar import load_picture
 import edgecifar.cli.display
 done("import edgecifar.runtime")
 classifier = Classifier(options["bundle"], options["variant"], options["provider"], options["threads"])
@@ -152,6 +152,9 @@ class Launcher:
             text=True,
             env={**kept, "PYTHONPYCACHEPREFIX": str(cache)},
         )
+        if self._process.stdout is None:
+            raise ValueError("a pipe was asked for")
+        self._answers = self._process.stdout
 
     def __call__(self, command: Sequence[str]) -> Sample:
         """Run `command`; "{begin}" in it becomes the time at its start, by `time.perf_counter`.
@@ -160,7 +163,7 @@ class Launcher:
             EdgecifarError: it fails.
         """
         print(json.dumps([*command]), file=self._process.stdin, flush=True)
-        begin, end, cpu, peak, code, output, prose = json.loads(self._process.stdout.readline())
+        begin, end, cpu, peak, code, output, prose = json.loads(self._answers.readline())
         if code:
             shown, (*_, last) = " ".join(command)[:200], prose.splitlines() or ["it says nothing"]
             raise EdgecifarError(f"'{shown}' ends with the exit code {code} ({last}): run it by hand.")

@@ -62,7 +62,7 @@ class CpuEngines(Engines):
     def _torchscript(self, batch: int, optimise: bool = False) -> Function:  # noqa: ARG002
         path = self.folder / "model.pt"
         torchscript.write(self.deployed, path, self.contract)
-        module, _ = torchscript.read(path)
+        module: Any = torchscript.read(path)[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated as a whole
             return self._torch(torch.jit.optimize_for_inference(module) if optimise else module)
@@ -112,7 +112,7 @@ class CpuEngines(Engines):
 
     @cached_property
     def _quantized(self) -> Any:
-        import nncf
+        import nncf  # pyright: ignore[reportMissingImports]: in an environment of its own
 
         logging.getLogger("nncf").setLevel(logging.ERROR)
         images = list(self.calibration[:, None])  # one at a time
@@ -138,8 +138,8 @@ class CpuEngines(Engines):
 
     @cached_property
     def _ncnn(self) -> Any:
-        import ncnn
-        import pnnx
+        import ncnn  # pyright: ignore[reportMissingImports]: in an environment of its own
+        import pnnx  # pyright: ignore[reportMissingImports]
 
         class Planes(torch.nn.Module):
             def __init__(self, deployed: Deployed) -> None:
@@ -152,7 +152,8 @@ class CpuEngines(Engines):
         path, size = self.folder / "net.pt", self.contract.size
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated as a whole
-            torch.jit.trace(Planes(self.deployed).eval(), torch.zeros(1, 3, size, size)).save(path)
+            traced: Any = torch.jit.trace(Planes(self.deployed).eval(), torch.zeros(1, 3, size, size))
+            traced.save(path)
         command = [pnnx.EXEC_PATH, path.name, f"inputshape=[1,3,{size},{size}]", "fp16=0"]
         subprocess.run(command, cwd=self.folder, capture_output=True, check=True)
         net = ncnn.Net()
@@ -164,7 +165,7 @@ class CpuEngines(Engines):
         return net
 
     def _run_ncnn(self, batch: int) -> Function:  # noqa: ARG002
-        import ncnn
+        import ncnn  # pyright: ignore[reportMissingImports]
 
         net, kind, size = self._ncnn, ncnn.Mat.PixelType.PIXEL_RGB, self.contract.size
 

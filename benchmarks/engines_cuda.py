@@ -53,7 +53,7 @@ class Cast(nn.Module):
 
 def in_precision(deployed: Deployed, dtype: torch.dtype) -> Deployed:
     """Return a copy with weights and arithmetic in `dtype` up to the last layer, as the variant `fp16` has them."""
-    model = copy.deepcopy(deployed)
+    model: Any = copy.deepcopy(deployed)  # its layers are replaced by others
     if dtype != torch.float32:
         model.to(dtype)
         model.conv1 = nn.Sequential(Cast(dtype), model.conv1)

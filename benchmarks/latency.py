@@ -36,11 +36,11 @@ from harness import Entry
 from onnx_entries import BARE, Measurement, entries_of, entries_of_plug_ins
 from PIL import Image
 
+from edgecifar import load_picture
 from edgecifar.runtime import Bundle, Classifier
 from edgecifar.runtime.benchmark import WARM_UP
 from edgecifar.runtime.errors import VariantError
 from edgecifar.runtime.machine import usable_cpus
-from edgecifar.runtime.pictures import load_picture
 from edgecifar.runtime.session import PROVIDERS, import_onnxruntime
 
 ALWAYS = ("cpu", "cuda", "tensorrt", "openvino")
@@ -65,7 +65,8 @@ def overhead(
         Median and quartiles of the ratios of `blocks` blocks, each by the block's medians; the number of pairs.
     """
     for _ in range(WARM_UP):
-        ours(), bare()
+        ours()
+        bare()
     ratios, pairs = [], 0
     for _ in range(blocks):
         times: tuple[list[float], list[float]] = ([], [])

@@ -182,7 +182,9 @@ def calibration_images(given: str | None, held_out: float) -> tuple[np.ndarray, 
     return dataset.train_images[np.sort(chosen)], f"held-out {dataset.name} images"
 
 
-def measure(peers: Engines, batches: list[int], seconds: float, rounds: int, only: list[str] | None) -> Iterator[Entry]:
+def measure(
+    peers: Engines, batches: Sequence[int], seconds: float, rounds: int, only: list[str] | None
+) -> Iterator[Entry]:
     """Yield the entries of each batch size, measured."""
     for precision in dict.fromkeys(peer.precision for peer in peers.all):
         peers.ceiling(precision)  # now, while no engine holds memory

@@ -356,7 +356,7 @@ def prepare_process() -> None:
 
 def main() -> int:
     """Crash everything in every way; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="at random moments: of training, and of the exports")
     parser.add_argument("--folder", type=Path, help="where, on the disk to try; by default a temporary one")
     given = parser.parse_args()

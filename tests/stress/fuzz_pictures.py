@@ -14,9 +14,9 @@ import numpy as np
 from fuzz_world import Case, World, WrongAnswer, mutated
 from PIL import Image
 
+from edgecifar import load_picture
 from edgecifar.runtime import EdgecifarError
 from edgecifar.runtime.contract import FITS
-from edgecifar.runtime.pictures import load_picture
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
