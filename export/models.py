@@ -16,7 +16,7 @@ from ..runtime.contract import Contract
 from ..runtime.errors import ModelError, ProviderError, VariantError
 from ..runtime.paths import kind_of
 from ..runtime.session import AUTO, Session
-from ..train.loop import classify_with, logits_with
+from ..train.inference import classify_with, logits_with
 from ..train.net import INPUT_SIZE
 from ..train.run import Run
 from .formats import pt2, torchscript
@@ -103,7 +103,7 @@ def _run(path: Path) -> Model:
         logits=logits_with(net),
         provider="torch, cpu",
         contract=record.contract,
-        dataset=record.dataset["name"],
+        dataset=record.dataset.name,
     )
 
 
