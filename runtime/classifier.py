@@ -11,7 +11,7 @@ import numpy as np
 
 from . import choice
 from .bundle import Bundle
-from .contract import LABELS, SIDE
+from .contract import CIFAR10, LABELS, SIDE
 from .errors import InputError, PictureError
 from .session import AUTO, check_images
 
@@ -147,7 +147,7 @@ class Classifier:
                 )
             names.append(str(path))
             try:
-                batch.append(load_picture(path, fit))
+                batch.append(load_picture(path, CIFAR10, fit))
             except PictureError as error:
                 batch.append(error)
             if len(batch) == BATCH:

@@ -201,12 +201,24 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
+        if lacks_memory(error):
+            raise ProviderError(f"onnxruntime cannot be loaded: {NO_MEMORY}.") from None
         raise ProviderError(
             f"onnxruntime cannot be imported ({error}): 'pip install onnxruntime', or onnxruntime-gpu for CUDA."
         ) from None
     if not hasattr(onnxruntime, "InferenceSession"):
         raise ProviderError(f"onnxruntime is broken here: {_reinstall()}.")
     return onnxruntime
+
+
+NO_MEMORY = "there is too little memory, free some or raise the limit (ulimit -v)"
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error of the loader or of onnxruntime comes from a limit on memory or on address space."""
+    said = str(error).lower()
+    signs = ("failed to map segment", "cannot allocate memory", "bad_alloc", "failed to allocate", "pthread_create")
+    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
 
 
 def _installed() -> list[str]:
@@ -270,6 +282,8 @@ def _load(
     except Exception as error:  # onnxruntime raises a dozen types that share no base of their own
         if isinstance(error, MemoryError):
             raise
+        if lacks_memory(error):
+            raise ProviderError(f"{name} cannot be loaded: {NO_MEMORY}.") from None
         reason = _first_sentence(error)
         if provider == "cpu":
             raise ModelError(f"{name} is not a model that onnxruntime can load ({reason}): export it again.") from None
