@@ -36,11 +36,11 @@ from harness import Entry
 from onnx_entries import BARE, Measurement, entries_of, entries_of_plug_ins
 from PIL import Image
 
-from edgecifar import load_picture
 from edgecifar.runtime import Bundle, Classifier
 from edgecifar.runtime.benchmark import WARM_UP
 from edgecifar.runtime.errors import VariantError
 from edgecifar.runtime.machine import usable_cpus
+from edgecifar.runtime.pictures import make_square
 from edgecifar.runtime.session import PROVIDERS, import_onnxruntime
 
 ALWAYS = ("cpu", "cuda", "tensorrt", "openvino")
@@ -96,7 +96,7 @@ def entries_of_photos(bundle: Bundle, threads: int, folder: Path) -> list[Entry]
         decoded = decode(path, contract.size)
         for call, function in {
             "decode": lambda p=path: decode(p, contract.size),
-            "resize": lambda image=decoded: load_picture(image, contract),
+            "resize": lambda image=decoded: make_square(image, contract),
             "predict": lambda p=path: classifier.predict([p]),
         }.items():
             entries.append(Entry({**labels, "call": f"{call} {path.name}"}, function, details=dict(details)))

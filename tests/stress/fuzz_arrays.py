@@ -12,7 +12,7 @@ import numpy as np
 from fuzz_pictures import seeds
 from fuzz_world import Case, World, WrongAnswer, tiny_contract
 
-from edgecifar.runtime.pictures import find_pictures
+from edgecifar.runtime.sources import find_pictures
 
 SIZE, CLASSES = tiny_contract().size, tiny_contract().classes
 IMAGES = (4, SIZE, SIZE, 3)

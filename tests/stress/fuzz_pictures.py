@@ -34,8 +34,8 @@ def mend_png(data: bytes) -> bytes:
     return mended
 
 
-READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
-OTHERS = ("PPM", "ICO", "TGA", "AVIF", "JPEG2000", "MPO", "PCX", "SGI", "DDS", "QOI", "ICNS", "IM")
+READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "ICO", "TGA", "PPM", "MPO")
+OTHERS = ("PCX", "SGI", "DDS", "QOI", "ICNS", "IM")
 COMPRESSIONS = ("tiff_lzw", "tiff_deflate", "packbits", "jpeg", "group4", "lzma", "zstd")
 FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (56, 40), "red")]}
 
