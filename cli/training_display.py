@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .display import bar, padded
+from .display import bar, draws, padded
 
 if TYPE_CHECKING:
     from ..runtime.metrics import Evaluation
@@ -60,7 +60,7 @@ class TrainingDisplay:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar = Bar(*columns, console=self.console, transient=True, disable=not draws(self.console))
         self._say(summarise(make_net(recipe.net, dataset.contract), dataset.contract.size))
         held_out = f", {100 * recipe.held_out:g} % of them held out" if recipe.held_out else ""
         processes = f", {plan.processes} processes" if plan.processes > 1 else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import io
 import json
@@ -157,9 +156,9 @@ class Distiller:
         state, done = _stored(path, key), 0
         if state:
             student.load_state_dict(state["net"])
-            if state["optimizers"]:  # none are kept after the last epoch
-                load_optimizers(optimizers, state["optimizers"])
             done = state["epoch"]
+            if done < recipe.epochs:  # the optimizers of what is finished are not kept
+                load_optimizers(optimizers, state["optimizers"])
         if done == recipe.epochs:
             log.info("  fine-tuned before, taken from %s", path)
         else:
@@ -180,12 +179,12 @@ class Distiller:
         labels, started = torch.from_numpy(self.labels).to(self.device), time.perf_counter()
         torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT))
         batches = epoch_plan(self.seed, epoch, len(labels), recipe.batch_size, self.device).batches
-        step = TrainingStep(student, optimizers, recipe, self.device, recipe.epochs * len(batches))
         total = torch.zeros((), device=self.device)
+        step = TrainingStep(student, optimizers, recipe, self.device, recipe.epochs * len(batches))
         student.train()
         for number, batch in enumerate(batches, epoch * len(batches)):
-            loss_of = functools.partial(student_loss, teacher=teacher_logits[batch], labels=labels[batch])
-            total += step(number, images[batch], loss_of)
+            wanted = teacher_logits[batch], labels[batch]
+            total += step(number, images[batch], lambda logits, wanted=wanted: student_loss(logits, *wanted))
         mean, seconds = total.item() / len(batches), time.perf_counter() - started
         # The weights too: the last step was one that no loss has seen.
         if not math.isfinite(mean) or not all(
