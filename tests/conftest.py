@@ -20,24 +20,24 @@ def small():
 
 @pytest.fixture(scope="session")
 def net():
-    """A Net that separates the small data set somewhat, made without training.
+    """A narrow Net that separates the small data set somewhat, made without training.
 
     The weights are random with the variance kept from layer to layer, batch norm has statistics, scales and shifts of
     its own, and the last layer is fitted in closed form, so that arg-maxes are decided by more than rounding.
     """
     import torch
+    from narrow_net import NarrowNet
     from torch import nn
 
     from edgecifar.train.augment import normalise
     from edgecifar.train.data import synthetic
-    from edgecifar.train.net import Net
 
     drawn = synthetic(train=300, test=10)
     x = normalise(torch.from_numpy(drawn.train_images))
     targets = nn.functional.one_hot(torch.from_numpy(drawn.train_labels), drawn.contract.classes).float()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(7)
-        net = Net(drawn.contract.classes, dropout=0.0)
+        net = NarrowNet(drawn.contract.classes, dropout=0.0)
         for module in net.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -67,7 +67,7 @@ def record(net, small):
     from edgecifar.train.recipes import FAST
     from edgecifar.train.record import FINISHED, Conditions, DatasetRecord, RunRecord
 
-    recipe, labels = replace(FAST, epochs=2, held_out=0.4), small.contract.labels
+    recipe, labels = replace(FAST, epochs=2, held_out=0.4, net="narrow"), small.contract.labels
     return RunRecord(
         recipe=recipe,
         contract=small.contract,
@@ -93,7 +93,7 @@ def run(net, record, tmp_path_factory):
     made = Run(tmp_path_factory.mktemp("trained"))
     made.finish(net, record, [{"epoch": 1, "loss": 2.0, "held_out_accuracy": 0.2}])
     yield made
-    shutil.rmtree(made.folder)  # the weights are 83 MB
+    shutil.rmtree(made.folder)
 
 
 @pytest.fixture(scope="session")
