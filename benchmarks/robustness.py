@@ -46,9 +46,9 @@ from PIL import Image
 
 from edgecifar.runtime import Bundle, Classifier, EdgecifarError
 from edgecifar.runtime.bundle import DEFAULT, GOLDEN, MANIFEST, SUMS
+from edgecifar.runtime.contract import CIFAR10, FITS
 from edgecifar.runtime.errors import BundleError
 from edgecifar.runtime.machine import describe, usable_cpus
-from edgecifar.runtime.contract import CIFAR10, FITS
 from edgecifar.runtime.pictures import load_picture
 from edgecifar.runtime.sources import find_pictures
 
