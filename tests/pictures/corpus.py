@@ -137,9 +137,10 @@ def variants() -> tuple[Variant, ...]:
     """Draw the corpus."""
     import lossless
     import lossy
+    import simple
     import tiffs
 
-    found = tuple(variant for module in (lossless, lossy, tiffs) for variant in module.variants())
+    found = tuple(variant for module in (lossless, simple, lossy, tiffs) for variant in module.variants())
     names = [variant.title for variant in found]
     assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
     return found
