@@ -42,6 +42,10 @@ _COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 34925, 50000, 50001}
 """None, CCITT (three), LZW, JPEG, Deflate, PackBits, Deflate's older number, LZMA, Zstandard, WebP."""
 
 
+_OPTIONAL = {34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
+"""Compressions that some builds of libtiff lack."""
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What the tags of the first directory say of its pixels, missing ones by their defaults."""
@@ -99,7 +103,15 @@ def load(data: bytes, max_pixels: int) -> Image.Image:
             image = reader("TIFF")(io.BytesIO(data))
     except SyntaxError:  # "unknown pixel mode": the tags were found to be whole above
         raise kind.refusal() from None
-    image.load()
+    try:
+        image.load()
+    except OSError:
+        if kind.compression not in _OPTIONAL:
+            raise
+        name = _OPTIONAL[kind.compression]
+        raise Unsupported(
+            f"its TIFF data ({name}) is incomplete, or this Pillow was built without {name}; {CONVERT}"
+        ) from None
     if kind.photometric == 3 and max(kind.colour_map, default=0) < 256:  # 8-bit values, as libtiff takes them too
         image.putpalette(np.array(kind.colour_map, np.uint8).reshape(3, -1).T.tobytes())
     image.info = {}  # which may hold another orientation: Pillow has turned it as its tag says
