@@ -28,6 +28,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,12 +39,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from edgecifar.cli.main import app
-from edgecifar.export import build, to_onnx
-from edgecifar.runtime import files
-from edgecifar.runtime.bundle import SUMS, Bundle
+from edgecifar.export import variants
+from edgecifar.export.formats import onnx as onnx_format
+from edgecifar.export.options import ExportOptions
+from edgecifar.runtime import Bundle, files
 from edgecifar.runtime.errors import RunError
-from edgecifar.train import data, net
-from edgecifar.train.run import FINISHED, METRICS, RECORD, RESUME, WEIGHTS, Run
+from edgecifar.runtime.manifest import SUMS
+from edgecifar.train import data
+from edgecifar.train.run import METRICS, RECORD, RESUME, WEIGHTS, Run
 
 STEPS = [(os, "mkdir"), (os, "rename"), (os, "replace"), (os, "rmdir"), (files, "_exchange")]
 """What `runtime.files` does to names. Flushing is none of it: a kill cannot show whether that was done."""
@@ -266,7 +269,7 @@ class Training(Trial):
     def work(self) -> None:
         if not (self.folder / RECORD).exists():
             edgecifar("train", "--data", "synthetic", "--out", self.folder, *self.options)
-        elif Run(self.folder).record["status"] != FINISHED or (self.folder / RESUME).exists():
+        elif not Run(self.folder).record.is_finished or (self.folder / RESUME).exists():
             edgecifar("train", "--resume", "--out", self.folder, "--device", "cpu")
 
     def check(self) -> None:
@@ -274,10 +277,10 @@ class Training(Trial):
         run, present = Run(self.folder), {path.name for path in self.folder.glob("[!.]*")}
         if not present:
             return
-        if run.record["status"] != FINISHED or RESUME in present:
+        if not run.record.is_finished or RESUME in present:
             run.resume_state()
         if METRICS in present:
-            [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
+            require(len(run.metrics) > 0, "its metrics are empty")
         if WEIGHTS in present:
             load_file(self.folder / WEIGHTS)
         for picture in self.folder.glob("[!.]*.png"):
@@ -285,11 +288,11 @@ class Training(Trial):
         try:
             run.net()
         except RunError as error:
-            require(run.record["status"] != FINISHED and "--resume" in str(error), str(error))
+            require(not run.record.is_finished and "--resume" in str(error), str(error))
 
     def result(self) -> object:
         record, present = Run(self.folder).record, sorted(os.listdir(self.folder))
-        return record["status"], record["epochs_done"], files.sha256(self.folder / WEIGHTS), present
+        return record.status, record.epochs_done, files.sha256(self.folder / WEIGHTS), present
 
 
 class Exporting(Trial):
@@ -323,7 +326,7 @@ class Exporting(Trial):
     def at_steps(self, steps: list[tuple[Any, str]] = STEPS) -> Iterator[str]:
         """Kill it before and after each of `steps`; ONNX's writer, which takes long, copies what it wrote before."""
         model = shutil.copy(self.folder / "model.onnx", self.run)
-        with mock.patch.object(to_onnx, "write", lambda model_, path, provenance: shutil.copy(model, path)):
+        with mock.patch.object(onnx_format, "write", lambda model_, path, *_: shutil.copy(model, path)):
             yield from super().at_steps(steps)
 
 
@@ -331,11 +334,13 @@ def prepare(training: Training, folder: Path) -> tuple[Exporting, Exporting]:
     """Make of a whole training the exports: into an empty place, and in the place of a bundle of other bytes."""
     run, other = folder / "run", folder / "other"
     training.whole()
-    to_onnx.write(build.Deployed(net.Net().eval()), folder / "model.onnx", {})  # half of it is imports: once, here
+    record = Run(training.folder).record
+    deployed = variants.Source(Run(training.folder), None, ExportOptions(without_data=True)).model
+    onnx_format.write(deployed, folder / "model.onnx", record.contract, {})  # half of it is imports: once, here
     shutil.copytree(training.folder, run)
     shutil.copytree(training.folder, other)
-    record = Run(other).record
-    (other / RECORD).write_text(json.dumps({**record, "temperature": 2 * record["temperature"]}))
+    hotter = replace(record, temperature=2 * record.temperature)
+    (other / RECORD).write_text(json.dumps(hotter.as_json()))
     earlier = Exporting(folder / "earlier", other, None)
     earlier.whole()
     exports = Exporting(folder / "new", run, None), Exporting(folder / "replaced", run, earlier.folder)
