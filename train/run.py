@@ -46,7 +46,8 @@ class Run:
         taken = self.folder.exists() and not self.folder.is_dir()
         if taken or any(not path.name.startswith(STAGING) for path in self.folder.glob("*")):
             raise RunError(
-                f"{self.folder} exists already and is not empty: go on with it by --resume, or choose another --out."
+                f"{self.folder} exists already and is not empty: choose another folder, or resume the run in it.",
+                option="resume",
             )
 
     @classmethod
@@ -146,9 +147,7 @@ class Run:
             raise RunError(f"{path} is not the file that {RECORD} describes: {remedy}.")
         return net.eval()
 
-    def write(
-        self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]], resume: dict[str, Any]
-    ) -> None:
+    def write(self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]], resume: dict[str, Any]) -> None:
         """Store the state after an epoch. The state that training resumes from is written first and rules the rest.
 
         Raises:
@@ -192,7 +191,7 @@ class Run:
             if not isinstance(state, dict):
                 raise TypeError
         except Exception:  # torch's unpickler raises whatever the bytes lead it to
-            raise RunError(f"{path} is missing or damaged: train again with another --out.") from None
+            raise RunError(f"{path} is missing or damaged: train again into another folder.") from None
         return state
 
 

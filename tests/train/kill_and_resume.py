@@ -14,14 +14,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from conftest import SmallNet
 from PIL import Image
 from torch import Tensor, nn
 
 from edgecifar.export import build
 from edgecifar.runtime.files import write_file
-from edgecifar.train import loop, net, plots, run
+from edgecifar.train import plots
 from edgecifar.train.augment import normalise
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "stress"))
