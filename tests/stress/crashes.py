@@ -143,11 +143,8 @@ def prepare(training: Training, folder: Path) -> tuple[Exporting, Exporting]:
 def prepare_process() -> None:
     """Do here, once, what every child would have to; but compute no gradient, after which torch does not let fork."""
     torch.set_num_threads(1)
-    data.synthetic.__defaults__ = (
-        20,
-        10,
-        *(data.synthetic.__defaults__ or ())[2:],
-    )  # `--data synthetic`: few pictures, as the disk is what is tried
+    # `--data synthetic`: few pictures, as the disk is what is tried.
+    data.synthetic.__defaults__ = (20, 10, *(data.synthetic.__defaults__ or ())[2:])
     importlib.import_module("edgecifar.cli.display")
     importlib.import_module("matplotlib.backends.backend_agg")
     torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1)
