@@ -30,6 +30,7 @@ from .lean import lean
 from .net import Net
 from .optimizer import in_bfloat16, make_optimizers
 from .recipes import Recipe
+from .teacher import WHITENING_IMAGES, WIDTH, Teacher
 from .run import FINISHED, RUNNING, Run, load_state
 
 WINDOW = 2_000
@@ -258,6 +259,15 @@ def recipe_of(run: Run) -> Recipe:
         raise RunError(f"{run.folder} was made by another version of edgecifar ({error}): train again.") from None
 
 
+def make_net(recipe: Recipe, images: np.ndarray) -> nn.Module:
+    """Return the net that `recipe` trains, as it is before the first step."""
+    if recipe.architecture == "net":
+        return Net(recipe.dropout)
+    net = Teacher(10, recipe.width or WIDTH)
+    net.whiten_with(normalise(torch.from_numpy(images[:: max(1, len(images) // WHITENING_IMAGES)])))
+    return net
+
+
 class _Training:
     """The state of one run between its steps."""
 
@@ -277,7 +287,7 @@ class _Training:
         self.trained_on, self.held_out = dataset.hold_out(recipe.held_out)
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
         torch.manual_seed(seed)
-        self.net = Net(recipe.dropout).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.net = make_net(recipe, dataset.train_images[self.trained_on]).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         lean(self.net, device)
         self.trained = group.wrap(self.net)
         self.optimizers = make_optimizers(self.net, recipe)

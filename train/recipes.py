@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ..runtime.contract import SIDE
 
 SCHEDULES = ("constant", "one-cycle")
+ARCHITECTURES = ("net", "teacher")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Recipe:
         held_out: share of the training images kept out of training, for decisions and for the temperature.
         bfloat16: whether to compute in bfloat16 (autocast, float32 weights) where the device can: CUDA, and CPUs with
             instructions for it (AVX-512 BF16, AMX).
+        architecture: what is trained, one of `ARCHITECTURES`.
+        width: of a teacher, the channels of its second and third block; 0 for its own default.
+        head_lr: of a teacher, the learning rate of its last layer; 0 for `lr`.
 
     Raises:
         ValueError: a setting is none that can be trained with.
@@ -59,6 +63,9 @@ class Recipe:
     held_out: float = 0.0
     bfloat16: bool = False
     cuda_epochs: int = 0
+    architecture: str = "net"
+    width: int = 0
+    head_lr: float = 0.0
 
     def __post_init__(self) -> None:
         valid = {
@@ -69,6 +76,9 @@ class Recipe:
             "filter_lr": 0 <= self.filter_lr < math.inf,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": self.weight_decay >= 0,
+            "architecture": self.architecture in ARCHITECTURES,
+            "width": self.width >= 0,
+            "head_lr": 0 <= self.head_lr < math.inf,
             "schedule": self.schedule in SCHEDULES,
             "warm_up": 0 <= self.warm_up <= 1,
             "label_smoothing": 0 <= self.label_smoothing < 1,
@@ -129,4 +139,27 @@ BEST = replace(
 )
 """Accuracy first: an hour and a half on two CPU cores that multiply in bfloat16."""
 
-RECIPES = {recipe.name: recipe for recipe in (REFERENCE, FAST, BEST)}
+TEACHER = Recipe(
+    "teacher",
+    epochs=16,
+    batch_size=500,
+    optimizer="muon",
+    lr=0.1,
+    filter_lr=0.12,
+    momentum=0.85,
+    nesterov=True,
+    weight_decay=1e-4,
+    schedule="one-cycle",
+    warm_up=0.2,
+    label_smoothing=0.1,
+    dropout=0.0,
+    flip=True,
+    shift=3,
+    held_out=0.1,
+    bfloat16=True,
+    architecture="teacher",
+    head_lr=0.4,
+)
+"""A net that others learn from; it is never exported."""
+
+RECIPES = {recipe.name: recipe for recipe in (REFERENCE, FAST, BEST, TEACHER)}
