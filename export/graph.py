@@ -52,7 +52,7 @@ class Deployed(nn.Module):
         return torch.relu(self.conv6(x))  # [N, 512, 6, 6]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map uint8 [N, 32, 32, 3] RGB to probabilities and logits, float32 [N, 10] each."""
+        """Map uint8 [N, 32, 32, 3] RGB to probabilities and logits, float32 [N, classes] each."""
         x = torch.relu(self.fc1(self.features(images)))
         x = torch.relu(self.fc2(x))
         logits = self.fc3(x)
@@ -144,6 +144,6 @@ def pair(convolution: nn.Conv2d) -> nn.Conv2d:
     paired = weight.new_zeros(2, len(weight), 2, 3, 3, 2)  # output of the pair, channel; pixel, colour, row, pair
     for output in range(2):
         for column in range(3):
-            pair, pixel = divmod(output + column, 2)
-            paired[output, :, pixel, :, :, pair] = weight[:, :, :, column]
+            column_of_pair, pixel = divmod(output + column, 2)
+            paired[output, :, pixel, :, :, column_of_pair] = weight[:, :, :, column]
     return _convolution(paired.flatten(2, 3).flatten(0, 1), bias.repeat(2))
