@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Data, command, finite, say
+from .app import Data, command, examples, finite, say
 
 
 class Format(StrEnum):
@@ -30,6 +30,11 @@ class VariantName(StrEnum):
     all = "all"
 
 
+@examples(
+    "edgecifar export                                  the newest finished run, exactly, into RUN/bundle",
+    "edgecifar export runs/NAME --format all --variant all --fine-tune 20",
+    "edgecifar export runs/NAME --variant edge --budget 0.3 --out bundle --sign my.key",
+)
 @command
 def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest finished under runs/.")] = None,
@@ -82,11 +87,11 @@ def export(
 
     source = Run(run) if run else Run.newest()
     record = source.record
-    if not record.finished:
-        say(f"Note: {source.folder} is not finished: {record.epochs_done} of {record.recipe['epochs']} epochs.")
+    if not record.is_finished:
+        say(f"Note: {source.folder} is not finished: {record.epochs_done} of {record.recipe.epochs} epochs.")
     elif not run:
         say(f"The newest finished run: {source.folder}")
-    dataset = None if without_data else datasets.load_for_export(record.dataset["name"], data)
+    dataset = None if without_data else datasets.load_for_export(record.dataset.name, data)
     options = ExportOptions(
         formats=_expand(formats, Format),
         variants=_expand(variants, VariantName),

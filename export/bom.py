@@ -122,9 +122,7 @@ def _model(manifest: Manifest, origin: Provenance) -> Component:
         external_references=[ExternalReference(type=ExternalReferenceType.MODEL_CARD, url=XsUri(CARD))],
         components=files,
         pedigree=Pedigree(ancestors=[checkpoint]),
-        properties=_properties(
-            recipe=origin.recipe["name"], epochs=f"{origin.epochs_done}", seed=f"{origin.seed}"
-        ),
+        properties=_properties(recipe=origin.recipe["name"], epochs=f"{origin.epochs_done}", seed=f"{origin.seed}"),
     )
 
 
@@ -134,8 +132,8 @@ def _dataset(manifest: Manifest, origin: Provenance) -> Component:
         type=ComponentType.DATA,
         bom_ref="data",
         name=manifest.dataset,
-        description=f"{origin.training_images:,} of its training images were trained on. The hash is over the pixels of "
-        "all its images and their labels.",
+        description=f"{origin.training_images:,} of its training images were trained on. The hash is over the pixels "
+        "and labels of all its images.",
         hashes=[_sha256(origin.dataset["sha256"])],
         external_references=[ExternalReference(type=ExternalReferenceType.WEBSITE, url=XsUri(source))]
         if source

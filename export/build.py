@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ..runtime import files, machine
+from ..runtime import files, golden, machine
 from ..runtime.bundle import Bundle
-from ..runtime.errors import DataError, ModelError, OutputError, ParityError
+from ..runtime.errors import DataError, ModelError, OutputError, ParityError, RunError
+from ..runtime.folder import write_sums
 from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, PARITY, Manifest, Variant
 from ..train.data import SYNTHETIC, Dataset, synthetic
 from ..train.loop import logits_with
+from ..train.net import Net
 from ..train.run import Run
 from . import bom, card, models, parity
 from .compress.search import Made
@@ -27,8 +29,8 @@ from .variants import Source, Target, targets
 
 log = logging.getLogger("edgecifar")
 
-GOLDEN_PICTURES = 32
-"""Golden vectors are the probabilities of so many drawn pictures."""
+GOLDEN_VECTORS = 32
+"""Golden vectors are the probabilities of so many drawn images."""
 
 PARITY_PICTURES = 1_000
 """Where there is no data set, parity is proved on so many drawn pictures."""
@@ -63,7 +65,7 @@ def export(
     """
     if options.replace and out.exists() and not (out / MANIFEST).is_file():
         raise OutputError(f"{out} is not a bundle, and only a bundle is replaced: choose another folder.")
-    name = run.record.dataset["name"]
+    name = run.record.dataset.name
     if dataset is None and name == SYNTHETIC:
         dataset = synthetic()
     if dataset is None and not options.without_data:
@@ -72,9 +74,11 @@ def export(
             "images can be measured: name the data set, or export without it.",
             option="without_data",
         )
-    if dataset is not None and dataset.digest != run.record.dataset["sha256"]:
+    if dataset is not None and dataset.digest != run.record.dataset.sha256:
         raise DataError(f"{run.folder} was trained on other data ({name}): name those.", option="data")
     source = Source(run, dataset, options, deploy)
+    if deploy is Deployed and not isinstance(source.net, Net):
+        raise RunError(f"{run.folder} holds the net of the recipe {run.record.recipe.name}, and only Net is exported.")
     wanted = targets(source)
     with files.new_folder(out, options.replace) as folder:
         reference = _reference(source)
@@ -98,7 +102,7 @@ def export(
 
 def _reference(source: Source) -> Reference:
     """Return the images that models are compared on, and the net's own logits of them."""
-    labels, name = None, source.provenance.dataset["name"]
+    labels, name = None, source.run.record.dataset.name
     if source.dataset is None:
         images, data = synthetic(train=10, test=PARITY_PICTURES).test_images, "drawn pictures"
         log.warning(
@@ -124,7 +128,7 @@ def _check(path: Path, target: Target, reference: Reference) -> Parity:
 
 
 def _complete(folder: Path, source: Source, made: dict[Target, Made], results: dict[str, Parity]) -> None:
-    """Write everything beside the models: golden vectors, parity, manifest, card, bill of materials, digests."""
+    """Write all beside the models: golden vectors and pictures, parity, manifest, card, bill of materials, digests."""
     variants = tuple(
         Variant(
             name=target.name,
@@ -145,20 +149,20 @@ def _complete(folder: Path, source: Source, made: dict[Target, Made], results: d
         contract=source.contract,
         variants=variants,
         default_variant=choose_default(variants, held_out),
-        dataset=source.provenance.dataset["name"],
+        dataset=source.run.record.dataset.name,
         provenance=source.provenance.as_json(),
     )
     write = files.write_file
-    pictures = synthetic(train=10, test=GOLDEN_PICTURES).test_images  # drawn: a bundle carries no data set's images
-    golden = {source.contract.input_name: pictures}
-    for variant in variants:
-        golden[variant.name] = models.load(folder / variant.file, provider="cpu").probabilities(pictures)
-    write(folder / GOLDEN, lambda path: _save_npz(path, golden))
+    images = synthetic(train=10, test=GOLDEN_VECTORS).test_images  # drawn: a bundle carries no data set's images
+    classifiers = {v.name: models.load(folder / v.file, provider="cpu").probabilities for v in variants}
+    vectors = {name: classify(images) for name, classify in classifiers.items()}
+    write(folder / GOLDEN, lambda path: _save_npz(path, {source.contract.input_name: images, **vectors}))
+    golden.write(folder, source.contract, {v.name: classifiers[v.name] for v in variants if v.is_onnx})
     write(folder / PARITY, (json.dumps({n: r.as_json() for n, r in results.items()}, indent=2) + "\n").encode())
     write(folder / MANIFEST, manifest.as_json().encode())
     write(folder / CARD, card.text(manifest).encode())
     write(folder / BOM, bom.text(manifest, machine.versions()).encode())
-    files.write_sums(folder)
+    write_sums(folder)
 
 
 def choose_default(variants: tuple[Variant, ...], held_out: dict[str, float | None]) -> str:

@@ -50,7 +50,7 @@ Accuracy, expected calibration error (ECE) and agreement: on {images:,} images (
 (CycloneDX), `{manifest}` all else, `{sums}` every digest (`sha256sum -c {sums}`).
 
 ## Training
-Net, {net}, by the recipe `{recipe}`:
+{net}, by the recipe `{recipe}`:
 {epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {training_images:,} {dataset} images.
 Temperature {temperature:.3f}{fitted}.
 

@@ -103,7 +103,7 @@ def _run(path: Path) -> Model:
         logits=logits_with(net),
         provider="torch, cpu",
         contract=record.contract,
-        dataset=record.dataset["name"],
+        dataset=record.dataset.name,
     )
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import nn
 
+from ..runtime.contract import Contract
 from ..runtime.errors import DataError, RunError
 from ..runtime.manifest import MODELS
 from ..train.data import Dataset
 from ..train.loop import choose_device
+from ..train.net import Net
 from ..train.run import Run
 from .compress import distill
 from .compress.search import EDGE, TINY, LossyVariant, Made, Search, importance_subset
@@ -92,15 +94,15 @@ class Source:
     @functools.cached_property
     def provenance(self) -> Provenance:
         """Where the models come from."""
-        return self.run.record.provenance()
+        return Provenance.of(self.run.record)
 
     @functools.cached_property
-    def contract(self):
+    def contract(self) -> Contract:
         """What the models take and give."""
         return self.run.record.contract
 
     @functools.cached_property
-    def net(self):
+    def net(self) -> nn.Module:
         """The trained net, in eval mode on the CPU."""
         return self.run.net()
 
@@ -123,10 +125,12 @@ class Source:
         """
         if self.dataset is None:
             raise DataError("A lossy variant is calibrated on training images: name the data set.", option="data")
-        folder, held_out_share = self.run.folder, self.provenance.recipe["held_out"]
+        folder, net, held_out_share = self.run.folder, self.net, self.provenance.recipe["held_out"]
+        if not isinstance(net, Net):
+            raise RunError(f"Lossy variants are made of Net alone, and {folder} holds another net: leave them out.")
         trained_on, held_out = self.dataset.hold_out(held_out_share)
         if not len(held_out):
-            if self.provenance.trial:
+            if self.provenance.selection_run:
                 raise RunError(
                     f"{folder} was trained on all images, and a lossy variant is decided on such as the net has not "
                     "seen: export it from the run that this one followed, or leave it out."
@@ -139,13 +143,13 @@ class Source:
         distiller = None
         if self.options.fine_tune:
             device = choose_device(self.options.device)
-            distiller = distill.distiller_of(self.run, self.net, self.dataset, self.options.fine_tune, device)
-        paired = Deployed(self.net, self.provenance.temperature, paired=True)
+            distiller = distill.distiller_of(self.run, net, self.dataset, self.options.fine_tune, device)
+        paired = Deployed(net, self.provenance.temperature, paired=True)
         return Search(paired, self.contract, importance_subset(self.dataset, trained_on), images, labels, distiller)
 
 
 def fp32(source: Source) -> Target:
-    """The net itself as ONNX."""
+    """Return the target of the net itself as ONNX."""
 
     def make(path: Path) -> Made:
         onnx.write(source.model, path, source.contract, source.metadata("fp32"))
@@ -155,7 +159,7 @@ def fp32(source: Source) -> Target:
 
 
 def half(source: Source) -> Target:
-    """ONNX in half precision."""
+    """Return the target of ONNX in half precision."""
 
     def make(path: Path) -> Made:
         fp16.write(source.model, path, source.contract, source.metadata("fp16"))
@@ -165,7 +169,7 @@ def half(source: Source) -> Target:
 
 
 def lossy(source: Source, variant: LossyVariant) -> Target:
-    """A smaller net as int8 ONNX."""
+    """Return the target of a smaller net as int8 ONNX."""
     search, options = source.search, source.options  # what it lacks is said now, before others are written and checked
     epochs = variant.multiplier * options.fine_tune
     tuning = {"fine_tuning": distill.describe(epochs)} if epochs else {}
@@ -177,7 +181,7 @@ def lossy(source: Source, variant: LossyVariant) -> Target:
 
 
 def scripted(source: Source) -> Target:
-    """The net itself as TorchScript."""
+    """Return the target of the net itself as TorchScript."""
 
     def make(path: Path) -> Made:
         torchscript.write(source.model, path, source.contract)
@@ -187,7 +191,7 @@ def scripted(source: Source) -> Target:
 
 
 def exported_program(source: Source) -> Target:
-    """The net itself as torch.export's program."""
+    """Return the target of the net itself as torch.export's program."""
 
     def make(path: Path) -> Made:
         pt2.write(source.model, path, source.contract)

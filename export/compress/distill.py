@@ -199,15 +199,13 @@ class Distiller:
         log.info("  fine-tuning, epoch %d of %d: loss %.4f, %.0f s", epoch + 1, recipe.epochs, mean, seconds)
 
     def _view(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return view `number` of all images, uint8 [N, size, size, 3], and its teacher logits, float32 [N, classes]."""
+        """Return view `number` of all images, uint8 [N, size, size, 3], and teacher logits, float32 [N, classes]."""
         recipe = self.recipe
         generator, mirrored_first, _ = drawn(self.seed, number, len(self.labels), VIEW_BATCH_SIZE, self.device)
-        images = torch.from_numpy(self.images).to(self.device)
+        parts = torch.from_numpy(self.images).to(self.device).split(VIEW_BATCH_SIZE)
+        firsts = mirrored_first.split(VIEW_BATCH_SIZE)
         images = torch.cat(
-            [
-                augment(some, number, first, recipe, generator)
-                for some, first in zip(images.split(VIEW_BATCH_SIZE), mirrored_first.split(VIEW_BATCH_SIZE), strict=True)
-            ]
+            [augment(some, number, first, recipe, generator) for some, first in zip(parts, firsts, strict=True)]
         )
         shown = {"flip": recipe.flip, "shift": recipe.shift, "cutout": recipe.cutout}
         key = self._digest({"view": number, **shown, "at_once": VIEW_BATCH_SIZE})
@@ -258,10 +256,10 @@ def distiller_of(run: Run, net: Net, dataset: Dataset, epochs: int, device: torc
         device: what to train on.
     """
     record = run.record
-    trained_on, _ = dataset.hold_out(record.recipe["held_out"])
+    trained_on, _ = dataset.hold_out(record.recipe.held_out)
     return Distiller(
         folder=run.folder,
-        origin=record.weights_sha256,
+        origin=record.weights_sha256 or "",
         teacher=net,
         images=dataset.train_images[trained_on],
         labels=dataset.train_labels[trained_on],

@@ -40,7 +40,7 @@ class Principal:
     variances: Tensor
 
     def rank(self, lost: float) -> int:
-        """Return the smallest multiple of `RANK_MULTIPLE` whose directions lose at most the share `lost` of the variance."""
+        """Return the smallest multiple of `RANK_MULTIPLE` that loses at most the share `lost` of the variance."""
         left = 1 - self.variances.cumsum(0) / self.variances.sum()
         needed = int((left > lost).sum()) + 1
         return -(-needed // RANK_MULTIPLE) * RANK_MULTIPLE

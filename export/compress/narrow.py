@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...train.loop import logits_with
-from ...train.net import LAYERS, Net
-
-READERS = dict(zip(LAYERS, (*LAYERS[1:], "fc3"), strict=True))
-"""The layer that reads each of `LAYERS`."""
+from ...train.net import LAST_LAYER, LAYERS, READERS, Net
 
 
 def importance(net: Net, images: np.ndarray) -> dict[str, Tensor]:
@@ -52,7 +49,8 @@ def narrowed(net: Net, widths: Mapping[str, int], importances: Mapping[str, Tens
         if norm != name:
             setattr(student, norm, _reduced_norm(net.get_submodule(norm), kept))
         read, channels = kept, len(layer.weight)
-    student.fc3 = cast("nn.Linear", _reduced(net.fc3, channels, read, torch.arange(net.fc3.out_features)))
+    last = _layer(net, LAST_LAYER)
+    setattr(student, LAST_LAYER, _reduced(last, channels, read, torch.arange(len(last.weight))))
     return student.requires_grad_(True)
 
 

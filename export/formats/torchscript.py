@@ -17,7 +17,7 @@ CONTRACT = "contract.json"
 
 
 def write(model: nn.Module, path: Path, contract: Contract) -> None:
-    """Write `model`, scripted and frozen, so that the batch dimension stays free, with the contract as an extra file."""
+    """Write `model`, scripted and frozen; the batch dimension stays free, and the contract is an extra file."""
     buffer = io.BytesIO()  # torch's own file writer hides why it failed, and puts the file's name into the file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated as a whole: known, see above

@@ -131,7 +131,7 @@ def test_packages_of_training_and_of_export():
 
 
 def test_any_number_of_labels_in_any_language():
-    for labels, said in ((("Fliegenpilz", "キノコ", "other"), "キノコ"), (tuple(map(str, range(1_000))), "1,000 classes")):
+    for labels, said in ((("Pilz", "キノコ", "other"), "キノコ"), (tuple(map(str, range(1_000))), "1,000 classes")):
         manifest = replace(MANIFEST, contract=Contract(labels, 32), dataset="mushrooms")
         model = json.loads(bom.text(manifest, VERSIONS))["metadata"]["component"]
         assert said in model["description"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
 import json
 import os
 import shutil
 import subprocess
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -20,7 +20,6 @@ from edgecifar.runtime import signing
 from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.errors import DataError, OutputError, ParityError
 from edgecifar.runtime.metrics import evaluate
-from edgecifar.train.run import Run
 
 MODELS = {
     "fp32": "model.onnx",
@@ -115,7 +114,7 @@ class TestComplete:
         assert origin["dataset"]["sha256"] == small.digest
         assert origin["training_images"] == 180
         assert origin["temperature"] == 1.7
-        assert origin["recipe"] == record.recipe
+        assert origin["recipe"] == asdict(record.recipe)
         assert (origin["started"], origin["finished"]) == (record.started, record.finished)
 
     def test_card(self, bundle):
@@ -302,7 +301,7 @@ def test_exporting_again_gives_the_same_bytes(exported, export_everything, tmp_p
         "README.md",
         "bom.cdx.json",
     }
-    parts = [dataclasses.replace(bundle.manifest, variants=()) for bundle in (exported[0], again)]
+    parts = [replace(bundle.manifest, variants=()) for bundle in (exported[0], again)]
     assert parts[0] == parts[1]
     for before, after in zip(exported[0].manifest.variants, again.manifest.variants, strict=True):
         if before.name != "torchscript":

@@ -52,8 +52,9 @@ def test_every_row_of_the_table_has_the_columns_of_its_head(bundle):
     [
         ({}, "fitted on held-out images."),
         ({"finished": None}, "Confidence is not calibrated"),
-        ({"finished": None, "trial": {"temperature": 1.5}}, "Confidence is not calibrated"),
-        ({"trial": {"temperature": 1.5}}, "fitted on held-out images of a trial, the same training without them."),
+        ({"finished": None, "selection_run": {"temperature": 1.5}}, "Confidence is not calibrated"),
+        ({"selection_run": {"temperature": 1.5}}, "images of the selection run"),
+        ({"trial": {"temperature": 1.5}}, "images of the selection run"),
     ],
 )
 def test_the_card_says_what_the_temperature_was_fitted_on(bundle, changes, said):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgecifar.export.graph import Deployed, FlattenChannelsLast, fold, fold_normalisation, channels_first
+from edgecifar.export.graph import Deployed, FlattenChannelsLast, channels_first, fold, fold_normalisation
 
 PICTURES = {
     "drawn": lambda small: small.test_images[:20],
