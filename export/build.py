@@ -17,7 +17,7 @@ from ..runtime.errors import DataError, ModelError, OutputError, ParityError, Ru
 from ..runtime.folder import write_sums
 from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, PARITY, Manifest, Variant
 from ..train.data import SYNTHETIC, Dataset, synthetic
-from ..train.loop import logits_with
+from ..train.inference import logits_with
 from ..train.net import Net
 from ..train.run import Run
 from . import bom, card, models, parity
@@ -187,11 +187,14 @@ def choose_default(variants: tuple[Variant, ...], held_out: dict[str, float | No
         return default.name
     best = max(better, key=lambda variant: (held_out[variant.name] or 0, -variant.bytes))
     log.warning(
-        "%s is smaller than %s (%.2f MB, not %.2f) and no less accurate on the held-out images (%.2f %%, not %.2f): "
-        "it is the bundle's default. Fine-tuned, edge is smaller and more accurate.",
-        *(best.name, default.name, best.bytes / 1e6, default.bytes / 1e6, 100 * (held_out[best.name] or 0)),
+        "%s is smaller than %s (%.2f MB against %.2f) and no less accurate on the held-out images (%.2f %% against "
+        "%.2f): it is the bundle's default. Fine-tune narrower nets for a better edge.",
+        best.name,
+        default.name,
+        best.bytes / 1e6,
+        default.bytes / 1e6,
+        100 * (held_out[best.name] or 0),
         100 * least,
-        extra={"option": "fine_tune"},
     )
     return best.name
 

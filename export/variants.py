@@ -15,7 +15,7 @@ from ..runtime.contract import Contract
 from ..runtime.errors import DataError, RunError
 from ..runtime.manifest import MODELS
 from ..train.data import Dataset
-from ..train.loop import choose_device
+from ..train.devices import choose_device
 from ..train.net import Net
 from ..train.run import Run
 from .compress import distill

@@ -19,9 +19,9 @@ from edgecifar.export.compress import distill, narrow, search
 from edgecifar.export.graph import Deployed
 from edgecifar.export.options import ExportOptions
 from edgecifar.runtime.errors import OutputError, ParityError, RunError
-from edgecifar.train import optimizer
+from edgecifar.train import devices
 from edgecifar.train.calibration import fit_temperature
-from edgecifar.train.loop import logits_with
+from edgecifar.train.inference import logits_with
 from edgecifar.train.net import LAYERS
 from edgecifar.train.run import Run
 
@@ -104,7 +104,7 @@ class TestStudentLoss:
 
 class TestDistiller:
     def test_it_learns(self, distiller, start, lines):
-        made = distiller(recipe=replace(distill.recipe(8), batch_size=16, shift=0))
+        made = distiller(recipe=replace(distill.recipe(8), batch_size=16, translate=0))
         made.tune(copy.deepcopy(start), WIDTHS)
         losses = [float(line.split("loss ")[1].split(",")[0]) for line in lines() if ", epoch" in line]
         assert len(losses) == 8
@@ -207,7 +207,7 @@ class TestDistiller:
         assert len(epochs_of(lines())) == 1
 
     def test_a_loss_that_is_not_finite_is_said(self, distiller, start):
-        made = distiller(recipe=replace(RECIPE, lr=1e30, filter_lr=1e30))
+        made = distiller(recipe=replace(RECIPE, lr=1e30, muon_lr=1e30))
         with pytest.raises(RunError, match="not finite"):
             made.tune(copy.deepcopy(start), WIDTHS)
 
@@ -235,7 +235,7 @@ class TestViews:
         distiller(recipe=ONE).tune(copy.deepcopy(start), WIDTHS)
         assert not any("the teacher's logits" in line for line in lines())
 
-    @pytest.mark.parametrize("changes", [{"seed": 9}, {"origin": "another"}, {"recipe": replace(ONE, shift=1)}])
+    @pytest.mark.parametrize("changes", [{"seed": 9}, {"origin": "another"}, {"recipe": replace(ONE, translate=1)}])
     def test_answers_to_other_views_are_not_taken(self, distiller, tmp_path, changes):
         distiller()._view(0)
         distiller(**changes)._view(0)
@@ -251,14 +251,14 @@ class TestViews:
         assert torch.equal(made._view(1)[0], images)
 
     def test_in_bfloat16_they_are_about_the_same(self, distiller, monkeypatch):
-        monkeypatch.setattr(optimizer, "_cpu_has_bfloat16", lambda: True)
+        monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: True)
         exact, rough = (distiller(recipe=replace(ONE, bfloat16=bfloat16))._view(0)[1] for bfloat16 in (False, True))
         assert not torch.equal(exact, rough)
         assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
 
     def test_another_precision_has_students_and_answers_of_its_own(self, distiller, start, tmp_path, monkeypatch):
         for there in (True, False):
-            monkeypatch.setattr(optimizer, "_cpu_has_bfloat16", lambda there=there: there)
+            monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda there=there: there)
             made = distiller(recipe=ONE)
             assert not made.holds(start, WIDTHS)
             made.tune(copy.deepcopy(start), WIDTHS)
@@ -266,7 +266,7 @@ class TestViews:
         assert len(self.stored(tmp_path)) == 2
 
     def test_a_view_and_the_next_show_both_sides(self, distiller):
-        made = distiller(recipe=replace(RECIPE, shift=0))
+        made = distiller(recipe=replace(RECIPE, translate=0))
         one, other = made._view(0)[0], made._view(1)[0]
         assert torch.equal(one, other.flip(2))
         originals = torch.from_numpy(made.images)

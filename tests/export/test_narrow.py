@@ -10,7 +10,7 @@ import torch
 from edgecifar.export.compress import narrow
 from edgecifar.export.graph import Deployed
 from edgecifar.train.augment import normalise
-from edgecifar.train.loop import logits_with
+from edgecifar.train.inference import logits_with
 from edgecifar.train.net import LAYERS, Net
 
 FULL = dict(zip(LAYERS, (16, 32, 64, 128, 256, 512, 1024, 256), strict=True))
