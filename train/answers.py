@@ -7,10 +7,10 @@ import io
 import json
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from ..runtime.errors import RunError
 from ..runtime.files import make_folder, remove_leftovers, write_file
 from .augment import augment, normalise
 from .data import Dataset
-from .loop import computing, drawn
-from .optimizer import in_bfloat16
+from .devices import autocast, in_bfloat16
 from .recipes import Recipe
-from .run import FINISHED, Run
+from .run import Run
+from .step import epoch_plan
 
 log = logging.getLogger("edgecifar")
 
@@ -34,8 +34,8 @@ DISTILLATION_TEMPERATURE = 2.0
 DISTILLATION_WEIGHT = 0.7
 """The distance to the teacher's probabilities is this share of the loss, 0 to 1; the labels have the rest."""
 
-VIEWS = 8
-"""Each image is shown in so many ways, one an epoch and in turn."""
+RUN_VIEWS = 24
+"""A run that learns from teachers shows each image in so many ways; how many pay has not been measured."""
 
 VIEW_BATCH_SIZE = 250
 """So many images are augmented and shown to the teachers at once; another number gives other views."""
@@ -60,12 +60,30 @@ def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, label_smo
     return weight * soft + (1 - weight) * hard
 
 
+class Answering(Protocol):
+    """Nets whose mean logits others learn from."""
+
+    @property
+    def flips(self) -> bool:
+        """Whether the mean is over the mirror images, too."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """A digest of all that decides the answers."""
+        ...
+
+    def nets(self, device: torch.device) -> list[nn.Module]:
+        """Return the nets in eval mode on `device`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Teachers:
-    """Trained runs whose answers others learn from: the mean of their logits of a picture and of its mirror image.
+    """Finished runs that others learn from: the mean of their logits of a picture and of its mirror image.
 
     Attributes:
-        runs: finished runs, at least one.
+        runs: at least one.
         flips: whether the mirror image is asked about, too.
 
     Raises:
@@ -77,7 +95,7 @@ class Teachers:
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ValueError("a teacher is at least one run")
+            raise ValueError("there is no teacher without a run")
 
     def check(self, dataset: Dataset, held_out: float) -> None:
         """Make sure that a student of these teachers can be judged on held-out images.
@@ -91,55 +109,66 @@ class Teachers:
         """
         for run in self.runs:
             record = run.record
-            if record["status"] != FINISHED:
-                raise RunError(f"The teacher {run.folder} is not finished: go on with it first, or name another run.")
-            if record["dataset"]["sha256"] != dataset.digest:
+            if not record.is_finished:
                 raise RunError(
-                    f"The teacher {run.folder} was trained on other data ({record['dataset']['name']}) than "
-                    f"{dataset.name}: name a run that was trained on the same."
+                    f"The teacher {run.folder} is not finished: resume it first, or name another run.", option="teacher"
                 )
-            if record["recipe"]["held_out"] < held_out:
+            if record.dataset.sha256 != dataset.digest:
                 raise RunError(
-                    f"The teacher {run.folder} was trained on images that its student would be judged on, as it held "
-                    f"out {100 * record['recipe']['held_out']:g} % and not {100 * held_out:g} % of them: name a run "
-                    "that held out as many."
+                    f"The teacher {run.folder} was trained on other data ({record.dataset.name}) than its student "
+                    f"({dataset.name}): name a run that was trained on the same.",
+                    option="teacher",
+                )
+            if record.recipe.held_out < held_out:
+                raise RunError(
+                    f"The teacher {run.folder} has seen images that its student would be judged on: it held out "
+                    f"{100 * record.recipe.held_out:g} % of them, not {100 * held_out:g} %; name a run that held out "
+                    "as many.",
+                    option="teacher",
                 )
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return what a record says of the teachers, as JSON values; `recorded` reads it."""
+        """Return what a run's record says of its teachers, as JSON values; `recorded` reads it."""
+        found = [(run.folder, run.record) for run in self.runs]
         return [
             {
-                "folder": str(run.folder.absolute()),
-                "weights_sha256": record["weights_sha256"],
-                "recipe": record["recipe"],
+                "folder": str(folder.absolute()),
+                "weights_sha256": record.weights_sha256,
+                "recipe": asdict(record.recipe),
+                "seed": record.seed,
                 "flips_averaged": self.flips,
             }
-            for run in self.runs
-            for record in [run.record]
+            for folder, record in found
         ]
 
     @classmethod
-    def recorded(cls, described: Sequence[dict[str, Any]], of: Path) -> Teachers:
-        """Return the teachers that `describe` described.
+    def recorded(cls, distillation: Mapping[str, Any], of: Path) -> Teachers:
+        """Return the teachers that a run's record names.
 
         Args:
-            described: its value.
-            of: the folder whose record it is from, for errors.
+            distillation: the record's.
+            of: the run's folder.
 
         Raises:
-            RunError: a teacher's folder is not there any more, or holds other weights by now.
+            RunError: a teacher's folder is not there any more, holds other weights by now, or the record is damaged.
         """
-        runs = tuple(Run(Path(teacher["folder"])) for teacher in described)
-        for run, teacher in zip(runs, described, strict=True):
-            if run.record["weights_sha256"] != teacher["weights_sha256"]:
-                raise RunError(f"{run.folder}, the teacher of {of}, holds other weights by now: restore it.")
-        return cls(runs, all(teacher["flips_averaged"] for teacher in described))
+        try:
+            known = [
+                (Run(Path(teacher["folder"])), teacher["weights_sha256"], bool(teacher["flips_averaged"]))
+                for teacher in distillation["teachers"]
+            ]
+            teachers = cls(tuple(run for run, _, _ in known), all(flips for _, _, flips in known))
+        except (KeyError, TypeError, ValueError):
+            raise RunError(f"The record of {of} does not say what taught it: restore it or train again.") from None
+        for run, digest_, _ in known:
+            if run.record.weights_sha256 != digest_:
+                raise RunError(f"{run.folder}, a teacher of {of}, holds other weights by now: restore them.")
+        return teachers
 
     @property
     def origin(self) -> str:
-        """What decides the answers: the digests of the runs' weights, and whether flips are averaged."""
-        digests = [run.record["weights_sha256"] for run in self.runs]
-        return "+".join(digests) + ("+flips" if self.flips else "")
+        """A digest of all that decides the answers: the runs' weights, and whether flips are averaged."""
+        return digest({"weights": [run.record.weights_sha256 for run in self.runs], "flips": self.flips})
 
     def nets(self, device: torch.device) -> list[nn.Module]:
         """Return the nets in eval mode on `device`.
@@ -147,12 +176,12 @@ class Teachers:
         Raises:
             RunError: weights are missing or damaged.
         """
-        layout = {"memory_format": torch.channels_last}
-        return [run.net().to(device).to(**layout).eval() for run in self.runs]
+        layout: Any = {"memory_format": torch.channels_last}
+        return [run.net().to(device).to(**layout) for run in self.runs]
 
 
 @torch.no_grad()
-def answers(nets: Sequence[nn.Module], pictures: Tensor, flips: bool) -> Tensor:
+def mean_logits(nets: Sequence[nn.Module], pictures: Tensor, flips: bool) -> Tensor:
     """Return the mean of the nets' logits, float32 [N, classes].
 
     Args:
@@ -166,89 +195,91 @@ def answers(nets: Sequence[nn.Module], pictures: Tensor, flips: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Views:
-    """The training images in `VIEWS` augmented views, and the teachers' logits of each.
+    """The training images in several augmented views, and the teachers' logits of each.
 
     Teachers and students see the same views (Beyer et al., Knowledge distillation: A good teacher is patient and
-    consistent, 2022). The logits of a view are computed once and kept: asking again in every epoch would cost a small
-    student more than its own training. Where flips are averaged, every other view is the mirror image of the one before
-    it: the logits are the same.
+    consistent, 2022). The logits of a view are computed once and kept: computing them again in every epoch would cost
+    a small student more than its own training. Where flips are averaged, every other view is the mirror image of the
+    one before it, as the logits are the same.
 
     Attributes:
         folder: where logits are kept.
-        teachers: who answers.
+        teachers: what answers.
         images: uint8 [N, size, size, 3], what is learnt from.
-        recipe: its `flip`, `shift`, `cutout` and `bfloat16` are used.
+        recipe: its `flip`, `translate`, `cutout` and `bfloat16` are used.
         seed: what the views derive from.
         device: what computes.
+        count: number of views; one is shown an epoch, in turn.
     """
 
     folder: Path
-    teachers: Teachers
+    teachers: Answering
     images: np.ndarray
     recipe: Recipe
     seed: int
     device: torch.device
+    count: int = RUN_VIEWS
 
     def view(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return what a student sees in an epoch: the images, uint8 [N, size, size, 3], and float32 [N, classes].
 
         Args:
-            epoch: counted from 0; every `VIEWS` epochs the views come again.
+            epoch: counted from 0.
 
         Raises:
             RunError: the logits were not computed yet, and a teacher is missing or damaged.
             OutputError: they cannot be kept.
         """
-        number, recipe = epoch % VIEWS, self.recipe
-        mirrored = self.teachers.flips and recipe.flip and number % 2 == 1
+        number, recipe, teachers = epoch % self.count, self.recipe, self.teachers
+        mirrored = teachers.flips and recipe.flip and number % 2 == 1
         number -= mirrored
-        generator, mirrored_first, _ = drawn(self.seed, number, len(self.images), VIEW_BATCH_SIZE, self.device)
-        images = torch.from_numpy(self.images).to(self.device)
+        plan = epoch_plan(self.seed, number, len(self.images), VIEW_BATCH_SIZE, self.device)
+        parts = torch.from_numpy(self.images).to(self.device).split(VIEW_BATCH_SIZE)
+        firsts = plan.flipped_first.split(VIEW_BATCH_SIZE)
         images = torch.cat(
-            [
-                augment(some, number, first, recipe, generator)
-                for some, first in zip(images.split(VIEW_BATCH_SIZE), mirrored_first.split(VIEW_BATCH_SIZE), strict=True)
-            ]
+            [augment(some, number, first, recipe, plan.generator) for some, first in zip(parts, firsts, strict=True)]
         )
         key = self._key(number)
         path = self.folder / f"teacher_logits.{number}-{key[:12]}.state"
         state = stored(path, key)
         if not state:
+            make_folder(self.folder)
             remove_leftovers(self.folder)
-            started, nets = time.perf_counter(), self.teachers.nets(self.device)
-            with computing(recipe, self.device):
-                parts = [
-                    answers(nets, normalise(some), self.teachers.flips).cpu() for some in images.split(VIEW_BATCH_SIZE)
+            started, nets = time.perf_counter(), teachers.nets(self.device)
+            with autocast(recipe, self.device):
+                answers = [
+                    mean_logits(nets, normalise(some), teachers.flips).cpu() for some in images.split(VIEW_BATCH_SIZE)
                 ]
-            state = {"key": key, "logits": torch.cat(parts)}
+            state = {"key": key, "logits": torch.cat(answers)}
             store(path, state)
             log.info("  the teacher's logits of view %d: %.0f s", number + 1, time.perf_counter() - started)
         return images.flip(2) if mirrored else images, state["logits"].to(self.device)
 
-    def describe(self) -> dict[str, Any]:
-        """Return the settings of the distillation, as JSON values."""
-        return {
-            "teachers": self.teachers.describe(),
-            "temperature": DISTILLATION_TEMPERATURE,
-            "weight": DISTILLATION_WEIGHT,
-            "views": VIEWS,
-        }
-
     def _key(self, number: int) -> str:
-        """Return the digest of all that decides the logits.
+        """Return the digest of all that decides a view and its logits.
 
         Another kind of device draws other views of the same seed; another precision gives other logits.
         """
         recipe = self.recipe
         return digest(
             {
-                "view": [number, VIEW_BATCH_SIZE, recipe.flip, recipe.shift, recipe.cutout],
+                "view": [number, VIEW_BATCH_SIZE, recipe.flip, recipe.translate, recipe.cutout],
                 "device": [self.device.type, in_bfloat16(recipe, self.device)],
                 "teachers": self.teachers.origin,
                 "seed": self.seed,
-                "images": hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest(),
+                "images": len(self.images),
             }
         )
+
+
+def describe_distillation(teachers: Teachers) -> dict[str, Any]:
+    """Return what a run's record says of its distillation, as JSON values."""
+    return {
+        "teachers": teachers.describe(),
+        "temperature": DISTILLATION_TEMPERATURE,
+        "weight": DISTILLATION_WEIGHT,
+        "views": RUN_VIEWS,
+    }
 
 
 def digest(what: dict[str, Any]) -> str:

@@ -146,9 +146,7 @@ class Run:
             raise RunError(f"{path} is not the file that {RECORD} describes: {remedy}.")
         return net.eval()
 
-    def write(
-        self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]], resume: dict[str, Any]
-    ) -> None:
+    def write(self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]], resume: dict[str, Any]) -> None:
         """Store the state after an epoch. The state that training resumes from is written first and rules the rest.
 
         Raises:

@@ -15,6 +15,7 @@ import torch
 from ..runtime.metrics import Evaluation
 from . import data as datasets
 from . import distributed, loop
+from .answers import Teachers
 from .data import Dataset
 from .devices import choose_device, describe_device
 from .distributed import Group
@@ -41,6 +42,7 @@ class TrainingRequest:
         device: as `choose_device` takes it.
         resume: whether to go on with the run in `out`. `recipe`, `settings` and `seed` are then the run's.
         follow: a finished run, to train as it was on all images; likewise.
+        teachers: finished runs whose answers the net learns from, too; a run that goes on or follows has its own.
         tensorboard: whether to write event files for TensorBoard.
     """
 
@@ -52,6 +54,7 @@ class TrainingRequest:
     device: str = "auto"
     resume: bool = False
     follow: Path | None = None
+    teachers: tuple[Path, ...] = ()
     tensorboard: bool = False
 
 
@@ -131,7 +134,9 @@ def start(
         if group.is_main:
             shown: AbstractContextManager[Display] = display(plan)
             listeners.append(stack.enter_context(shown))
-        options = loop.TrainingOptions(device, request.seed, Listeners(*listeners), group, selection)
+        options = loop.TrainingOptions(
+            device, request.seed, Listeners(*listeners), group, selection, _teachers(request)
+        )
         if request.resume:
             result = loop.resume(run, dataset, options)
         else:
@@ -155,6 +160,14 @@ def _run_of(request: TrainingRequest, device: torch.device, group: Group) -> tup
     run = Run(request.out or RUNS / group.broadcast(name))
     run.check_free()
     return run, recipe, selection
+
+
+def _teachers(request: TrainingRequest) -> Teachers | None:
+    """Return the runs that a new run learns from: those asked for, or those of the run that it follows."""
+    if request.follow:
+        distillation = Run(request.follow).record.distillation
+        return Teachers.recorded(distillation, request.follow) if distillation else None
+    return Teachers(tuple(map(Run, request.teachers))) if request.teachers else None
 
 
 def _trained_on_drawn(request: TrainingRequest, run: Run) -> str | None:
