@@ -70,6 +70,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 f"edgecifar {name} needs {error.name}, which is not installed: pip install '{extra}' in the folder of "
                 "its source."
             )
+        except (MemoryError, ImportError) as error:
+            if isinstance(error, ImportError) and "failed to map segment" not in str(error):
+                raise
+            fail("there is too little memory for this, free some or raise the limit (ulimit -v).")
         except OSError as error:  # what no library function foresaw: a path that may not be read, or is too long
             if error.filename is None:
                 raise

@@ -32,8 +32,8 @@ CACHE = Path("~/.cache/edgecifar")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _SUPPLY = (
-    "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place with --data or "
-    "$EDGECIFAR_DATA, or try the pipeline with --data synthetic"
+    "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place (--data or "
+    "$EDGECIFAR_DATA), or try the pipeline with 'synthetic' data (--data synthetic)"
 )
 
 

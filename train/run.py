@@ -46,7 +46,8 @@ class Run:
         taken = self.folder.exists() and not self.folder.is_dir()
         if taken or any(not path.name.startswith(STAGING) for path in self.folder.glob("*")):
             raise RunError(
-                f"{self.folder} exists already and is not empty: go on with it by --resume, or choose another --out."
+                f"{self.folder} exists already and is not empty: choose another folder, or resume the run in it.",
+                option="resume",
             )
 
     @classmethod
@@ -190,7 +191,7 @@ class Run:
             if not isinstance(state, dict):
                 raise TypeError
         except Exception:  # torch's unpickler raises whatever the bytes lead it to
-            raise RunError(f"{path} is missing or damaged: train again with another --out.") from None
+            raise RunError(f"{path} is missing or damaged: train again into another folder.") from None
         return state
 
 

@@ -192,7 +192,7 @@ class TestDisk:
     def test_a_file_that_the_system_cuts_off_leaves_nothing(self, run, small, tmp_path, format_):
         resource = pytest.importorskip("resource")
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, before[1]))  # stands for a disk that fills up
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # stands for a disk that fills up
         try:
             with pytest.raises(OutputError, match="Could not write new: "):
                 build.export(run, tmp_path / "out" / "new", small, ExportOptions(formats=(format_,)))

@@ -1,6 +1,6 @@
 """Kills training and export again and again, fills their disk, makes it read-only, and counts what was lost.
 
-    python benchmarks/crashes.py [--kills 50] [--folder FOLDER]
+    python tests/stress/crashes.py [--kills 50] [--folder FOLDER]
 
 It trains Net on drawn pictures and exports it by the command line, in children that get SIGKILL: before and after every
 step that gives a file or folder its name, and at random moments of the whole run. Then on disks of their own, that are
@@ -32,13 +32,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import formatter
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from edgecifar.cli.main import app
 from edgecifar.export import build, to_onnx
-from edgecifar.runtime import files, machine
+from edgecifar.runtime import files
 from edgecifar.runtime.bundle import SUMS, Bundle
 from edgecifar.runtime.errors import RunError
 from edgecifar.train import data, net
@@ -122,7 +123,7 @@ def disk(folder: Path, size: int) -> Iterator[Callable[[str], object]]:
     """Mount a file system of `size` bytes in memory at `folder`; yield a function that mounts it anew, otherwise."""
 
     def mount(*options: str) -> None:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], check=True)  # noqa: S607
+        subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], check=True)
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -132,7 +133,7 @@ def disk(folder: Path, size: int) -> Iterator[Callable[[str], object]]:
     try:
         yield lambda options: mount("remount", options)
     finally:
-        subprocess.run(["umount", folder], check=True)  # noqa: S607
+        subprocess.run(["umount", folder], check=True)
 
 
 class Trial:
@@ -259,10 +260,10 @@ class Training(Trial):
 
     options = ("--epochs", 2, "--batch-size", 8, "--lr", 0.01, "--held-out", 0.5, "--device", "cpu")
 
-    def begin(self, room: Path) -> None:  # noqa: D102
+    def begin(self, room: Path) -> None:
         self.folder = room / "run"
 
-    def work(self) -> None:  # noqa: D102
+    def work(self) -> None:
         if not (self.folder / RECORD).exists():
             edgecifar("train", "--data", "synthetic", "--out", self.folder, *self.options)
         elif Run(self.folder).record["status"] != FINISHED or (self.folder / RESUME).exists():
@@ -286,7 +287,7 @@ class Training(Trial):
         except RunError as error:
             require(run.record["status"] != FINISHED and "--resume" in str(error), str(error))
 
-    def result(self) -> object:  # noqa: D102
+    def result(self) -> object:
         record, present = Run(self.folder).record, sorted(os.listdir(self.folder))
         return record["status"], record["epochs_done"], files.sha256(self.folder / WEIGHTS), present
 
@@ -298,12 +299,12 @@ class Exporting(Trial):
         super().__init__(room)
         self.run, self.earlier = run, earlier
 
-    def begin(self, room: Path) -> None:  # noqa: D102
+    def begin(self, room: Path) -> None:
         self.folder = room / "bundle"
         if self.earlier:
             shutil.copytree(self.earlier, self.folder)
 
-    def work(self) -> None:  # noqa: D102
+    def work(self) -> None:
         edgecifar("export", self.run, "--out", self.folder, *(["--force"] if self.folder.exists() else []))
 
     def check(self) -> None:
@@ -315,7 +316,7 @@ class Exporting(Trial):
             ]
             require(not failed, "; ".join(failed))
 
-    def result(self) -> object:  # noqa: D102
+    def result(self) -> object:
         beside = sorted(os.listdir(self.folder.parent))  # nothing but the bundle may be there
         return (self.folder / SUMS).read_text(), sorted(os.listdir(self.folder)), beside
 
@@ -355,7 +356,7 @@ def prepare_process() -> None:
 
 def main() -> int:
     """Crash everything in every way; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="at random moments: of training, and of the exports")
     parser.add_argument("--folder", type=Path, help="where, on the disk to try; by default a temporary one")
     given = parser.parse_args()
@@ -386,14 +387,14 @@ def main() -> int:
                 except Skipped as error:
                     row["skipped"] = str(error)
                 rows.append(row)
-    print(f"\n{'command':16}{'crashed':28}{'times':>6}{'lost something':>16}")
+    lines = [["command", "crashed", "times", "lost something", "skipped"]]
     for row in rows:
-        figures = f"{row['crashes']:6}{row['lost']:16}" if "skipped" not in row else f"  {row['skipped']}"
-        print(f"{row['command']:16}{row['way']:28}{figures}")
+        lines.append([row["command"], row["way"], str(row["crashes"]), str(row["lost"]), row.get("skipped", "")])
     failures = sum(row["lost"] for row in rows)
-    print(json.dumps({"benchmark": "crashes", **machine.describe(), "results": rows, "failures": failures}))
+    found = formatter.document("crashes", {"kills": given.kills}, rows, failures=failures)
+    formatter.finish(found, "\n" + formatter.table(lines, 2))
     return int(failures > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    formatter.main(main)
