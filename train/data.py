@@ -117,7 +117,7 @@ def load_for_export(trained_on: str, data: str | None) -> Dataset | None:
     except DataError as error:
         if data:
             raise
-        log.warning("%s Without it, parity is proved on drawn pictures and accuracy stays unknown.", error)
+        log.warning("%s", error)
         return None
 
 
