@@ -108,7 +108,7 @@ def train(
     if trained:
         plan, result = trained
         print(evaluation_table(result, plan.dataset.name))
-        say(f"\nThe run is in {plan.run.folder}. Next: {plan.export_command}")
+        say(f"\nThe run is in {plan.run.folder}. Next: {plan.next_command}")
 
 
 def _check_usage(given: dict[str, Any], resume: bool, final: Path | None) -> None:

@@ -127,12 +127,16 @@ class Teachers:
                     option="teacher",
                 )
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Return what a run's record says of its teachers, as JSON values; `recorded` reads it."""
+    def describe(self, folders: bool = True) -> list[dict[str, Any]]:
+        """Return what a run's record says of its teachers, as JSON values; `recorded` reads it.
+
+        Args:
+            folders: whether it says where they are, which is nobody's business elsewhere.
+        """
         found = [(run.folder, run.record) for run in self.runs]
         return [
             {
-                "folder": str(folder.absolute()),
+                **({"folder": str(folder.absolute())} if folders else {}),
                 "weights_sha256": record.weights_sha256,
                 "recipe": asdict(record.recipe),
                 "seed": record.seed,

@@ -34,6 +34,11 @@ NETS: dict[str, Any] = {"net": Net, "teacher": Teacher, "narrow-teacher": Narrow
 """Each `Architecture` by the name that a recipe calls it (`Recipe.net`)."""
 
 
+def is_exported(name: str) -> bool:
+    """Return whether a net of this name can be exported: Net, and not what it learns from."""
+    return issubclass(NETS.get(name, object), Net)
+
+
 def make_net(name: str, contract: Contract, dropout: float = 0.5) -> nn.Module:
     """Return an untrained net for the pictures and labels of `contract`.
 

@@ -21,6 +21,7 @@ from .devices import choose_device, describe_device
 from .distributed import Group
 from .events import EventFiles
 from .listeners import Listener, Listeners
+from .nets import is_exported
 from .recipes import RECIPES, Recipe
 from .record import SelectionRun
 from .run import RUNS, Run
@@ -69,7 +70,7 @@ class TrainingPlan:
         device: what trains.
         processes: how many train together.
         resume_command: what to type to go on after a stop.
-        export_command: what to type to export the run.
+        next_command: what to type to use the run: to export it, or to learn from it.
     """
 
     run: Run
@@ -78,7 +79,7 @@ class TrainingPlan:
     device: torch.device
     processes: int
     resume_command: str
-    export_command: str
+    next_command: str
 
     @property
     def hardware(self) -> str:
@@ -114,6 +115,7 @@ def start(
     with distributed.joined() as group, ExitStack() as stack:
         device = group.connect(choose_device(request.device))
         run, recipe, selection = _run_of(request, device, group)
+        teachers = _teachers(request)
         # Early: what is wrong with the run is said before the data is read.
         past = (run.resume_state() or {}).get("metrics", []) if request.resume else []
         writes_events = request.tensorboard and group.is_main
@@ -128,15 +130,13 @@ def start(
             device=device,
             processes=group.size,
             resume_command=_resume_command(request, run, data, group.size),
-            export_command=_command("edgecifar", "export", run.folder, "--format", "onnx", data=data),
+            next_command=_next_command(recipe, run, data),
         )
         listeners: list[Listener] = [events] if events else []
         if group.is_main:
             shown: AbstractContextManager[Display] = display(plan)
             listeners.append(stack.enter_context(shown))
-        options = loop.TrainingOptions(
-            device, request.seed, Listeners(*listeners), group, selection, _teachers(request)
-        )
+        options = loop.TrainingOptions(device, request.seed, Listeners(*listeners), group, selection, teachers)
         if request.resume:
             result = loop.resume(run, dataset, options)
         else:
@@ -167,6 +167,8 @@ def _teachers(request: TrainingRequest) -> Teachers | None:
     if request.follow:
         distillation = Run(request.follow).record.distillation
         return Teachers.recorded(distillation, request.follow) if distillation else None
+    for folder in request.teachers:
+        _ = Run(folder).record  # what is no run is said before the data is read
     return Teachers(tuple(map(Run, request.teachers))) if request.teachers else None
 
 
@@ -181,6 +183,12 @@ def _resume_command(request: TrainingRequest, run: Run, data: str | None, proces
     options = ["--device", request.device] if request.device != "auto" else []
     options += ["--tensorboard"] if request.tensorboard else []
     return _command(*program, "train", "--resume", "--out", run.folder, data=data, options=options)
+
+
+def _next_command(recipe: Recipe, run: Run, data: str | None) -> str:
+    if is_exported(recipe.net):
+        return _command("edgecifar", "export", run.folder, "--format", "onnx", data=data)
+    return _command("edgecifar", "train", "--recipe", "best", "--teacher", run.folder, data=data)
 
 
 def _command(*words: object, data: str | None, options: list[str] | None = None) -> str:

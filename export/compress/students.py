@@ -23,6 +23,11 @@ SKIPPED = (5, 6)
 """Over these convolutions, counted from 1, leads the skip: their input is added to their output."""
 
 
+def describe_widths(widths: Sequence[int]) -> str:
+    """Return what a student of these widths is, in words."""
+    return f"{LAYERS} 3x3 convolutions: {', '.join(map(str, widths))} channels"
+
+
 class Residual(nn.Module):
     """Seven 3x3 convolutions with one skip, global maximum and mean, and one linear layer, as it is trained.
 
