@@ -9,6 +9,13 @@ import shutil
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)  # the nets are small: more threads cost more than they give
+
+
 @pytest.fixture
 def tmp_path(tmp_path):
     """pytest's own, emptied after each test: an exported net can be large."""

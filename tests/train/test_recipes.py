@@ -7,9 +7,13 @@ from dataclasses import asdict, replace
 import pytest
 
 from edgecifar.cli.training import Optimizer, RecipeName
-from edgecifar.train.optimizer import NAMES
 from edgecifar.train.nets import NETS
+<<<<<<< HEAD
 from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE, TEACHER, Recipe, RecipeError
+=======
+from edgecifar.train.optimizer import NAMES
+from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE, Recipe, RecipeError
+>>>>>>> main
 
 
 def test_reference_is_the_reference_experiment():
