@@ -8,12 +8,8 @@ import pytest
 
 from edgecifar.cli.training import Optimizer, RecipeName
 from edgecifar.train.nets import NETS
-<<<<<<< HEAD
-from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE, TEACHER, Recipe, RecipeError
-=======
 from edgecifar.train.optimizer import NAMES
-from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE, Recipe, RecipeError
->>>>>>> main
+from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE, TEACHER, Recipe, RecipeError
 
 
 def test_reference_is_the_reference_experiment():
