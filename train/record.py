@@ -170,7 +170,7 @@ class RunRecord:
         _get(values, "machine.versions", dict)
         status = _get(values, "status", str)
         trained = status == FINISHED or "epochs_done" in values or "weights_sha256" in values
-        selection = "selection_run" if "selection_run" in values else "trial"  # its name until 0.1
+        selection = "selection_run" if "selection_run" in values else "trial"  # the name in earlier versions
         try:
             return cls(
                 recipe=Recipe(**settings),
