@@ -142,7 +142,9 @@ class App:
             if target:
                 await self._infer(target, scope, receive, counted)
             else:
-                await self._routes({**scope, "app": self}, receive, counted)  # with an app it raises, without it answers
+                await self._routes(
+                    {**scope, "app": self}, receive, counted
+                )  # with an app it raises, without it answers
         except RequestError as error:
             await _error(error)(scope, receive, counted)
         except HTTPException as error:
@@ -303,7 +305,9 @@ class App:
     async def _repository(self, request: Request) -> Response:
         await self._body(request.scope, request.receive, 65536)  # may ask for those that are ready: all are
         found = [(name, self.registry.find(name)) for name in self.registry.names]
-        return _json([{"name": name, "version": model.version, "state": "READY", "reason": ""} for name, model in found])
+        return _json(
+            [{"name": name, "version": model.version, "state": "READY", "reason": ""} for name, model in found]
+        )
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self.metrics.expose(self.registry.models), media_type=CONTENT_TYPE)

@@ -58,9 +58,9 @@ class Connection(HttpToolsProtocol):
             return
         if self._receiving_since is None:
             self._receiving_since, self._received = time.monotonic(), 0
-        self._received += len(data)
-        if self._in_header:
+        if self._in_header or not self._received:  # else the data may begin with the end of another request
             self._header_bytes += len(data)
+        self._received += len(data)
         super().data_received(data)
         if self._in_header and self._header_bytes > MAX_HEADER:
             self._refuse(431, f"The header is longer than {MAX_HEADER:,} bytes.")
@@ -68,10 +68,10 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
-        self._in_header, self._header_bytes = True, 0
+        self._in_header = True
 
     def on_headers_complete(self) -> None:
-        self._in_header = False
+        self._in_header, self._header_bytes = False, 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -65,8 +65,22 @@ class Address:
         return listener
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn without its signal handlers, which end the process by the signal, not with exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, app: App) -> None:
+        super().__init__(config)
+        self.app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and look after connections whose clients are slow."""
+        await super().startup(sockets)
+        self._sweeper = asyncio.get_running_loop().create_task(sweep(self.server_state.connections))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was accepted, then end."""
+        await super().shutdown(sockets)
+        self._sweeper.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -91,7 +105,15 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
             address.host,
             extra={"event": "no_key"},
         )
-    app = App(load_registry(source), settings, keys)
+    server = make_server(App(load_registry(source), settings, keys))
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(_Life(server, source, api_key_file).live(listener))
+    if server.force_exit:
+        raise EdgecifarError("The server was ended before all was answered.")
+
+
+def make_server(app: App) -> Server:
+    """Return uvicorn set up for `app`: its connections have the limits of the application's settings."""
     config = uvicorn.Config(
         app,
         http=limited(app),
@@ -102,14 +124,10 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]
-        timeout_graceful_shutdown=int(settings.timeout + settings.receive_timeout) + 1,
+        timeout_keep_alive=app.settings.keep_alive,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=int(app.settings.timeout + app.settings.receive_timeout) + 1,
     )
-    server = _Server(config)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_Life(app, server, source, api_key_file).live(listener))
-    if server.force_exit:
-        raise EdgecifarError("The server was ended before all was answered.")
+    return Server(config, app)
 
 
 def _has_uvloop() -> bool:
@@ -123,8 +141,8 @@ def _has_uvloop() -> bool:
 class _Life:
     """A server from its first request to its last."""
 
-    def __init__(self, app: App, server: _Server, source: Source, api_key_file: Path | None) -> None:
-        self._app, self._server, self._source, self._api_key_file = app, server, source, api_key_file
+    def __init__(self, server: Server, source: Source, api_key_file: Path | None) -> None:
+        self._server, self._app, self._source, self._api_key_file = server, server.app, source, api_key_file
         self._updating, self._update_again = False, False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -137,7 +155,6 @@ class _Life:
                 loop.add_signal_handler(getattr(signal, name), handler)
             except NotImplementedError:  # Windows again
                 signal.signal(getattr(signal, name), lambda *_, call=handler: loop.call_soon_threadsafe(call))
-        self._start(sweep(self._server.server_state.connections))
         self._start(self._announce(listener))
         await self._server.serve(sockets=[listener])
         for task in self._tasks:
