@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
 
 from ..runtime.errors import PictureError
 from . import classify, openapi, protocol
@@ -29,9 +30,6 @@ from .errors import ClientLeft, RequestError, overloaded
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Model, Registry
 from .settings import ApiKeys, Settings
-
-Scope, Message = MutableMapping[str, Any], MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
 
 log = logging.getLogger("edgecifar.serve")
 requests_log = logging.getLogger("edgecifar.serve.requests")
@@ -142,9 +140,8 @@ class App:
             if target:
                 await self._infer(target, scope, receive, counted)
             else:
-                await self._routes(
-                    {**scope, "app": self}, receive, counted
-                )  # with an app it raises, without it answers
+                # Where there is an app, the router raises what it would answer in plain text otherwise.
+                await self._routes({**scope, "app": self}, receive, counted)
         except RequestError as error:
             await _error(error)(scope, receive, counted)
         except HTTPException as error:

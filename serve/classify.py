@@ -205,7 +205,7 @@ def predictions(
     images: list[np.ndarray | PictureError],
     rows: list[np.ndarray],
 ) -> list[Prediction | PictureError]:
-    """Return each picture's prediction, or why it has none; `rows`: the outputs for those of `images` that are arrays."""
+    """Return each picture's prediction, or why it has none; `rows`: the outputs for the arrays among `images`."""
     labels, row = model.contract.labels, 0
     results: list[Prediction | PictureError] = []
     for (name, _), image in zip(pictures, images, strict=True):

@@ -43,17 +43,20 @@ class Connection(HttpToolsProtocol):
         self._blocked_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse the connection where too many are open."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.settings.max_connections:
             self._refuse(503, "Too many connections are open: try again later.")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Let nothing be computed for a client that left."""
         self.lost = True
         super().connection_lost(exc)
         if self.awaited:
             self.awaited.cancel()
 
     def data_received(self, data: bytes) -> None:
+        """Take data, of which a header may have only so much."""
         if self.transport.is_closing():
             return
         if self._receiving_since is None:
@@ -66,28 +69,34 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, f"The header is longer than {MAX_HEADER:,} bytes.")
 
     def on_message_begin(self) -> None:
+        """Begin a request."""
         super().on_message_begin()
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
         self._in_header = True
 
     def on_headers_complete(self) -> None:
+        """Begin its body."""
         self._in_header, self._header_bytes = False, 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        """Take a part of its body."""
         super().on_body(body)
         if self.cycle.response_complete and self._received > 2 * self.limits.settings.max_body:
             self.transport.abort()  # it was answered, and does not stop sending
 
     def on_message_complete(self) -> None:
+        """End it: from now on the client waits, not the server."""
         super().on_message_complete()
         self._receiving_since, self._received = None, 0
 
     def pause_writing(self) -> None:
+        """Note since when the client takes nothing."""
         super().pause_writing()
         self._blocked_since = time.monotonic()
 
     def resume_writing(self) -> None:
+        """Note that it takes what is written again."""
         super().resume_writing()
         self._blocked_since = None
 

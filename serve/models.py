@@ -203,8 +203,8 @@ class Registry:
 def load_registry(source: Source) -> Registry:
     """Load and verify all models of `source`; what is returned can serve.
 
-    A bundle's digests, its signature where there is a key, and the golden vectors of each variant are checked. A variant
-    that the provider cannot run is left out with a warning, unless it was asked for or no other is left.
+    A bundle's digests, its signature where there is a key, and the golden vectors of each variant are checked. A
+    variant that the provider cannot run is left out with a warning, unless it was asked for or no other is left.
 
     Raises:
         EdgecifarError: a bundle or a variant cannot be served; the message says why.

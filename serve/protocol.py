@@ -261,7 +261,7 @@ def _outputs(outputs: Any, binary: Any, contract: Contract) -> tuple[Output, ...
 
 
 def _top_classes(array: np.ndarray, count: int, labels: tuple[str, ...]) -> tuple[list[bytes], list[int]]:
-    """Return for each row of `array`, float32 [N, classes], its greatest values as `VALUE:INDEX:LABEL`, and the shape."""
+    """Return the greatest values of each row of `array`, float32 [N, classes], `VALUE:INDEX:LABEL`, and the shape."""
     order = np.argsort(-array, axis=1, kind="stable")[:, :count]
     texts = [
         f"{float(array[row, index]):f}:{index}:{labels[index]}".encode()

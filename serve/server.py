@@ -59,8 +59,8 @@ class Address:
             listener.listen(1024)
         except OSError as error:
             raise OutputError(
-                f"The server cannot listen on {self.host}, port {self.port} ({error.strerror or error}): choose another "
-                "--host or --port."
+                f"The server cannot listen on {self.host}, port {self.port} ({error.strerror or error}): choose "
+                "another --host or --port."
             ) from None
         return listener
 
@@ -84,6 +84,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `_Life`."""
         yield
 
 

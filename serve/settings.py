@@ -23,7 +23,7 @@ class Settings:
         max_batch: images that are run at once.
         max_delay: how long an image waits for others to be run with it; 0: never, a batch is what waits already.
         queue: requests of a model that may wait or run; what comes beyond is answered 429.
-        queue_images: images of a model that may wait or run. A request is taken where fewer are there, whatever its size.
+        queue_images: images of a model that may wait or run. Where fewer are there, a request of any size is taken.
         max_images: images or pictures of one request.
         max_body: bytes of a request's body.
         max_buffered: bytes of all bodies that are being received or decoded.
@@ -93,4 +93,4 @@ class ApiKeys:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         digest = hashlib.sha256(key).digest()
-        return any([hmac.compare_digest(digest, known) for known in self._digests])  # a list: all are compared
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0  # unlike any, it compares all

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 
-def test_pictures_of_a_form_are_answered_in_order_as_predict_answers(
-    client, tiny, images, labels, png, tmp_path, edgecifar
-):
+def test_a_form_is_answered_as_predict_answers(client, tiny, images, labels, png, tmp_path, edgecifar):
     paths = [tmp_path / f"{label}.png" for label in labels[:4]]
     for path, image in zip(paths, images, strict=False):
         path.write_bytes(png(image))
