@@ -79,7 +79,6 @@ def serve(
     from ..serve.models import Source
     from ..serve.settings import Settings
 
-    logs.set_up(log_format == LogFormat.json or (log_format == LogFormat.auto and not sys.stderr.isatty()))
     settings = Settings(
         max_batch=max_batch,
         max_delay=max_delay / 1000,
@@ -102,4 +101,6 @@ def serve(
         threads=threads or max(1, usable_cpus() - 1),  # one core is left to HTTP and to decoding
         key=key,
     )
-    server.run(source, server.Address(host, port), settings, api_key_file)
+    as_json = log_format == LogFormat.json or (log_format == LogFormat.auto and not sys.stderr.isatty())
+    with logs.logging_to_stderr(as_json):
+        server.run(source, server.Address(host, port), settings, api_key_file)

@@ -20,6 +20,9 @@ MAX_HEADER = 32768
 MIN_RATE = 16384
 """Bytes a second that a body must come with, on average, beyond the time that any request has."""
 
+LAST_CHANCE = 1.0
+"""Seconds for which a new connection may still send its request when the server ends."""
+
 SWEEP = 1.0
 """Seconds between two looks for connections whose time is over."""
 
@@ -41,6 +44,7 @@ class Connection(HttpToolsProtocol):
         self._in_header, self._header_bytes, self._received = False, 0, 0
         self._receiving_since: float | None = time.monotonic()  # what opens a connection and says nothing is slow too
         self._blocked_since: float | None = None
+        self._ending_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection where too many are open."""
@@ -107,9 +111,10 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """End the connection once what it has begun to send is answered; called by uvicorn at its end."""
         idle = self.cycle is None or self.cycle.response_complete
-        if idle and self._receiving_since is not None and self._received:
-            return  # `App` answers with 'Connection: close' from now on; the sweep ends what never completes
-        super().shutdown()
+        if idle and self._receiving_since is not None:  # new, or within a request: the answer will close it
+            self._ending_since = time.monotonic()
+        else:
+            super().shutdown()
 
     def sweep(self, now: float) -> None:
         """End the connection if its client takes too long."""
@@ -118,6 +123,8 @@ class Connection(HttpToolsProtocol):
             self._blocked_since = self._blocked_since or now
         if self._blocked_since is not None and now - self._blocked_since > allowed:
             self.transport.abort()
+        elif self._ending_since is not None and not self._received and now - self._ending_since > LAST_CHANCE:
+            self.transport.close()
         elif self._receiving_since is not None and not self.transport.is_closing():
             busy = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
             if not busy and now - self._receiving_since > allowed + self._received / MIN_RATE:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TextIO
 
 _KNOWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
@@ -24,12 +25,19 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(values, ensure_ascii=True, default=str)
 
 
-def set_up(as_json: bool, stream: TextIO | None = None) -> None:
-    """Send what edgecifar logs, and uvicorn's warnings, to `stream`, by default stderr."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+@contextmanager
+def logging_to_stderr(as_json: bool) -> Iterator[None]:
+    """Within the block, send what edgecifar logs, and uvicorn's errors, to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(message)s"))
-    for name, level in (("edgecifar", logging.INFO), ("uvicorn", logging.ERROR)):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
+    levels = {logging.getLogger("edgecifar"): logging.INFO, logging.getLogger("uvicorn"): logging.ERROR}
+    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in levels]
+    for logger, level in levels.items():
+        logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
-        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, handlers, level, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)

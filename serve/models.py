@@ -71,8 +71,8 @@ class Source:
             name = name if equals else path.resolve().name
             if not re.fullmatch(NAME, name):
                 raise InputError(
-                    f"{name!r} cannot be the name of a model in a URL: name the bundle {text} with NAME=FOLDER, by "
-                    "letters, digits and . _ + -"
+                    f"{name!r} cannot be the name of a model in a URL, which has letters, digits and . _ + - only: "
+                    "name the bundle with NAME=FOLDER."
                 )
             if name in found:
                 raise InputError(f"Two bundles are called {name}: name them with NAME=FOLDER.")

@@ -51,13 +51,13 @@ class Address:
         Raises:
             OutputError: the address is in use or not this machine's.
         """
+        listener = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM)
         try:
-            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-            listener = socket.socket(family, socket.SOCK_STREAM)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((self.host, self.port))
             listener.listen(1024)
         except OSError as error:
+            listener.close()
             raise OutputError(
                 f"The server cannot listen on {self.host}, port {self.port} ({error.strerror or error}): choose "
                 "another --host or --port."
@@ -71,6 +71,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: App) -> None:
         super().__init__(config)
         self.app = app
+        self._last: list[asyncio.Task[Any]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and look after connections whose clients are slow."""
@@ -78,9 +79,26 @@ class Server(uvicorn.Server):
         self._sweeper = asyncio.get_running_loop().create_task(sweep(self.server_state.connections))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer what was accepted, then end."""
+        """Answer what was accepted, and what waits to be accepted, then end."""
+        for listener in sockets or []:
+            self._accept_last(listener)
         await super().shutdown(sockets)
         self._sweeper.cancel()
+
+    def _accept_last(self, listener: socket.socket) -> None:
+        """Take every connection that the system has made already: it would reset those that are not taken."""
+        loop, config = asyncio.get_running_loop(), self.config
+        state = {"server_state": self.server_state, "app_state": self.lifespan.state}
+        listener.setblocking(False)
+        with contextlib.suppress(OSError):  # BlockingIOError: there is none left
+            while True:
+                accepted, _ = listener.accept()
+                accepted.setblocking(False)
+                made = loop.connect_accepted_socket(
+                    lambda: config.http_protocol_class(config=config, **state, _loop=loop),  # type: ignore[call-arg]
+                    accepted,
+                )
+                self._last.append(loop.create_task(made))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -95,8 +113,17 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
         EdgecifarError: a bundle or a key file cannot be used, or the address is taken.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
-    listener = address.listen()  # first: what cannot be had is said before models are loaded
-    keys = ApiKeys(api_key_file) if api_key_file else None
+    with contextlib.closing(address.listen()) as listener:  # first: a port that is taken is said before models are read
+        keys = ApiKeys(api_key_file) if api_key_file else None
+        _warn(keys, address)
+        server = make_server(App(load_registry(source), settings, keys))
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(_Life(server, source, api_key_file).live(listener))
+    if server.force_exit:
+        raise EdgecifarError("The server was ended before all was answered.")
+
+
+def _warn(keys: ApiKeys | None, address: Address) -> None:
     if keys and keys.exposed:
         log.warning("%s can be read by other users: chmod 600 it.", keys.path, extra={"event": "exposed_keys"})
     if not keys and not address.is_local:
@@ -106,11 +133,6 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
             address.host,
             extra={"event": "no_key"},
         )
-    server = make_server(App(load_registry(source), settings, keys))
-    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(_Life(server, source, api_key_file).live(listener))
-    if server.force_exit:
-        raise EdgecifarError("The server was ended before all was answered.")
 
 
 def make_server(app: App) -> Server:
@@ -197,6 +219,7 @@ class _Life:
         if self._server.should_exit:
             self._server.force_exit = True
         self._app.draining = True
+        _notify("STOPPING=1")
         self._stop()
 
     def _stop(self) -> None:
