@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,10 @@ class Batcher:
         """
         self._run, self._settings, self._metrics = run, settings, metrics
         self._loop = asyncio.get_running_loop()
-        self._waiting: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._fresh: list[Ticket] = []
+        self._handed_over: queue.SimpleQueue[list[Ticket] | None] = queue.SimpleQueue()
+        self._waiting: deque[Ticket] = deque()  # the thread's own
+        self._ended = False  # likewise
         self._tickets: set[Ticket] = set()
         self._images = 0
         self._running_since: float | None = None
@@ -109,16 +113,24 @@ class Batcher:
         self._tickets.add(ticket)
         self._images += len(images)
         ticket.future.add_done_callback(lambda _: self._leave(ticket))
-        self._waiting.put(ticket)
+        if not self._fresh:  # what arrives in the same round of the event loop is handed over together
+            self._loop.call_soon(self._hand_over)
+        self._fresh.append(ticket)
         return ticket.future
 
     async def close(self) -> None:
         """Answer what was submitted, then end the thread."""
         self._sweeper.cancel()
-        self._waiting.put(None)
+        self._hand_over()
+        self._handed_over.put(None)
         while self._thread.is_alive():
             await asyncio.sleep(0.01)
             self._expire()
+
+    def _hand_over(self) -> None:
+        if self._fresh:
+            self._handed_over.put(self._fresh)
+            self._fresh = []
 
     def _leave(self, ticket: Ticket) -> None:
         self._tickets.discard(ticket)
@@ -136,41 +148,44 @@ class Batcher:
     # What follows runs on the thread.
 
     def _work(self) -> None:
-        held: Ticket | None = None
-        while True:
-            first = held or self._waiting.get()
-            if first is None:
-                return
-            tickets, held, ended = self._gather(first)
+        while tickets := self._gather():
             tickets = [ticket for ticket in tickets if not ticket.future.done()]  # of clients that left
-            if tickets:
-                self._running_since = time.monotonic()
-                answers = self._answer(tickets)
-                self._running_since = None
-                try:
-                    self._loop.call_soon_threadsafe(_deliver, answers)
-                except RuntimeError:  # the loop is closed: nobody waits any more
-                    return
-            if ended:
+            if not tickets:
+                continue
+            self._running_since = time.monotonic()
+            answers = self._answer(tickets)
+            self._running_since = None
+            try:
+                self._loop.call_soon_threadsafe(_deliver, answers)
+            except RuntimeError:  # the loop is closed: nobody waits any more
                 return
 
-    def _gather(self, first: Ticket) -> tuple[list[Ticket], Ticket | None, bool]:
-        """Return the tickets of a batch, the one that no longer fits, and whether the end was asked for."""
-        tickets, count = [first], len(first.images)
-        until = first.arrived + self._settings.max_delay
+    def _gather(self) -> list[Ticket]:
+        """Return the tickets of the next batch, of which only a lone one may be too large; none: this is the end."""
+        while not self._waiting:
+            if self._ended:
+                return []
+            self._take(None)
+        first = self._waiting.popleft()
+        tickets, count, until = [first], len(first.images), first.arrived + self._settings.max_delay
         while count < self._settings.max_batch:
-            try:
-                left = until - time.monotonic() if self._settings.max_delay else 0.0
-                ticket = self._waiting.get(timeout=left) if left > 0 else self._waiting.get_nowait()
-            except queue.Empty:
+            if not self._waiting and (self._ended or not self._take(until - time.monotonic())):
                 break
-            if ticket is None:
-                return tickets, None, True
-            if count + len(ticket.images) > self._settings.max_batch:
-                return tickets, ticket, False
-            tickets.append(ticket)
-            count += len(ticket.images)
-        return tickets, None, False
+            if count + len(self._waiting[0].images) > self._settings.max_batch:
+                break
+            tickets.append(self._waiting.popleft())
+            count += len(tickets[-1].images)
+        return tickets
+
+    def _take(self, seconds: float | None) -> bool:
+        """Take over tickets, waiting for them for `seconds`, or for ever; return whether some came."""
+        try:
+            found = self._handed_over.get(seconds is None or seconds > 0, seconds if seconds and seconds > 0 else None)
+        except queue.Empty:
+            return False
+        self._ended = found is None
+        self._waiting.extend(found or ())
+        return bool(found)
 
     def _answer(self, tickets: list[Ticket]) -> list[tuple[Ticket, Outputs | Exception]]:
         now = time.monotonic()

@@ -6,6 +6,7 @@ little-endian and row-major, and the header `Inference-Header-Content-Length` sa
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from itertools import chain
@@ -65,7 +66,7 @@ class InferRequest:
 
 def max_body(contract: Contract, max_images: int) -> int:
     """Return how many bytes a request of `max_images` may have."""
-    return 65536 + max_images * int(np.prod(contract.picture_shape)) * JSON_BYTES_AN_ELEMENT
+    return 65536 + max_images * math.prod(contract.picture_shape) * JSON_BYTES_AN_ELEMENT
 
 
 def model_metadata(name: str, version: str, contract: Contract) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def _images(inputs: Any, tail: memoryview, contract: Contract, max_images: int, 
     count = given[0]
     if not 0 <= count <= max_images:
         raise _bad(f"{name} has {count} images: send 0 to {max_images} at once")
-    elements = count * int(np.prod(shape))
+    elements = count * math.prod(shape)
     size = _parameters(entry, name).get("binary_data_size")
     if size is None:
         if len(tail):

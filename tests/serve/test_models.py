@@ -135,7 +135,7 @@ def test_a_new_registry_takes_over_and_the_old_answers_what_it_has(tiny, own_tin
 def test_a_dead_thread_is_not_ready(open_client):
     client = open_client()
     model = client.app.registry.find("tiny-fp32")
-    model.batcher._waiting.put(None)
+    model.batcher._handed_over.put(None)
     model.batcher._thread.join(5)
     assert client.get("/v2/health/ready").status_code == 503
     assert client.get("/v2/models/tiny-fp32/ready").status_code == 503
