@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
@@ -117,6 +118,8 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
         keys = ApiKeys(api_key_file) if api_key_file else None
         _warn(keys, address)
         server = make_server(App(load_registry(source), settings, keys))
+        gc.collect()
+        gc.freeze()  # what is there now stays: no collection has to look at it again
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_Life(server, source, api_key_file).live(listener))
     if server.force_exit:
