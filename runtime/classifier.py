@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .manifest import Variant
+    from .session import Session
 
 Picture: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | np.ndarray"
 """What one picture may be: a path, "-" for standard input, a file's content, a binary stream, an image of Pillow, or
@@ -111,6 +112,11 @@ class Classifier:
         """The model's labels, input and outputs, and how a picture becomes the input."""
         return self.bundle.contract
 
+    @property
+    def session(self) -> Session:
+        """The loaded model, for what measures or profiles it."""
+        return self._session
+
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return the probabilities of all classes for `images`, uint8 [N, size, size, 3] RGB: float32 [N, classes].
 
@@ -183,7 +189,7 @@ class Classifier:
         yield from flush()
 
     def _read(self, picture: Picture, fit: str | None, index: int) -> np.ndarray:
-        from .loading import load_picture  # Pillow is not needed for arrays
+        from .pictures import load_picture  # Pillow is not needed for arrays
 
         if not isinstance(picture, str | Path | bytes | np.ndarray) and not hasattr(picture, "read"):
             kind = type(picture)

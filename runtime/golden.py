@@ -18,8 +18,8 @@ import numpy as np
 
 from .contract import Contract
 from .files import write_file
-from .loading import load_picture
 from .manifest import GOLDEN_PICTURES, PLAIN_NAME, refuse_constant, unique_names
+from .pictures import load_picture
 
 JPEG_TOLERANCE = 4
 """Largest difference of a pixel's value between decoders of JPEG, which may round differently; PNG is exact."""

@@ -148,7 +148,7 @@ def decode(
     pictures: list[tuple[str, bytes]], contract: Contract, fit: str | None, settings: Settings, metrics: Metrics
 ) -> list[np.ndarray | PictureError]:
     """Return each picture as uint8 [size, size, 3], or why it cannot be read."""
-    from ..runtime.loading import load_picture
+    from ..runtime.pictures import load_picture
 
     found: list[np.ndarray | PictureError] = []
     for name, content in pictures:

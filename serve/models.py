@@ -225,7 +225,7 @@ def load_registry(source: Source) -> Registry:
 
 
 def _wanted(bundle: Bundle, source: Source) -> list[Variant]:
-    variants = [variant for variant in bundle.manifest.variants if variant.format == "onnx"]
+    variants = [variant for variant in bundle.manifest.variants if variant.is_onnx]
     wanted = [variant for variant in variants if not source.variants or variant.name in source.variants]
     if not wanted:
         has = ", ".join(variant.name for variant in variants) or "none"

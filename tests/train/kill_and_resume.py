@@ -1,4 +1,4 @@
-"""Crashes a small net's training and exports as benchmarks/crashes.py does Net's; run by tests, as it forks.
+"""Crashes a small net's training and exports as tests/stress/crashes.py does Net's; run by tests, as it forks.
 
 kill_and_resume.py writes FOLDER    training is killed before and after each file is put in its place
 kill_and_resume.py moments FOLDER   training of Net itself is killed at random moments
@@ -14,17 +14,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from conftest import SmallNet
 from PIL import Image
 from torch import Tensor, nn
 
 from edgecifar.export import build
 from edgecifar.runtime.files import write_file
-from edgecifar.train import loop, net, plots, run
+from edgecifar.train import plots
 from edgecifar.train.augment import normalise
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "stress"))
 import crashes
 
 
