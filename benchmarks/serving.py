@@ -37,6 +37,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import report
 from serving_load import Request, ask_binary, ask_json, drive, post, used
 
 from edgecifar.runtime import Bundle, EdgecifarError
@@ -95,7 +96,6 @@ class Model(MLModel):
 LITSERVE = """\
 from common import *
 import litserve
-
 class Api(litserve.LitAPI):
     def setup(self, device):
         self.run = load()
@@ -124,7 +124,6 @@ if __name__ == "__main__":
 BENTOML = """\
 from common import *
 import bentoml
-
 @bentoml.service(workers=1, http={"port": PORT}, traffic={"timeout": 60}, logging={"access": {"enabled": False}})
 class Service:
     def __init__(self):
@@ -334,11 +333,10 @@ def in_process(bundle: Bundle, variant: str, core: int, seconds: float) -> float
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def report(rows: list[dict[str, Any]], alone: float, settings: dict[str, Any]) -> None:
+def tell(rows: list[dict[str, Any]], alone: float, settings: dict[str, Any], save: Path | None) -> None:
     """Print the table, how many times as many requests as each peer, and one line of JSON; `alone`: images/s."""
-    found = harness.document("serving", [], settings)
-    found |= {"rows": rows, "in_process_images_per_second": alone}
-    print("\n".join([harness.header(found["machine"]), "", HEADER, *map(line, rows), ""]))
+    found = report.document("serving", settings, rows, in_process_images_per_second=alone)
+    lines = [HEADER, *map(line, rows), ""]
     for kind in ("JSON", "binary"):
         ours = next(row for row in rows if row["kind"] == kind)
         for peer, version in PEERS.items():
@@ -348,12 +346,12 @@ def report(rows: list[dict[str, Any]], alone: float, settings: dict[str, Any]) -
                 times = ours["requests_per_second"] / best["requests_per_second"]
                 p99 = ours["milliseconds"]["p99"] / best["milliseconds"]["p99"]
                 found[f"{peer}_{kind}"] = {"requests_ratio": times, "p99_ratio": p99}
-                print(f"{kind}: {times:.2f} times the requests/s of {best['server']}, {p99:.2f} times its p99")
+                lines.append(f"{kind}: {times:.2f} times the requests/s of {best['server']}, {p99:.2f} times its p99")
     many = next(row for row in rows if row["kind"] == MANY)
     share = PICTURES * many["requests_per_second"] / alone
     found["share_of_in_process"] = share
-    print(f"64 pictures a request: {100 * share:.0f} % of the {alone:,.0f} images/s in process\n")
-    print(json.dumps(found, allow_nan=False, ensure_ascii=False))
+    lines.append(f"64 pictures a request: {100 * share:.0f} % of the {alone:,.0f} images/s in process")
+    report.finish(found, "\n".join(lines), save)
 
 
 def main() -> None:
@@ -367,11 +365,12 @@ def main() -> None:
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--client-core", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "edgecifar" / "peers")
+    report.add_save(parser, "serving")
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     variant = bundle.variant(options.variant)
     model = (bundle.folder / variant.file).resolve()
-    images = harness.random_images(PICTURES)
+    images = harness.random_images(PICTURES, bundle.contract)
     expected = bundle.load(variant, provider="cpu", threads=1).probabilities(images)
     os.sched_setaffinity(0, {options.client_core})
     own = [sys.executable, "-m", "edgecifar.cli", "serve", "--port", "{port}", "--threads", "1", "--provider", "cpu"]
@@ -392,7 +391,7 @@ def main() -> None:
                 harness.say(str(error))
     alone = in_process(bundle, options.variant, options.server_core, options.seconds)
     settings = {name: str(value) for name, value in vars(options).items()}
-    report(rows, alone, settings)
+    tell(rows, alone, settings, options.save)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,10 @@ def logging_to_stderr(as_json: bool) -> Iterator[None]:
     """Within the block, send what edgecifar logs, and uvicorn's errors, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(message)s"))
-    levels = {logging.getLogger("edgecifar"): logging.INFO, logging.getLogger("uvicorn"): logging.ERROR}
+    # What clients send wrong is answered; it must not fill the log.
+    wanted = {"edgecifar": logging.INFO, "uvicorn": logging.ERROR}
+    wanted |= {"python_multipart": logging.CRITICAL, "PIL": logging.CRITICAL}
+    levels = {logging.getLogger(name): level for name, level in wanted.items()}
     before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in levels]
     for logger, level in levels.items():
         logger.handlers, logger.propagate = [handler], False
