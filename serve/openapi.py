@@ -42,7 +42,7 @@ def document(registry: Registry, settings: Settings, version: str, *, with_key: 
         "/v2/repository/index": {"post": _operation("Every model's name", {"type": "array", "items": _object()})},
         "/classify": {
             "post": {
-                **_operation("Classify uploaded pictures", _ref("Predictions"), _codes(413, 415, 429, 504)),
+                **_operation("Classify uploaded pictures", _ref("Predictions"), _codes(404, 413, 415, 429, 500, 504)),
                 "parameters": question,
                 "requestBody": {"required": True, "content": upload},
             }
