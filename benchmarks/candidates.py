@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,8 @@ class ReferenceModels:
         self.run, self.dataset, self.folder = run, dataset, folder
         record, net = run.record, run.net()
         self.model, self.paired = (Deployed(net, record.temperature, paired) for paired in (False, True))
-        self.provenance = {"checkpoint_sha256": record.weights_sha256, "dataset": dict(record.dataset)}
-        self.trained_on, self.held_out = dataset.hold_out(record.recipe.get("held_out", 0))
+        self.provenance = {"checkpoint_sha256": record.weights_sha256, "dataset": asdict(record.dataset)}
+        self.trained_on, self.held_out = dataset.hold_out(record.recipe.held_out)
         self._exported = next((candidate for candidate in exported if candidate.precision == FULL), None)
         self.makers: dict[str, Callable[[], Candidate]] = {} if self._exported else {FULL: lambda: self.full}
         for bits in (7, 8):

@@ -83,43 +83,39 @@ def place_labels(axes: Any, points: Sequence[Point], line: Sequence[tuple[float,
         x, y = axes.transData.transform((point.x, point.y))
         taken.append(Bbox.from_bounds(*(v - point.radius * scale for v in (x, y)), *[2 * point.radius * scale] * 2))
     for point in points:
-        for distance, dx, dy, side in _places(point.radius):
-            arrow = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": point.radius}
-            text = axes.annotate(
-                point.label,
-                (point.x, point.y),
-                (dx, dy),
-                textcoords="offset points",
-                fontsize=7.5,
-                ha=side,
-                va="center",
-                zorder=4,
-                arrowprops=arrow if distance > point.radius + 8 else None,
-            )
-            box = _box(text)
+        text = axes.text(point.x, point.y, point.label, fontsize=7.5)
+        size = text.get_window_extent()
+        text.remove()
+        x, y = axes.transData.transform((point.x, point.y))
+        for dx, dy, side in _places(point.radius):
+            left = x + dx * scale - size.width * {"left": 0, "center": 0.5, "right": 1}[side]
+            box = Bbox.from_bounds(left, y + dy * scale - size.height / 2, size.width, size.height).padded(2)
             inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
             if inside and not any(box.overlaps(other) for other in (*taken, *boxes)):
-                boxes.append(box)
                 break
-            text.remove()
         else:
             raise EdgecifarError(f"There is no room for the label '{point.label}': draw a larger picture.")
+        boxes.append(box)
+        line_to_point = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": point.radius}
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            (dx, dy),
+            textcoords="offset points",
+            fontsize=7.5,
+            ha=side,
+            va="center",
+            zorder=4,
+            arrowprops=line_to_point if math.hypot(dx, dy) > point.radius + 8 else None,
+        )
     return boxes
 
 
-def _box(text: Any) -> Any:
-    """Return the box of an annotation's words, without its line, and two pixels more on each side."""
-    from matplotlib.text import Text
-
-    text.update_positions(text.figure.canvas.get_renderer())
-    return Text.get_window_extent(text).padded(2)
-
-
-def _places(radius: float) -> Iterator[tuple[float, float, float, str]]:
-    """Yield (distance, dx, dy, horizontal alignment) around a point, the nearest first."""
+def _places(radius: float) -> Iterator[tuple[float, float, str]]:
+    """Yield (dx, dy, horizontal alignment) in typographic points around a point, the nearest first."""
     for step in range(40):
         distance = radius + 4 + 5 * step
         for turn in range(16):
             angle = (turn + 1) // 2 * (1 if turn % 2 else -1) * math.pi / 8
             dx, dy = distance * math.cos(angle), distance * math.sin(angle)
-            yield distance, dx, dy, "left" if dx > 1 else "right" if dx < -1 else "center"
+            yield dx, dy, "left" if dx > 1 else "right" if dx < -1 else "center"

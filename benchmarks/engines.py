@@ -13,7 +13,7 @@ from harness import Function
 from edgecifar.export.graph import Deployed
 from edgecifar.runtime import Bundle
 from edgecifar.runtime.errors import VariantError
-from edgecifar.train.loop import classify_with
+from edgecifar.train.inference import classify_with
 from edgecifar.train.run import Run
 
 OURS, COMPILED = "edgecifar", "torch.compile"

@@ -61,7 +61,7 @@ from harness import PLAIN, Entry
 from edgecifar.runtime import Bundle
 from edgecifar.runtime.machine import usable_cpus
 from edgecifar.train import data
-from edgecifar.train.loop import choose_device
+from edgecifar.train.devices import choose_device
 from edgecifar.train.run import Run
 
 LEAST_AGREEMENT = 0.5
@@ -232,7 +232,7 @@ def main() -> None:
     versions = {name: metadata.version(name) for name in ("openvino", "nncf", "ncnn", "pnnx") if _installed(name)}
     with tempfile.TemporaryDirectory() as folder:
         if given.device == "cpu":
-            calibration, settings["int8_calibration"] = calibration_images(given.data, run.record.recipe["held_out"])
+            calibration, settings["int8_calibration"] = calibration_images(given.data, run.record.recipe.held_out)
             peers: Engines = CpuEngines(run, bundle, given.threads, calibration, Path(folder))
         else:
             peers = CudaEngines(run, bundle, given.threads, given.mode)

@@ -29,8 +29,11 @@ import report
 
 from edgecifar.runtime.errors import RunError
 from edgecifar.train import data, loop
+from edgecifar.train.devices import choose_device
+from edgecifar.train.listeners import Silent
 from edgecifar.train.recipes import RECIPES, Recipe
-from edgecifar.train.run import FINISHED, METRICS, RECORD, Run, judged
+from edgecifar.train.record import validation_accuracy
+from edgecifar.train.run import RECORD, Run
 
 LEVELS = (60.0, 78.0, 90.0)
 """Accuracies in per cent: one that the reference reaches in minutes, its final one, and a higher one."""
@@ -40,7 +43,7 @@ Finished = tuple[dict[str, Any], list[dict[str, Any]]]
 """A run: its record, and the lines of its metrics."""
 
 
-class Line(loop.Silent):
+class Line(Silent):
     """Prints a line an epoch."""
 
     def __init__(self, name: str) -> None:
@@ -52,8 +55,8 @@ class Line(loop.Silent):
 
 
 def accuracy(line: dict[str, Any]) -> float:
-    """Return the accuracy that a line of metrics.jsonl holds, 0 to 1; NaN in a final run, judged at its end."""
-    found = judged(line)
+    """Return the accuracy in a line of metrics.jsonl, 0 to 1; NaN in a full-data run, which is tested at its end."""
+    found = validation_accuracy(line)
     return found[1] if found else nan
 
 
@@ -234,18 +237,19 @@ def _folder(recipe: Recipe, seed: int) -> str:
 
 
 def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, device: str) -> Run:
-    run, where = Run(folder), loop.choose_device(device)
+    run, where = Run(folder), choose_device(device)
+    options = loop.TrainingOptions(where, seed, Line(folder.name))
     if not (folder / RECORD).exists():
-        loop.train(recipe, dataset, folder, where, seed, Line(folder.name))
+        loop.train(recipe, dataset, folder, options)
         return run
     made = run.record
-    if made["dataset"]["sha256"] != dataset.digest or made["device"] != str(where):
+    if made.dataset.sha256 != dataset.digest or made.conditions.device != str(where):
         raise RunError(
-            f"{folder} was trained on other data or another device ({made['dataset']['name']}, {made['device']}): "
+            f"{folder} was trained on other data or another device ({made.dataset.name}, {made.conditions.device}): "
             "choose another --out."
         )
-    if made["status"] != FINISHED:
-        loop.resume(run, dataset, where, Line(folder.name))
+    if not made.is_finished:
+        loop.resume(run, dataset, options)
     return run
 
 
@@ -263,25 +267,20 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     found = [Run(folder) for folder in options.run]
     if options.recipe:
-        recipes = [recipe.on(loop.choose_device(options.device).type) for recipe in options.recipe]
+        recipes = [recipe.on(choose_device(options.device).type) for recipe in options.recipe]
         dataset = data.load(options.data)
         found += [
             _train(recipe, seed, dataset, options.out / _folder(recipe, seed), options.device)
             for seed in range(options.seeds)  # seeds outside: a slow hour hits every recipe
             for recipe in recipes
         ]
-    runs = [(run.record, _metrics(run)) for run in found]
+    runs = [(run.record.as_json(), run.metrics) for run in found]
     runs = [(record, metrics) for record, metrics in runs if metrics]
     if not runs:
         parser.error("there is nothing to report: name a --recipe, or a --run with at least one complete epoch")
     rows = summarise(runs, options.level or list(LEVELS))
     settings = {"levels": options.level or list(LEVELS), "seeds": options.seeds}
     report.finish(report.document("training", settings, rows, curves=curves(runs)), table(rows), options.save)
-
-
-def _metrics(run: Run) -> list[dict[str, Any]]:
-    path = run.folder / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -206,9 +206,9 @@ def main() -> None:
     run.net()  # its weights are there and those that run.json describes
     exported = of_bundles([Bundle.open(folder) for folder in given.bundle], run)
     trained_on = run.record.dataset
-    dataset = datasets.load(datasets.SYNTHETIC if trained_on["name"] == datasets.SYNTHETIC else given.data)
-    if dataset.digest != trained_on.get("sha256"):
-        raise DataError(f"{run.folder} was trained on other data ({trained_on['name']}): name those with --data.")
+    dataset = datasets.load(datasets.SYNTHETIC if trained_on.name == datasets.SYNTHETIC else given.data)
+    if dataset.digest != trained_on.sha256:
+        raise DataError(f"{run.folder} was trained on other data ({trained_on.name}): name those with --data.")
     with tempfile.TemporaryDirectory() as folder:
         models = ReferenceModels(run, dataset, exported, Path(folder))
         candidates = choose(exported, models, given.variant)

@@ -60,8 +60,6 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 function(*args, **kwargs)
         except EdgecifarError as error:
             fail(_with_flag(error))
-        except MemoryError:
-            fail("memory ran out: free some, raise this process's limit (such as 'ulimit -v'), or do less at once.")
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("edgecifar"):
                 raise

@@ -79,8 +79,7 @@ def load_picture(
             data = _read(source, name)
             kind = recognise(data)
             image = decode(data, kind, _DRAFT * contract.size, min(max_pixels, MAX_PIXELS), background)
-        # As good after the scaling as before, and without turning a copy of the whole picture.
-        return np.array(upright(make_square(image, contract, fit)))
+        return np.array(make_square(upright(image), contract, fit))
     except PictureError:
         raise
     except Unsupported as error:
@@ -96,7 +95,7 @@ def load_picture(
 
 
 def make_square(image: Image.Image, contract: Contract, fit: str | None = None) -> Image.Image:
-    """Scale an RGB picture to the contract's size, by `fit` or as the contract says; keeps `info`."""
+    """Scale an upright RGB picture to the contract's size, by `fit` or as the contract says."""
     width, height = image.size
     size, steps = contract.size, contract.preprocessing
     fit = contract.fit if fit is None else fit
@@ -105,7 +104,6 @@ def make_square(image: Image.Image, contract: Contract, fit: str | None = None) 
         inner = max(1, round(size * width / longer)), max(1, round(size * height / longer))
         square = Image.new("RGB", (size, size), steps.padding)
         square.paste(_scale(image, inner, steps), ((size - inner[0]) // 2, (size - inner[1]) // 2))
-        square.info = image.info
         return square
     if fit == "crop" and width != height:
         shorter = min(width, height)
@@ -182,8 +180,8 @@ def _of_array(array: np.ndarray) -> Image.Image:
     """Return an array as a picture."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise Unsupported(
-            f"it is {array.dtype} {list(array.shape)}, not uint8 [height, width, 3] in RGB order; convert it, floats in "
-            "0 to 1 with (x * 255).round().astype('uint8')"
+            f"it is {array.dtype} {list(array.shape)}, not uint8 [height, width, 3] in RGB order; convert it, floats "
+            "in 0 to 1 with (x * 255).round().astype('uint8')"
         )
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise TooLarge

@@ -134,7 +134,7 @@ class Session:
 
     @property
     def inference_session(self) -> onnxruntime.InferenceSession:
-        """onnxruntime's own session, for what measures or profiles it; calls to it are not checked."""
+        """The session of onnxruntime, for what measures or profiles it; calls to it are not checked."""
         return self._session
 
     def assignment(self) -> dict[str, int] | None:
@@ -148,9 +148,9 @@ class Session:
         """Return what the file says of itself: its metadata, the JSON values read, keys without their prefix.
 
         Raises:
-            ModelError: a value of ours is not JSON.
+            ModelError: a text in it is not UTF-8, or a value of ours is not JSON.
         """
-        entries = self._session.get_modelmeta().custom_metadata_map
+        entries = self._entries()
         found: dict[str, Any] = {}
         for key, value in sorted(entries.items()):
             own = key.startswith(METADATA_PREFIX)
@@ -159,6 +159,12 @@ class Session:
             except (ValueError, RecursionError):
                 raise ModelError(f"{self._name} is damaged (its {key} is not JSON): export it again.") from None
         return found
+
+    def _entries(self) -> dict[str, str]:
+        try:
+            return self._session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError:
+            raise ModelError(f"{self._name} is damaged (its metadata is not UTF-8): export it again.") from None
 
     def _agreed(self, given: Contract | None) -> Contract:
         """Return the contract that is given and that the file has, where one of them or both are there and agree."""
@@ -177,7 +183,7 @@ class Session:
 
     def _own_contract(self) -> Contract | None:
         """Return the contract in the file's metadata, in today's form or that of bundles of schema 1."""
-        entries = self._session.get_modelmeta().custom_metadata_map
+        entries = self._entries()
         if METADATA_PREFIX + "contract" not in entries:
             return None
         described = self.metadata()

@@ -140,8 +140,9 @@ class Run:
             raise RunError(f"{self.folder} holds no {WEIGHTS}: no epoch was completed; {again}.") from None
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path} is damaged ({error}): restore it or train again.") from None
-        net = make_net(record.recipe.net, record.contract)
-        load_state(net, state, path)
+        with torch.device("meta"):  # without weights: these are not drawn first and thrown away
+            net = make_net(record.recipe.net, record.contract)
+        load_state(net, state, path, assign=True)
         if record.weights_sha256 != sha256(path):
             remedy = f"{'' if record.is_finished else again + ', or '}restore it or train again"
             raise RunError(f"{path} is not the file that {RECORD} describes: {remedy}.")
@@ -195,8 +196,14 @@ class Run:
         return state
 
 
-def load_state(net: nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
+def load_state(net: nn.Module, state: dict[str, torch.Tensor], source: Path, assign: bool = False) -> None:
     """Load `state` into `net`, strictly.
+
+    Args:
+        net: the net.
+        state: its `state_dict`, of that net or another one.
+        source: where the state comes from, for the message.
+        assign: whether the net takes the tensors over instead of copying them.
 
     Raises:
         RunError: names or shapes differ; the first difference is named.
@@ -212,4 +219,4 @@ def load_state(net: nn.Module, state: dict[str, torch.Tensor], source: Path) -> 
         else:
             continue
         raise RunError(f"{source} is the checkpoint of another net ({reason}): name one that 'edgecifar train' made.")
-    net.load_state_dict(state)
+    net.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}, assign=assign)

@@ -281,8 +281,8 @@ def test_a_full_data_run_repeats_its_selection_run_on_all_images_and_is_tested_o
 def test_a_full_data_run_resumes_to_the_same_weights_and_temperature(whole, tmp_path, tiny, no_plots, stopper):
     recipe, taken = loop.follow(Run(whole))
     loop.train(recipe, tiny, tmp_path / "once", TrainingOptions(selection_run=taken))
+    options = TrainingOptions(listener=stopper("epoch", 2), selection_run=taken)
     with pytest.raises(KeyboardInterrupt):
-        options = TrainingOptions(listener=stopper("epoch", 2), selection_run=taken)
         loop.train(recipe, tiny, tmp_path / "cut", options)
     loop.resume(Run(tmp_path / "cut"), tiny)
     assert digest(tmp_path / "cut") == digest(tmp_path / "once")

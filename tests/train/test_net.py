@@ -179,7 +179,7 @@ def test_net_takes_32_pixels_only(net):
 
 
 def test_a_net_is_made_by_its_name():
-    with pytest.raises(RunError, match="tower.*net"):
+    with pytest.raises(RunError, match=r"tower.*net"):
         make_net("tower", Contract(("a", "b"), 32))
     made = make_net("net", Contract(("a", "b", "c"), 32), dropout=0.25)
     assert isinstance(made, NETS["net"])

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from edgecifar.cli.training import Optimizer, RecipeName
-from edgecifar.train.optimizer import NAMES
 from edgecifar.train.nets import NETS
+from edgecifar.train.optimizer import NAMES
 from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE, Recipe, RecipeError
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
 from edgecifar.cli.main import main
 from edgecifar.runtime.files import write_file
 from edgecifar.train import data, distributed, loop, plots, run
