@@ -34,8 +34,9 @@ from typing import Any
 import harness
 import numpy as np
 import report
-from serving import PICTURES, Contender, started
+from serving import PICTURES, started
 from serving_load import Outcome, Request, ask_binary, drive, used
+from serving_peers import Contender
 
 from edgecifar.runtime import Bundle, EdgecifarError
 from edgecifar.runtime.files import new_folder, sha256

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .contract import Contract
 
-LABELS = "labels.txt"
+LABELS_FILE = "labels.txt"
 """The file of the labels, one a line, which Triton's classification extension names classes by."""
 
 MAX_BATCH = 64
@@ -50,7 +50,7 @@ def write_repository(bundle: Bundle, folder: Path, *, name: str, replace: bool =
             version = staged / names[-1] / "1"
             version.mkdir(parents=True)
             (version / "model.onnx").write_bytes(bundle.read(variant))
-            (version.parent / LABELS).write_text("\n".join(bundle.contract.labels) + "\n", encoding="utf-8")
+            (version.parent / LABELS_FILE).write_text("\n".join(bundle.contract.labels) + "\n", encoding="utf-8")
             (version.parent / "config.pbtxt").write_text(configuration(names[-1], bundle.contract), encoding="utf-8")
     return names
 
@@ -63,7 +63,7 @@ def configuration(name: str, contract: Contract) -> str:
         if output == contract.familiarity_name:  # one number a picture: Triton wants a dimension, the graph has none
             shape = "dims: [1]\n    reshape { shape: [] }"
         else:
-            shape = f'dims: [{contract.classes}]\n    label_filename: "{LABELS}"'
+            shape = f'dims: [{contract.classes}]\n    label_filename: "{LABELS_FILE}"'
         outputs.append(f"  {{\n    name: {json.dumps(output)}\n    data_type: TYPE_FP32\n    {shape}\n  }}")
     listed = ",\n".join(outputs)
     warm = picture.replace("\n", "\n    ")

@@ -28,6 +28,8 @@ class Process:
         command = [sys.executable, "-m", "edgecifar.cli", "serve", "--port", "0", "--log-format", "json"]
         command += ["--provider", "cpu", "--threads", "1", *map(str, arguments)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr
+        self._log = self.process.stderr
         self.events: list[dict] = []
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -35,7 +37,7 @@ class Process:
         self.port = self.wait_for("ready")["port"]
 
     def _read(self) -> None:
-        for line in self.process.stderr:
+        for line in self._log:
             with self._changed:
                 self.events.append(json.loads(line))
                 self._changed.notify_all()
@@ -69,7 +71,7 @@ class Process:
             self.process.kill()
         self.process.wait(30)
         self._reader.join(30)
-        self.process.stderr.close()
+        self._log.close()
 
 
 @pytest.fixture
