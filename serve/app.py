@@ -138,7 +138,14 @@ class App:
             if self.keys and path not in HEALTH and not (path == "/metrics" and self.settings.open_metrics):
                 self._check_key(dict(scope["headers"]))
             if target:
-                await self._infer(target, scope, receive, counted)
+                headers, content = await self._infer(target, scope, receive)
+                connection = scope.get(CONNECTION)
+                if connection is None or self.settings.allow_origins:  # whose headers are added on the way
+                    await counted({"type": "http.response.start", "status": 200, "headers": headers})
+                    await counted({"type": "http.response.body", "body": content})
+                else:
+                    status = 200
+                    await connection.respond(scope, headers, content)
             else:
                 # Where there is an app, the router raises what it would answer in plain text otherwise.
                 await self._routes({**scope, "app": self}, receive, counted)
@@ -158,8 +165,7 @@ class App:
                 self._count(scope, "infer" if target else _endpoint(path), status, time.monotonic() - began)
 
     def _count(self, scope: Scope, endpoint: str, status: int, seconds: float) -> None:
-        self.metrics.requests.labels(endpoint, status).inc()
-        self.metrics.request_seconds.labels(endpoint).observe(seconds)
+        self.metrics.answered(endpoint, status, seconds)
         if self.settings.log_requests:
             client = scope.get("client") or ("",)
             details = {"method": scope["method"], "path": scope["path"][:200], "status": status, "client": client[0]}
@@ -229,7 +235,10 @@ class App:
         finally:
             connection.awaited = None
 
-    async def _infer(self, target: tuple[str, str | None], scope: Scope, receive: Receive, send: Send) -> None:
+    async def _infer(
+        self, target: tuple[str, str | None], scope: Scope, receive: Receive
+    ) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Return headers and body of the answer."""
         with self.registry.find(*target).lease() as model:
             model.batcher.check_room()  # before the body is read
             limit = min(self.settings.max_body, protocol.max_body(model.contract, self.settings.max_images))
@@ -243,8 +252,7 @@ class App:
         headers = [(b"content-type", kind), (b"content-length", b"%d" % len(content))]
         if length is not None:
             headers.append((protocol.BINARY_HEADER, b"%d" % length))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        return headers, content
 
     async def _infer_elsewhere(self, request: Request) -> Response:
         raise RequestError(404, f"There is no model called {request.path_params['model'][:100]!r}.")

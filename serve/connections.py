@@ -12,7 +12,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from .app import CONNECTION
 
 if TYPE_CHECKING:
+    from starlette.types import Scope
+
     from .app import App
+
+CYCLE = "edgecifar.cycle"
+"""Key of a request's scope under which uvicorn's state of it is found; `self.cycle` may be of a later one."""
 
 MAX_HEADER = 32768
 """Bytes of a request's header."""
@@ -81,7 +86,36 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin its body."""
         self._in_header, self._header_bytes = False, 0
+        scope = self.scope
         super().on_headers_complete()
+        scope[CYCLE] = self.cycle  # type: ignore[literal-required]
+
+    async def respond(self, scope: Scope, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Answer a request with 200, in one piece: ASGI's two messages cost more than reading the request does.
+
+        Args:
+            scope: of the request.
+            headers: of the answer, besides the date.
+            body: of the answer.
+        """
+        cycle = scope[CYCLE]
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if cycle.disconnected:
+            return
+        lines = [STATUS_LINE[200]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            lines += (name, b": ", value, b"\r\n")
+        if self.limits.draining or not cycle.keep_alive:
+            cycle.keep_alive = False
+            lines.append(b"connection: close\r\n")
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of its body."""

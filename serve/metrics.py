@@ -35,6 +35,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # a series more for each, which nobody asked for
         self.registry = registry = CollectorRegistry()
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
@@ -69,6 +70,15 @@ class Metrics:
         self.batch_images = Histogram(
             "edgecifar_batch_images", "Images of one run of the model.", ("model",), registry=registry, buckets=SIZES
         )
+
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count an answer."""
+        known = self._children.get((endpoint, status))
+        if known is None:  # looking them up takes longer than counting
+            known = self.requests.labels(endpoint, status), self.request_seconds.labels(endpoint)
+            self._children[endpoint, status] = known
+        known[0].inc()
+        known[1].observe(seconds)
 
     def expose(self, models: list[Model]) -> bytes:
         """Return the text that Prometheus reads, after a look at the models in service."""
