@@ -31,6 +31,8 @@ from .metrics import CONTENT_TYPE, Metrics
 from .models import Model, Registry
 from .settings import ApiKeys, Settings
 
+Headers = list[tuple[bytes, bytes]]
+
 log = logging.getLogger("edgecifar.serve")
 requests_log = logging.getLogger("edgecifar.serve.requests")
 
@@ -124,6 +126,9 @@ class App:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that the key allows, count it, and turn every failure into an answer."""
         began, path, status = time.monotonic(), scope["path"], 0
+        target = _infer_target(scope["method"], path)
+        # CORS, where it is on, adds headers to what is sent the long way.
+        direct = scope.get(CONNECTION) if target and not self.settings.allow_origins else None
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -133,33 +138,32 @@ class App:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
-        target = _infer_target(scope["method"], path)
+        async def answer(code: int, headers: Headers, content: bytes) -> None:
+            nonlocal status
+            if direct:
+                status = code
+                await direct.respond(scope, code, headers, content)
+            else:
+                await counted({"type": "http.response.start", "status": code, "headers": headers})
+                await counted({"type": "http.response.body", "body": content})
+
         try:
             if self.keys and path not in HEALTH and not (path == "/metrics" and self.settings.open_metrics):
                 self._check_key(dict(scope["headers"]))
             if target:
-                headers, content = await self._infer(target, scope, receive)
-                connection = scope.get(CONNECTION)
-                if connection is None or self.settings.allow_origins:  # whose headers are added on the way
-                    await counted({"type": "http.response.start", "status": 200, "headers": headers})
-                    await counted({"type": "http.response.body", "body": content})
-                else:
-                    status = 200
-                    await connection.respond(scope, headers, content)
+                await answer(200, *await self._infer(target, scope, receive))
             else:
                 # Where there is an app, the router raises what it would answer in plain text otherwise.
                 await self._routes({**scope, "app": self}, receive, counted)
-        except RequestError as error:
-            await _error(error)(scope, receive, counted)
-        except HTTPException as error:
-            await _http_error(scope, error)(scope, receive, counted)
+        except (RequestError, HTTPException) as error:
+            await answer(*_refusal(scope, error))
         except ClientLeft:
             self.metrics.left.inc()
             return
         except Exception as error:
             log.error("a request failed: %r", error, exc_info=error, extra={"event": "failure", "path": path[:200]})
             if not status:
-                await _error(RequestError(500, "The server failed; its log has the reason."))(scope, receive, counted)
+                await answer(*_refusal(scope, RequestError(500, "The server failed; its log has the reason.")))
         finally:
             if status:
                 self._count(scope, "infer" if target else _endpoint(path), status, time.monotonic() - began)
@@ -235,9 +239,7 @@ class App:
         finally:
             connection.awaited = None
 
-    async def _infer(
-        self, target: tuple[str, str | None], scope: Scope, receive: Receive
-    ) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    async def _infer(self, target: tuple[str, str | None], scope: Scope, receive: Receive) -> tuple[Headers, bytes]:
         """Return headers and body of the answer."""
         with self.registry.find(*target).lease() as model:
             model.batcher.check_room()  # before the body is read
@@ -348,18 +350,17 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(value), status, media_type="application/json")
 
 
-def _error(error: RequestError) -> Response:
-    response = _json({"error": error.message}, error.status)
-    response.raw_headers.extend(error.headers)
-    return response
-
-
-def _http_error(scope: Scope, error: HTTPException) -> Response:
-    """Answer what Starlette's routing refuses, in the protocol's words."""
-    path = scope["path"][:200]
-    texts = {
-        404: f"There is nothing at {path}: /openapi.json names what there is.",
-        405: f"{path} does not take {scope['method']}.",
-    }
-    headers = tuple((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items())
-    return _error(RequestError(error.status_code, texts.get(error.status_code, error.detail), headers))
+def _refusal(scope: Scope, error: RequestError | HTTPException) -> tuple[int, Headers, bytes]:
+    """Return status, headers and body of the answer to a request that is refused."""
+    if isinstance(error, RequestError):
+        status, message, more = error.status, error.message, error.headers
+    else:  # of Starlette's routing
+        path = scope["path"][:200]
+        texts = {
+            404: f"There is nothing at {path}: /openapi.json names what there is.",
+            405: f"{path} does not take {scope['method']}.",
+        }
+        status, message = error.status_code, texts.get(error.status_code, error.detail)
+        more = tuple((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items())
+    body = orjson.dumps({"error": message})
+    return status, [(b"content-type", protocol.JSON), (b"content-length", b"%d" % len(body)), *more], body

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from .app import CONNECTION
+from .app import CONNECTION, Headers
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -90,11 +90,12 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         scope[CYCLE] = self.cycle  # type: ignore[literal-required]
 
-    async def respond(self, scope: Scope, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Answer a request with 200, in one piece: ASGI's two messages cost more than reading the request does.
+    async def respond(self, scope: Scope, status: int, headers: Headers, body: bytes) -> None:
+        """Answer a request in one piece: ASGI's two messages cost more than reading the request does.
 
         Args:
             scope: of the request.
+            status: of the answer.
             headers: of the answer, besides the date.
             body: of the answer.
         """
@@ -103,7 +104,7 @@ class Connection(HttpToolsProtocol):
             await self.flow.drain()
         if cycle.disconnected:
             return
-        lines = [STATUS_LINE[200]]
+        lines = [STATUS_LINE[status]]
         for name, value in (*self.server_state.default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")
         if self.limits.draining or not cycle.keep_alive:
