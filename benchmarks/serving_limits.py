@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--times", type=harness.positive(int), default=50)
     parser.add_argument("--connections", type=harness.positive(int), default=160, help="of the overload")
     parser.add_argument("--drain", type=float, default=0.3, help="as edgecifar serve takes it")
-    parser.add_argument("--queue", type=harness.positive(int), default=64, help="as edgecifar serve takes it")
+    parser.add_argument("--queue", type=harness.positive(int), default=32, help="as edgecifar serve takes it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--client-core", type=int, default=1)

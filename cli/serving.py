@@ -60,7 +60,7 @@ def serve(
     max_delay: Annotated[
         float, typer.Option(min=0, max=60_000, callback=finite, help="Milliseconds to wait for more images to run.")
     ] = 0.0,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; what is beyond is answered 429.")] = 64,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; what is beyond is answered 429.")] = 32,
     timeout: Annotated[
         float, typer.Option(min=0.001, callback=finite, help="Seconds within which a request is answered.")
     ] = 10.0,

@@ -43,7 +43,7 @@ class Settings:
 
     max_batch: int = 64
     max_delay: float = 0.0
-    queue: int = 64
+    queue: int = 32
     queue_images: int = 1024
     max_images: int = 256
     max_body: int = 32 << 20
