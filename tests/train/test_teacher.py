@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from edgecifar.runtime.errors import RunError
 from edgecifar.runtime.files import sha256
 from edgecifar.train import loop
 from edgecifar.train.augment import normalise
-from edgecifar.train.inference import classify_with
+from edgecifar.train.inference import classify_with, logits_with
 from edgecifar.train.loop import TrainingOptions
 from edgecifar.train.nets import NETS, is_exported
 from edgecifar.train.recipes import TEACHER
@@ -80,6 +81,12 @@ class TestRun:
         wanted = classify_with(run.net(), run.record.temperature)(tiny.test_images)
         assert loaded.kind == "run"
         assert (loaded.probabilities(tiny.test_images) == wanted).all()
+
+    def test_its_record_says_how_good_its_answers_are_with_flips_averaged(self, trained, tiny):
+        logits = logits_with(Run(trained).net())
+        both = logits(tiny.test_images) + logits(np.ascontiguousarray(tiny.test_images[:, :, ::-1]))
+        wanted = (both.argmax(1) == tiny.test_labels).mean()
+        assert Run(trained).record.test["accuracy_flips_averaged"] == pytest.approx(wanted)
 
     def test_it_is_not_exported(self, trained, tiny, tmp_path):
         assert not is_exported("small-teacher")
