@@ -126,7 +126,7 @@ def export(
     from ..train import data as datasets
     from ..train.run import Run
 
-    source = Run(run) if run else Run.newest(exported=True)
+    source = Run(run) if run else Run.newest(without_teachers=True)
     record = source.record
     if not record.is_finished:
         say(f"Note: {source.folder} is not finished: {record.epochs_done} of {record.recipe.epochs} epochs.")
