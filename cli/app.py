@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import streams
+
+if TYPE_CHECKING:
+    from ..runtime.errors import EdgecifarError
 
 app = typer.Typer(
     help="Train a CIFAR-10 classifier, prove its exports equal, and serve it without torch.",
@@ -26,6 +29,13 @@ app = typer.Typer(
 
 EXTRAS = {"train": "train", "evaluate": "train", "export": "export", "info": "train"}
 """Which extra of the package a command needs beyond the base install; `info` for a run folder only."""
+
+
+FLAGS = {"replace": "--force"}
+"""Flags of library options by another name than the option's own."""
+
+_EPILOGS: dict[str, str] = {}
+"""The end of each subcommand's help by its name."""
 
 
 class Fit(StrEnum):
@@ -44,11 +54,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         from ..runtime.errors import EdgecifarError
 
         name = function.__name__
+        _show_log()
         try:
             with streams.results():
                 function(*args, **kwargs)
         except EdgecifarError as error:
-            fail(str(error))
+            fail(_with_flag(error))
+        except MemoryError:
+            fail("memory ran out: free some, raise this process's limit (such as 'ulimit -v'), or do less at once.")
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("edgecifar"):
                 raise
@@ -72,7 +85,8 @@ def register(*functions: Callable[..., None]) -> None:
     """Make `functions` the subcommands, in the order of the help text."""
     for function in functions:
         # In the list of commands a line is cut to fit; up to its first comma, colon or semicolon it does.
-        app.command(short_help=re.split("[,:;.]", function.__doc__ or "")[0])(function)
+        short = re.split("[,:;.]", function.__doc__ or "")[0]
+        app.command(short_help=short, epilog=_EPILOGS.get(function.__name__))(function)
 
 
 def fail(sentence: str) -> None:
@@ -81,9 +95,41 @@ def fail(sentence: str) -> None:
     raise typer.Exit(1)
 
 
+def _with_flag(error: EdgecifarError) -> str:
+    """Return an error's sentence, which is in the library's terms, with the flag of the option that mends it."""
+    if error.option is None:
+        return str(error)
+    flag = FLAGS.get(error.option, "--" + error.option.replace("_", "-"))
+    return f"{str(error).removesuffix('.')} ({flag})."
+
+
 def say(line: str) -> None:
     """Print a line of prose on stderr."""
     print(line, file=sys.stderr)
+
+
+@functools.cache
+def _show_log() -> None:
+    """Let what the library logs from now on appear on stderr, a bare line a message."""
+    import logging  # late: help needs none
+
+    class Bare(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    logger = logging.getLogger("edgecifar")
+    logger.addHandler(Bare())
+    logger.setLevel(logging.INFO)
+
+
+def examples(*lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """End the help of a subcommand with a few ways to call it: a decorator above `command`."""
+
+    def mark(function: Callable[..., None]) -> Callable[..., None]:
+        _EPILOGS[function.__name__] = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+        return function
+
+    return mark
 
 
 def _version(wanted: bool) -> None:
