@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgecifar.export import low_rank
+from edgecifar.export.compress import low_rank
 from edgecifar.export.graph import layer_of
 from edgecifar.train.net import FEATURES
 

@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 
-from edgecifar.export import narrow
+from edgecifar.export.compress import narrow
 from edgecifar.export.graph import Deployed
 from edgecifar.train.augment import normalise
 from edgecifar.train.loop import logits_with
-from edgecifar.train.net import Net
+from edgecifar.train.net import LAYERS, Net
 
-FULL = dict(zip(narrow.LAYERS, (16, 32, 64, 128, 256, 512, 1024, 256), strict=True))
+FULL = dict(zip(LAYERS, (16, 32, 64, 128, 256, 512, 1024, 256), strict=True))
 HALF = {name: width // 2 for name, width in FULL.items()}
 
 
@@ -28,8 +28,8 @@ def half(net, images):
 
 
 def test_the_widths_are_those_of_the_whole_net():
-    whole = Net()
-    assert {name: len(whole.get_submodule(name).weight) for name in narrow.LAYERS} == FULL
+    whole = Net(10)
+    assert {name: len(whole.get_submodule(name).weight) for name in LAYERS} == FULL
 
 
 def test_nothing_removed_is_the_net_itself(net, images):
@@ -38,13 +38,13 @@ def test_nothing_removed_is_the_net_itself(net, images):
 
 
 def test_layers_have_the_widths_asked_for(half):
-    assert {name: len(half.get_submodule(name).weight) for name in narrow.LAYERS} == HALF
+    assert {name: len(half.get_submodule(name).weight) for name in LAYERS} == HALF
     assert list(half.fc1.weight.shape) == [512, 256 * 36]
     assert list(half.fc3.weight.shape) == [10, 128]
     assert all(len(half.get_submodule(f"norm{i}").running_mean) == HALF[f"conv{i}"] for i in range(1, 7))
 
 
-@pytest.mark.parametrize("name", narrow.LAYERS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_outputs_that_nothing_reads_go_first(net, images, name):
     """Those of one layer that are zero, or met by zeros only, are removed; the answers stay."""
     silenced = copy.deepcopy(net)

@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..train.loop import logits_with
-from ..train.net import CLASSES, Net
-
-LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc1", "fc2")
-"""Layers that may be narrowed, in the order in which they read one another; `fc3` gives the classes."""
-
-READERS = dict(zip(LAYERS, (*LAYERS[1:], "fc3"), strict=True))
-"""What reads each of them."""
+from ...train.loop import logits_with
+from ...train.net import LAST_LAYER, LAYERS, READERS, Net
 
 
 def importance(net: Net, images: np.ndarray) -> dict[str, Tensor]:
@@ -27,7 +21,7 @@ def importance(net: Net, images: np.ndarray) -> dict[str, Tensor]:
 
     Args:
         net: a trained net; it is not changed.
-        images: uint8 [N, 32, 32, 3], of the training set.
+        images: uint8 [N, size, size, 3], of the training set.
     """
     energies = _energies(net, images)
     met = {name: _layer(net, reader).weight.detach().flatten(1).pow(2).sum(0) for name, reader in READERS.items()}
@@ -46,7 +40,8 @@ def narrowed(net: Net, widths: Mapping[str, int], importances: Mapping[str, Tens
         importances: what `importance` gives of it.
     """
     student = copy.deepcopy(net)
-    read, channels = torch.arange(3), 3
+    channels = net.conv1.in_channels
+    read = torch.arange(channels)
     for name in LAYERS:
         layer, kept = _layer(net, name), importances[name].topk(widths[name]).indices.sort().values
         setattr(student, name, _reduced(layer, channels, read, kept))
@@ -54,7 +49,8 @@ def narrowed(net: Net, widths: Mapping[str, int], importances: Mapping[str, Tens
         if norm != name:
             setattr(student, norm, _reduced_norm(net.get_submodule(norm), kept))
         read, channels = kept, len(layer.weight)
-    student.fc3 = cast("nn.Linear", _reduced(net.fc3, channels, read, torch.arange(CLASSES)))
+    last = _layer(net, LAST_LAYER)
+    setattr(student, LAST_LAYER, _reduced(last, channels, read, torch.arange(len(last.weight))))
     return student.requires_grad_(True)
 
 

@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .graph import Deployed, channels_first, layer_of
+from ..graph import Deployed, channels_first, layer_of
 
 FACTORED = ("fc1", "conv6", "conv5", "conv4")
-"""Layers that may be split in two, in the order in which they are: those with the most weights first."""
+"""These layers may be split in two, one after the other: those with the most weights come first."""
 
-WORTH = 0.75
-"""A layer is split only where its factors compute at most this share of what it does."""
+MAX_FACTORED_SHARE = 0.75
+"""A layer is split only where its factors have at most this share of its multiply-adds."""
 
-STEP = 8
+RANK_MULTIPLE = 8
 """Ranks are multiples of it: int8 kernels work on 8 or 16 channels at once."""
+
+BATCH_SIZE = 250
+"""The net is shown so many images at once."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class Principal:
     variances: Tensor
 
     def rank(self, lost: float) -> int:
-        """Return the smallest multiple of `STEP` whose directions lose at most the share `lost` of the variance."""
+        """Return the smallest multiple of `RANK_MULTIPLE` that loses at most the share `lost` of the variance."""
         left = 1 - self.variances.cumsum(0) / self.variances.sum()
         needed = int((left > lost).sum()) + 1
-        return -(-needed // STEP) * STEP
+        return -(-needed // RANK_MULTIPLE) * RANK_MULTIPLE
 
 
 def principal_outputs(model: Deployed, images: np.ndarray) -> dict[str, Principal]:
@@ -48,7 +51,7 @@ def principal_outputs(model: Deployed, images: np.ndarray) -> dict[str, Principa
 
     Args:
         model: the deployed net.
-        images: uint8 [N, 32, 32, 3], of the training set.
+        images: uint8 [N, size, size, 3], of the training set.
     """
     sums = {name: [torch.zeros((), dtype=torch.float64)] * 3 for name in FACTORED}
 
@@ -63,8 +66,8 @@ def principal_outputs(model: Deployed, images: np.ndarray) -> dict[str, Principa
     hooks = [model.get_submodule(name).register_forward_hook(remember(name)) for name in FACTORED]
     try:
         with torch.inference_mode():
-            for start in range(0, len(images), 250):
-                model(torch.from_numpy(images[start : start + 250]))
+            for start in range(0, len(images), BATCH_SIZE):
+                model(torch.from_numpy(images[start : start + BATCH_SIZE]))
     finally:
         for hook in hooks:
             hook.remove()
@@ -113,7 +116,7 @@ def split(model: Deployed, name: str, principal: Principal, lost: float) -> tupl
     Where splitting is not worth it, `model` itself is returned, and 0.
     """
     layer, rank = layer_of(model, name), principal.rank(lost)
-    if rank * (layer.weight[0].numel() + len(layer.weight)) > WORTH * layer.weight.numel():
+    if rank * (layer.weight[0].numel() + len(layer.weight)) > MAX_FACTORED_SHARE * layer.weight.numel():
         return model, 0
     reduced = copy.copy(model)  # shares every layer but the one that is replaced
     reduced._modules = {**model._modules, name: low_rank(layer, principal, rank)}

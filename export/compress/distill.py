@@ -1,4 +1,4 @@
-"""Fine-tuning: a smaller net made from a trained one learns on, from the labels and from the whole net's answers."""
+"""Distillation: a smaller net made from a trained one learns on, from the labels and from the teacher's logits."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import copy
 import hashlib
 import io
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,30 +20,33 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from ..runtime.errors import RunError
-from ..runtime.files import make_folder, remove_leftovers, write_file
-from ..train.augment import augment, normalise
-from ..train.data import Dataset
-from ..train.lean import lean
-from ..train.loop import computing, derive, describe_device, drawn, enough_memory, set_rates
-from ..train.net import Net
-from ..train.optimizer import in_bfloat16, make_optimizers
-from ..train.recipes import FAST, Recipe
+from ...runtime.errors import RunError
+from ...runtime.files import make_folder, remove_leftovers, write_file
+from ...train.augment import augment, normalise
+from ...train.data import Dataset
+from ...train.lean import lean
+from ...train.loop import computing, derive, describe_device, drawn, enough_memory, set_rates
+from ...train.net import Net
+from ...train.optimizer import in_bfloat16, make_optimizers
+from ...train.recipes import FAST, Recipe
+from ...train.run import Run
+
+log = logging.getLogger("edgecifar")
 
 DISTILLATION_TEMPERATURE = 2.0
-"""Of the teacher's probabilities, and of the student's that are held against them."""
+"""The logits of teacher and student are divided by it before they are compared."""
 
 DISTILLATION_WEIGHT = 0.7
-"""Share of the loss that is the distance to the teacher's answers; the labels have the rest."""
+"""The distance to the teacher's probabilities is this share of the loss, 0 to 1; the labels have the rest."""
 
 VIEWS = 8
-"""Ways in which each image is shown; what the whole net answers is computed once a view, for all students."""
+"""Each image is shown in so many ways; the teacher's logits are computed once a view, for all students."""
 
-AT_ONCE = 250
-"""Images that are drawn and shown to the teacher at once; another number gives other views."""
+VIEW_BATCH_SIZE = 250
+"""So many images are augmented and shown to the teacher at once; another number gives other views."""
 
 FOLDER = "students"
-"""Where in a run folder fine-tuned nets and the whole net's answers are kept."""
+"""Fine-tuned nets and the teacher's logits are kept in this folder of a run."""
 
 
 def recipe(epochs: int) -> Recipe:
@@ -79,8 +83,8 @@ def student_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     section 2).
 
     Args:
-        logits: the student's, float32 [N, 10].
-        teacher: the teacher's logits, float32 [N, 10].
+        logits: the student's, float32 [N, classes].
+        teacher: the teacher's logits, float32 [N, classes].
         labels: int64 [N].
     """
     temperature, weight = DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT
@@ -89,26 +93,25 @@ def student_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Tuner:
+class Distiller:
     """Fine-tunes students of one run, and keeps each in the run's folder: it is not computed twice.
 
     What is begun and interrupted goes on from its last complete epoch. The same run, student, recipe and seed give the
     same weights on the same machine.
 
-    A student sees each image in `VIEWS` ways, one an epoch and in turn, so that the teacher need not answer again in
-    every epoch, which for a small student would cost more than its own training. Student and teacher see the same
-    views (Beyer et al., Knowledge distillation: A good teacher is patient and consistent, 2022).
+    A student sees each image in `VIEWS` ways, one an epoch and in turn, so that the teacher's logits need not be
+    computed again in every epoch, which for a small student would cost more than its own training. Student and teacher
+    see the same views (Beyer et al., Knowledge distillation: A good teacher is patient and consistent, 2022).
 
     Attributes:
         folder: the run's.
         origin: digest of the run's weights.
         teacher: the run's net; it is not changed.
-        images: uint8 [N, 32, 32, 3], what the run was trained on.
+        images: uint8 [N, size, size, 3], what the run was trained on.
         labels: int64 [N].
         recipe: how to train.
         seed: what all randomness derives from.
         device: what to train on.
-        say: called with a line an epoch.
     """
 
     folder: Path
@@ -119,11 +122,10 @@ class Tuner:
     recipe: Recipe
     seed: int
     device: torch.device
-    say: Callable[[str], object]
 
-    def lasting(self, times: int) -> Tuner:
-        """Return a tuner of the same run that fine-tunes for so many times the epochs."""
-        return replace(self, recipe=recipe(times * self.recipe.epochs))
+    def lasting(self, multiplier: int) -> Distiller:
+        """Return a distiller of the same run that trains for `multiplier` times the epochs."""
+        return replace(self, recipe=recipe(multiplier * self.recipe.epochs))
 
     def holds(self, student: Net, widths: Mapping[str, int]) -> bool:
         """Return whether the run's folder has what `tune` would make of these; nothing is trained."""
@@ -157,11 +159,13 @@ class Tuner:
                 optimizer.load_state_dict(stored)
             done = state["epoch"]
         if done == recipe.epochs:
-            self.say(f"  fine-tuned before, taken from {path}")
+            log.info("  fine-tuned before, taken from %s", path)
         else:
-            where = describe_device(self.device)
-            self.say(f"  fine-tuning on {where}; Ctrl-C stops, the same command goes on from the last complete epoch")
-        with enough_memory("export with --device cpu, or where there is more"):
+            log.info(
+                "  fine-tuning on %s; Ctrl-C stops, the same command goes on from the last complete epoch",
+                describe_device(self.device),
+            )
+        with enough_memory("fine-tune on the CPU, or where there is more memory"):
             for epoch in range(done, recipe.epochs):
                 self._train_epoch(student, optimizers, epoch)
                 last = epoch + 1 == recipe.epochs
@@ -170,7 +174,7 @@ class Tuner:
         return student.cpu().eval().requires_grad_(False)
 
     def _train_epoch(self, student: Net, optimizers: list[Optimizer], epoch: int) -> None:
-        recipe, (images, answers) = self.recipe, self._view(epoch % VIEWS)
+        recipe, (images, teacher_logits) = self.recipe, self._view(epoch % VIEWS)
         labels, started = torch.from_numpy(self.labels).to(self.device), time.perf_counter()
         torch.manual_seed(derive(self.seed, epoch, 0))  # dropout
         _, _, batches = drawn(self.seed, epoch, len(labels), recipe.batch_size, self.device)
@@ -180,7 +184,7 @@ class Tuner:
             set_rates(optimizers, recipe.share_of_lr(epoch * len(batches) + step, recipe.epochs * len(batches)))
             with computing(recipe, self.device):
                 logits = student(normalise(images[batch]))
-            loss = student_loss(logits.float(), answers[batch], labels[batch])
+            loss = student_loss(logits.float(), teacher_logits[batch], labels[batch])
             student.zero_grad(set_to_none=True)
             loss.backward()
             for optimizer in optimizers:
@@ -191,32 +195,30 @@ class Tuner:
         if not math.isfinite(mean) or not all(
             bool(tensor.isfinite().all()) for tensor in student.state_dict().values()
         ):
-            raise RunError("The loss of the fine-tuning is not finite any more: export without --fine-tune.")
-        self.say(f"  fine-tuning, epoch {epoch + 1} of {recipe.epochs}: loss {mean:.4f}, {seconds:.0f} s")
+            raise RunError("The loss of the fine-tuning is not finite any more: export without fine-tuning.")
+        log.info("  fine-tuning, epoch %d of %d: loss %.4f, %.0f s", epoch + 1, recipe.epochs, mean, seconds)
 
     def _view(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return all images as view `number` (from 0) shows them, uint8, and the teacher's logits, float32 [N, 10]."""
+        """Return view `number` of all images, uint8 [N, size, size, 3], and teacher logits, float32 [N, classes]."""
         recipe = self.recipe
-        generator, mirrored_first, _ = drawn(self.seed, number, len(self.labels), AT_ONCE, self.device)
-        images = torch.from_numpy(self.images).to(self.device)
+        generator, mirrored_first, _ = drawn(self.seed, number, len(self.labels), VIEW_BATCH_SIZE, self.device)
+        parts = torch.from_numpy(self.images).to(self.device).split(VIEW_BATCH_SIZE)
+        firsts = mirrored_first.split(VIEW_BATCH_SIZE)
         images = torch.cat(
-            [
-                augment(some, number, first, recipe, generator)
-                for some, first in zip(images.split(AT_ONCE), mirrored_first.split(AT_ONCE), strict=True)
-            ]
+            [augment(some, number, first, recipe, generator) for some, first in zip(parts, firsts, strict=True)]
         )
         shown = {"flip": recipe.flip, "shift": recipe.shift, "cutout": recipe.cutout}
-        key = self._digest({"view": number, **shown, "at_once": AT_ONCE})
-        path = self.folder / FOLDER / f"answers.{number}-{key[:12]}.state"
+        key = self._digest({"view": number, **shown, "at_once": VIEW_BATCH_SIZE})
+        path = self.folder / FOLDER / f"teacher_logits.{number}-{key[:12]}.state"
         state = _stored(path, key)
         if not state:
             started, teacher = time.perf_counter(), copy.deepcopy(self.teacher).to(self.device).eval()
             with torch.no_grad(), computing(recipe, self.device):
-                parts = [teacher(normalise(some)).float().cpu() for some in images.split(AT_ONCE)]
-            state = {"key": key, "answers": torch.cat(parts)}
+                parts = [teacher(normalise(some)).float().cpu() for some in images.split(VIEW_BATCH_SIZE)]
+            state = {"key": key, "logits": torch.cat(parts)}
             _store(path, state)
-            self.say(f"  the whole net's answers to view {number + 1}: {time.perf_counter() - started:.0f} s")
-        return images, state["answers"].to(self.device)
+            log.info("  the teacher's logits of view %d: %.0f s", number + 1, time.perf_counter() - started)
+        return images, state["logits"].to(self.device)
 
     def _path(self, widths: Mapping[str, int], key: str) -> Path:
         return self.folder / FOLDER / f"{'-'.join(map(str, widths.values()))}-{key[:12]}.state"
@@ -228,7 +230,7 @@ class Tuner:
                 "widths": dict(widths),
                 "recipe": asdict(self.recipe),
                 "loss": [DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT],
-                "views": [VIEWS, AT_ONCE],
+                "views": [VIEWS, VIEW_BATCH_SIZE],
                 "layout": {name: list(tensor.shape) for name, tensor in student.state_dict().items()},
             }
         )
@@ -236,36 +238,35 @@ class Tuner:
     def _digest(self, what: dict[str, Any]) -> str:
         """Return the digest of these JSON values, of the run, of its images, and of what computes.
 
-        Another kind of device draws other views of the same seed; another precision gives other answers and weights.
+        Another kind of device draws other views of the same seed; another precision gives other logits and weights.
         """
         what = {**what, "device": self.device.type, "bfloat16": in_bfloat16(self.recipe, self.device)}
         what = {**what, "origin": self.origin, "seed": self.seed, "images": len(self.labels)}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def tuner_of(
-    folder: Path,
-    record: Mapping[str, Any],
-    net: Net,
-    dataset: Dataset,
-    epochs: int,
-    device: torch.device,
-    say: Callable[[str], object],
-) -> Tuner:
-    """Return the tuner of a run, as exports use it.
+def distiller_of(run: Run, net: Net, dataset: Dataset, epochs: int, device: torch.device) -> Distiller:
+    """Return the distiller of a run, as exports use it.
 
     Args:
-        folder: the run's.
-        record: its run.json.
-        net: its net.
+        run: the run; students are kept in its folder.
+        net: its net, the teacher.
         dataset: what it was trained on.
         epochs: how long students learn.
         device: what to train on.
-        say: called with a line an epoch.
     """
-    trained_on, _ = dataset.hold_out(record["recipe"]["held_out"])
-    images, labels = dataset.train_images[trained_on], dataset.train_labels[trained_on]
-    return Tuner(folder, record["weights_sha256"], net, images, labels, recipe(epochs), record["seed"], device, say)
+    record = run.record
+    trained_on, _ = dataset.hold_out(record.recipe.held_out)
+    return Distiller(
+        folder=run.folder,
+        origin=record.weights_sha256 or "",
+        teacher=net,
+        images=dataset.train_images[trained_on],
+        labels=dataset.train_labels[trained_on],
+        recipe=recipe(epochs),
+        seed=record.seed,
+        device=device,
+    )
 
 
 def _store(path: Path, state: dict[str, Any]) -> None:

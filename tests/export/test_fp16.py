@@ -9,22 +9,27 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from edgecifar.export import build, to_fp16, to_onnx
+from edgecifar.export import build, variants
+from edgecifar.export.formats import fp16
+from edgecifar.export.formats import onnx as onnx_format
+from edgecifar.export.options import ExportOptions
 from edgecifar.export.parity import in_batches
 from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.choice import choose
 from edgecifar.runtime.errors import ParityError
 from edgecifar.runtime.session import Session
 
+BOTH = ExportOptions(variants=("fp16", "fp32"))
+
 
 @pytest.fixture(scope="module")
 def half(bundle) -> onnx.ModelProto:
-    return to_fp16.halve(onnx.load(bundle.folder / "model.onnx"))
+    return fp16.halve(onnx.load(bundle.folder / "model.onnx"), "logits")
 
 
 @pytest.fixture(scope="module")
-def session(half) -> Session:
-    return Session(half.SerializeToString(), "cpu", 1)
+def session(half, small) -> Session:
+    return Session(half.SerializeToString(), contract=small.contract, provider="cpu", threads=1)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -51,7 +56,8 @@ def test_pixels_become_half_at_once_and_only_the_last_features_single(half):
 
 def test_half_as_large_and_the_same_bytes_each_time(bundle, tmp_path):
     for name in ("a", "another"):
-        to_onnx.save(to_fp16.halve(onnx.load(bundle.folder / "model.onnx")), tmp_path / name, {"seed": 1})
+        halved = fp16.halve(onnx.load(bundle.folder / "model.onnx"), "logits")
+        onnx_format.save(halved, tmp_path / name, bundle.contract, {"seed": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "another").read_bytes()
     assert (tmp_path / "a").stat().st_size == pytest.approx(bundle.variant("fp32").bytes / 2, rel=0.01)
 
@@ -72,21 +78,22 @@ def test_so_it_does_where_sums_are_rounded_too(half, small, eager):
     images = np.concatenate([small.test_images[:1], np.full((1, 32, 32, 3), 255, np.uint8)])
     logits, probabilities = ReferenceEvaluator(half).run(["logits", "probabilities"], {"images": images})
     assert logits.dtype == probabilities.dtype == np.float32
-    np.testing.assert_allclose(probabilities[:1], softmax(eager[:1] / 1.7), atol=build.HALF_TOLERANCE)
+    tolerance = variants.FP16_MAX_PROBABILITY_DIFFERENCE
+    np.testing.assert_allclose(probabilities[:1], softmax(eager[:1] / 1.7), atol=tolerance)
     assert np.isfinite(logits).all()
 
 
 @pytest.mark.usefixtures("quick_onnx")
 class TestExport:
     def test_the_variant_in_the_bundle(self, run, small, tmp_path):
-        made, results = build.export(run, tmp_path / "new", variants=["fp16", "fp32"], dataset=small)
+        made, results = build.export(run, tmp_path / "new", small, BOTH)
         assert [variant.name for variant in made.manifest.variants] == ["fp32", "fp16"]
         assert made.manifest.default_variant == "fp32"
         variant = made.variant("fp16")
-        assert (variant.file, variant.precision, variant.needs) == ("model.fp16.onnx", "fp16", "any")
+        assert (variant.file, variant.precision) == ("model.fp16.onnx", "fp16")
         assert variant.golden_tolerance == 0.02
         assert results["fp16"].passed
-        assert 0 < variant.parity["largest_probability"] < 0.02
+        assert 0 < variant.parity["max_probability_difference"] < 0.02
         assert variant.accuracy == pytest.approx(made.variant("fp32").accuracy, abs=0.001)
         entries = {entry.key: entry.value for entry in onnx.load(made.folder / variant.file).metadata_props}
         assert json.loads(entries["io.github.edgecifar.provenance"])["variant"] == "fp16"
@@ -95,18 +102,18 @@ class TestExport:
         assert choose(made, "cpu")[0].name == "fp32"
 
     def test_one_that_is_too_coarse_is_no_bundle(self, run, small, tmp_path, monkeypatch):
-        halve = to_fp16.halve
+        halve = fp16.halve
 
-        def coarse(model: onnx.ModelProto) -> onnx.ModelProto:
-            made = halve(model)
+        def coarse(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
+            made = halve(model, logits)
             weights = next(tensor for tensor in made.graph.initializer if tensor.name == "fc2.weight")
             values = np.frombuffer(weights.raw_data, np.float16)
             weights.raw_data = (np.round(values * 32) / 32).astype(np.float16).tobytes()
             return made
 
-        monkeypatch.setattr(to_fp16, "halve", coarse)
+        monkeypatch.setattr(fp16, "halve", coarse)
         with pytest.raises(ParityError, match=r"fp16 moves a probability by 0\.\d+, more than 0\.02\.$"):
-            build.export(run, tmp_path / "new", variants=["fp32", "fp16"], dataset=small)
+            build.export(run, tmp_path / "new", small, BOTH)
         assert not (tmp_path / "new").exists()
 
 
