@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .display import bar
+from .display import bar, draws, padded
 
 if TYPE_CHECKING:
     from ..runtime.metrics import Evaluation
     from ..train.listeners import Progress
     from ..train.start import TrainingPlan
+
+
+MATRIX_CLASSES = 20
+"""The confusion matrix of more classes fits no terminal and is left out."""
+
+LABEL_WIDTH = 30
+"""Columns beyond which a label does not widen its table."""
 
 
 def evaluation_table(result: Evaluation, dataset: str) -> str:
@@ -20,15 +27,18 @@ def evaluation_table(result: Evaluation, dataset: str) -> str:
         f"NLL {result.nll:.4f}   ECE {100 * result.ece:.2f} %   {result.images_per_second:,.0f} images/s",
         "",
     ]
-    longest = max(6, *map(len, result.class_names))
+    names = result.class_names
+    longest = min(LABEL_WIDTH, max(map(len, names)))
     for label, accuracy in result.per_class.items():
         shown = "    —" if math.isnan(accuracy) else f"{100 * accuracy:5.1f} %  {bar(accuracy)}"
-        lines.append(f"  {label:<{longest}} {shown}")
-    width = max(longest, len(str(result.confusion.max())) + 1)
+        lines.append(f"  {padded(label, longest)} {shown}")
+    if len(names) > MATRIX_CLASSES:
+        return "\n".join(lines)
+    width = max(longest + 1, len(str(result.confusion.max())) + 1)
     lines += ["", "true (rows) against predicted (columns), images:"]
-    lines.append(" " * (longest + 2) + "".join(f"{label:>{width}}" for label in result.class_names))
-    for label, row in zip(result.class_names, result.confusion, strict=True):
-        lines.append(f"  {label:<{longest}}" + "".join(f"{count or '·':>{width}}" for count in row.tolist()))
+    lines.append(" " * (longest + 2) + "".join(f"{label:>{width}}" for label in names))
+    for label, row in zip(names, result.confusion, strict=True):
+        lines.append(f"  {padded(label, longest)}" + "".join(f"{count or '·':>{width}}" for count in row.tolist()))
     return "\n".join(lines)
 
 
@@ -50,7 +60,7 @@ class TrainingDisplay:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar = Bar(*columns, console=self.console, transient=True, disable=not draws(self.console))
         self._say(summarise(make_net(recipe.net, dataset.contract), dataset.contract.size))
         held_out = f", {100 * recipe.held_out:g} % of them held out" if recipe.held_out else ""
         processes = f", {plan.processes} processes" if plan.processes > 1 else ""

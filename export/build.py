@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from ..runtime import files, golden, machine
 from ..runtime.bundle import Bundle
-from ..runtime.errors import DataError, ModelError, OutputError, ParityError, RunError
+from ..runtime.errors import DataError, ModelError, OutputError, ParityError
 from ..runtime.folder import write_sums
 from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, PARITY, Manifest, Variant
 from ..train.data import SYNTHETIC, Dataset, synthetic
-from ..train.loop import logits_with
-from ..train.net import Net
+from ..train.inference import logits_with
 from ..train.run import Run
 from . import bom, card, models, parity
 from .compress.search import Made
-from .graph import Deployed
 from .options import ExportOptions
 from .parity import Parity, Reference
 from .variants import Source, Target, targets
@@ -35,15 +31,14 @@ GOLDEN_VECTORS = 32
 PARITY_PICTURES = 1_000
 """Where there is no data set, parity is proved on so many drawn pictures."""
 
-NO_OPTIONS = ExportOptions()
+DEFAULT_OPTIONS = ExportOptions()
 
 
 def export(
     run: Run,
     out: Path,
     dataset: Dataset | None = None,
-    options: ExportOptions = NO_OPTIONS,
-    deploy: Callable[..., nn.Module] = Deployed,
+    options: ExportOptions = DEFAULT_OPTIONS,
 ) -> tuple[Bundle, dict[str, Parity]]:
     """Export `run` into the new bundle `out`; what is done is logged.
 
@@ -53,7 +48,6 @@ def export(
         dataset: the one the run was trained on; None, where `options.without_data` allows it, has parity proved on
             drawn pictures; accuracy then stays unknown, and no lossy variant can be made.
         options: what to make, and how.
-        deploy: makes the deployed graph of the run's net; another than `Deployed` makes no lossy variant.
 
     Returns:
         The bundle, and each model's parity.
@@ -76,9 +70,7 @@ def export(
         )
     if dataset is not None and dataset.digest != run.record.dataset.sha256:
         raise DataError(f"{run.folder} was trained on other data ({name}): name those.", option="data")
-    source = Source(run, dataset, options, deploy)
-    if deploy is Deployed and not isinstance(source.net, Net):
-        raise RunError(f"{run.folder} holds the net of the recipe {run.record.recipe.name}, and only Net is exported.")
+    source = Source(run, dataset, options)
     wanted = targets(source)
     with files.new_folder(out, options.replace) as folder:
         reference = _reference(source)
@@ -187,11 +179,14 @@ def choose_default(variants: tuple[Variant, ...], held_out: dict[str, float | No
         return default.name
     best = max(better, key=lambda variant: (held_out[variant.name] or 0, -variant.bytes))
     log.warning(
-        "%s is smaller than %s (%.2f MB, not %.2f) and no less accurate on the held-out images (%.2f %%, not %.2f): "
-        "it is the bundle's default. Fine-tuned, edge is smaller and more accurate.",
-        *(best.name, default.name, best.bytes / 1e6, default.bytes / 1e6, 100 * (held_out[best.name] or 0)),
+        "%s is smaller than %s (%.2f MB against %.2f) and no less accurate on the held-out images (%.2f %% against "
+        "%.2f): it is the bundle's default. Fine-tune narrower nets for a better edge.",
+        best.name,
+        default.name,
+        best.bytes / 1e6,
+        default.bytes / 1e6,
+        100 * (held_out[best.name] or 0),
         100 * least,
-        extra={"option": "fine_tune"},
     )
     return best.name
 

@@ -16,7 +16,7 @@ from ..runtime.contract import Contract
 from ..runtime.errors import ModelError, ProviderError, VariantError
 from ..runtime.paths import kind_of
 from ..runtime.session import AUTO, Session
-from ..train.loop import classify_with, logits_with
+from ..train.inference import classify_with, logits_with
 from ..train.net import INPUT_SIZE
 from ..train.run import Run
 from .formats import pt2, torchscript

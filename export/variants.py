@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..runtime.contract import Contract
 from ..runtime.errors import DataError, RunError
 from ..runtime.manifest import MODELS
 from ..train.data import Dataset
-from ..train.loop import choose_device
+from ..train.devices import choose_device
 from ..train.net import Net
 from ..train.run import Run
 from .compress import distill
@@ -25,8 +22,6 @@ from .graph import Deployed
 from .options import ExportOptions
 from .parity import Limits
 from .provenance import Provenance
-
-log = logging.getLogger("edgecifar")
 
 FP16_ACCURACY_DROP = 0.1
 """`fp16` may lose so many points of accuracy, in per cent, beyond three standard errors."""
@@ -83,13 +78,11 @@ class Source:
         run: a run with at least one complete epoch.
         dataset: the one it was trained on; None where that is not at hand.
         options: what is asked for.
-        deploy: makes the deployed graph of a net, with its temperature: `Deployed`, or what takes its place in a test.
     """
 
     run: Run
     dataset: Dataset | None
     options: ExportOptions
-    deploy: Callable[..., nn.Module] = Deployed
 
     @functools.cached_property
     def provenance(self) -> Provenance:
@@ -102,14 +95,24 @@ class Source:
         return self.run.record.contract
 
     @functools.cached_property
-    def net(self) -> nn.Module:
-        """The trained net, in eval mode on the CPU."""
-        return self.run.net()
+    def net(self) -> Net:
+        """The trained net, in eval mode on the CPU.
+
+        Raises:
+            RunError: the run holds another net than Net, or it cannot be read.
+        """
+        net = self.run.net()
+        if not isinstance(net, Net):
+            raise RunError(
+                f"{self.run.folder} holds a {self.run.record.recipe.net}, and only the net that recipes such as fast "
+                "and best train is exported: name the run of one of them."
+            )
+        return net
 
     @functools.cached_property
-    def model(self) -> nn.Module:
+    def model(self) -> Deployed:
         """The graph that the exact formats hold."""
-        return self.deploy(self.net, self.provenance.temperature)
+        return Deployed(self.net, self.provenance.temperature)
 
     def metadata(self, variant: str, **more: Any) -> dict[str, Any]:
         """Return the provenance that goes into the ONNX file of a variant, as JSON values."""
@@ -126,8 +129,6 @@ class Source:
         if self.dataset is None:
             raise DataError("A lossy variant is calibrated on training images: name the data set.", option="data")
         folder, net, held_out_share = self.run.folder, self.net, self.provenance.recipe["held_out"]
-        if not isinstance(net, Net):
-            raise RunError(f"Lossy variants are made of Net alone, and {folder} holds another net: leave them out.")
         trained_on, held_out = self.dataset.hold_out(held_out_share)
         if not len(held_out):
             if self.provenance.selection_run:
@@ -150,9 +151,10 @@ class Source:
 
 def fp32(source: Source) -> Target:
     """Return the target of the net itself as ONNX."""
+    model = source.model  # a run without a usable net is refused now, not when the folder has been made
 
     def make(path: Path) -> Made:
-        onnx.write(source.model, path, source.contract, source.metadata("fp32"))
+        onnx.write(model, path, source.contract, source.metadata("fp32"))
         return Made(EXACT)
 
     return Target("fp32", "onnx", "fp32", Limits(), make)
@@ -160,9 +162,10 @@ def fp32(source: Source) -> Target:
 
 def half(source: Source) -> Target:
     """Return the target of ONNX in half precision."""
+    model = source.model
 
     def make(path: Path) -> Made:
-        fp16.write(source.model, path, source.contract, source.metadata("fp16"))
+        fp16.write(model, path, source.contract, source.metadata("fp16"))
         return Made(f"{EXACT}, half precision up to the last layer")
 
     return Target("fp16", "onnx", "fp16", Limits(FP16_ACCURACY_DROP, FP16_MAX_PROBABILITY_DIFFERENCE), make)
@@ -182,9 +185,10 @@ def lossy(source: Source, variant: LossyVariant) -> Target:
 
 def scripted(source: Source) -> Target:
     """Return the target of the net itself as TorchScript."""
+    model = source.model
 
     def make(path: Path) -> Made:
-        torchscript.write(source.model, path, source.contract)
+        torchscript.write(model, path, source.contract)
         return Made(EXACT)
 
     return Target("torchscript", "torchscript", "fp32", Limits(), make)
@@ -192,9 +196,10 @@ def scripted(source: Source) -> Target:
 
 def exported_program(source: Source) -> Target:
     """Return the target of the net itself as torch.export's program."""
+    model = source.model
 
     def make(path: Path) -> Made:
-        pt2.write(source.model, path, source.contract)
+        pt2.write(model, path, source.contract)
         return Made(EXACT)
 
     return Target("pt2", "pt2", "fp32", Limits(), make)

@@ -32,8 +32,8 @@ CACHE = Path("~/.cache/edgecifar")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _SUPPLY = (
-    "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place with --data or "
-    "$EDGECIFAR_DATA, or try the pipeline with --data synthetic"
+    "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place (--data or "
+    "$EDGECIFAR_DATA), or try the pipeline with 'synthetic' data (--data synthetic)"
 )
 
 
@@ -117,7 +117,7 @@ def load_for_export(trained_on: str, data: str | None) -> Dataset | None:
     except DataError as error:
         if data:
             raise
-        log.warning("%s Without it, parity is proved on drawn pictures and accuracy stays unknown.", error)
+        log.warning("%s", error)
         return None
 
 

@@ -24,10 +24,10 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device(next(kind for kind, is_there in there.items() if is_there))
     if name not in there:
-        raise RunError(f"There is no device called {name}: choose auto, {', '.join(there)}.")
+        raise RunError(f"There is no device called {name}: choose auto, {', '.join(there)}.", option="device")
     if not there[name]:
         remedy = "install a driver and a CUDA build of torch" if name == "cuda" else "it needs an Apple GPU"
-        raise RunError(f"torch finds no {name} device here: {remedy}, or use the device cpu.")
+        raise RunError(f"torch finds no {name} device here: {remedy}, or use the CPU.", option="device")
     return torch.device(name)
 
 
@@ -62,8 +62,8 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def enough_memory(remedy: str) -> Iterator[None]:
-    """Turn running out of memory into a `RunError` that ends with what to do."""
+def enough_memory(remedy: str, option: str | None = None) -> Iterator[None]:
+    """Turn running out of memory into a `RunError` that ends with what to do, and names the option that mends it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -71,4 +71,4 @@ def enough_memory(remedy: str) -> Iterator[None]:
         by_words = re.search("can't allocate memory|not enough memory|out of memory", str(error))
         if not by_words and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             raise
-        raise RunError(f"Memory ran out: {remedy}.") from error
+        raise RunError(f"Memory ran out: {remedy}.", option=option) from error

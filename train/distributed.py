@@ -55,13 +55,16 @@ class Group:
         if self._store is None:
             return device
         if device.type not in ("cpu", "cuda"):
-            raise RunError(f"Only cuda and cpu train in several processes, not {device.type}: use the device cpu.")
+            raise RunError(
+                f"Only cuda and cpu train in several processes, not {device.type}: use the CPU.", option="device"
+            )
         if device.type == "cuda":
             here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
             if here > gpus:
                 raise RunError(
                     f"torchrun started {here} processes on a machine with {gpus} GPU{'s' if gpus > 1 else ''}: "
-                    f"use --nproc-per-node {gpus}, or the device cpu."
+                    f"use --nproc-per-node {gpus}, or train on the CPU.",
+                    option="device",
                 )
             device = torch.device("cuda", _local_rank())
             torch.cuda.set_device(device)
@@ -150,8 +153,8 @@ def joined() -> Iterator[Group]:
             raise SystemExit(1) from error
         if isinstance(error, RuntimeError) and _is_about_the_others(error):
             raise RunError(
-                "Another process of this training has ended or hangs: see what torchrun says of it, and go on with "
-                "--resume."
+                "Another process of this training has ended or hangs: see torchrun's report, and resume the run.",
+                option="resume",
             ) from error
         raise
     dist.destroy_process_group()

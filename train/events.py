@@ -39,8 +39,9 @@ class EventFiles:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
             raise RunError(
-                f"--tensorboard needs {error.name}, which is not installed: pip install '.[tensorboard]' in the "
-                "folder of edgecifar's source."
+                f"Event files need {error.name}, which is not installed: pip install '.[tensorboard]' in the folder of "
+                "edgecifar's source.",
+                option="tensorboard",
             ) from None
         self._make, self._writer = SummaryWriter, None
         self._folder, self._past = run / FOLDER, past

@@ -73,7 +73,7 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
     selection, seed = options.selection_run, options.seed
     if selection:
         if selection.data_sha256 != dataset.digest:
-            raise RunError("The run that is followed was trained on other data: name those with --data.")
+            raise RunError("The run that is followed was trained on other data: name those.", option="data")
         seed = selection.seed
     if recipe.translate >= dataset.contract.size:
         raise RunError(f"Pictures of {dataset.contract.size} pixels cannot be moved by {recipe.translate}.")
@@ -108,7 +108,7 @@ def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -
     state, record = run.resume_state(), run.record
     recipe = recipe_of(run)
     if record.dataset.sha256 != dataset.digest:
-        raise RunError(f"{run.folder} was trained on other data ({record.dataset.name}): name those with --data.")
+        raise RunError(f"{run.folder} was trained on other data ({record.dataset.name}): name those.", option="data")
     with _enough_memory(recipe):
         training = _Training(dataset, run, record, options)
         if state:
@@ -128,7 +128,7 @@ def follow(selection: Run) -> tuple[Recipe, SelectionRun]:
     """
     record, recipe = selection.record, recipe_of(selection)
     if not record.is_finished:
-        raise RunError(f"{selection.folder} is not finished: go on with it by 'edgecifar train --resume' first.")
+        raise RunError(f"{selection.folder} is not finished: resume it first.", option="resume")
     if not recipe.held_out:
         raise RunError(f"{selection.folder} held no images out, so that there are none to add: name a run that did.")
     taken = SelectionRun(
@@ -302,9 +302,9 @@ class _Training:
 
     def _check_finite(self, loss: float, complete: int, when: str) -> None:
         if not math.isfinite(loss):
-            kept = f" The last complete epoch is kept in {self.run.folder}." if complete else ""
+            kept = f"; the last complete epoch is kept in {self.run.folder}" if complete else ""
             remedy = f"train again with a smaller learning rate than {self.recipe.lr:g}"
-            raise RunError(f"The loss is not finite any more {when}: {remedy}.{kept}")
+            raise RunError(f"The loss is not finite any more {when}{kept}: {remedy}.", option="lr")
 
     def _evaluate(self, indices: np.ndarray) -> Evaluation:
         images, labels = self.dataset.train_images[indices], self.dataset.train_labels[indices]
@@ -330,4 +330,5 @@ def _now() -> str:
 
 
 def _enough_memory(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
-    return enough_memory(f"train again with a batch size smaller than {recipe.batch_size}, or on another device")
+    remedy = f"train again on another device, or with a batch size smaller than {recipe.batch_size}"
+    return enough_memory(remedy, option="batch_size")

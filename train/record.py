@@ -198,9 +198,14 @@ class RunRecord:
 
 
 def validation_accuracy(line: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Return the images by which a line of metrics.jsonl judges the net, "held-out" or "test", and the accuracy, 0 to 1.
+    """Return the images that an epoch was validated on, "held-out" or "test", and the accuracy on them, 0 to 1.
 
-    None of a full-data run: it sees the test images once, at its end.
+    Args:
+        line: of metrics.jsonl.
+
+
+    Returns:
+        None of a full-data run: it sees the test images once, at its end.
     """
     for name in ("held_out", "test"):
         if f"{name}_accuracy" in line:

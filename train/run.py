@@ -46,7 +46,8 @@ class Run:
         taken = self.folder.exists() and not self.folder.is_dir()
         if taken or any(not path.name.startswith(STAGING) for path in self.folder.glob("*")):
             raise RunError(
-                f"{self.folder} exists already and is not empty: go on with it by --resume, or choose another --out."
+                f"{self.folder} exists already and is not empty: choose another folder, or resume the run in it.",
+                option="resume",
             )
 
     @classmethod
@@ -139,16 +140,15 @@ class Run:
             raise RunError(f"{self.folder} holds no {WEIGHTS}: no epoch was completed; {again}.") from None
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path} is damaged ({error}): restore it or train again.") from None
-        net = make_net(record.recipe.net, record.contract)
-        load_state(net, state, path)
+        with torch.device("meta"):  # without weights: these are not drawn first and thrown away
+            net = make_net(record.recipe.net, record.contract)
+        load_state(net, state, path, assign=True)
         if record.weights_sha256 != sha256(path):
             remedy = f"{'' if record.is_finished else again + ', or '}restore it or train again"
             raise RunError(f"{path} is not the file that {RECORD} describes: {remedy}.")
         return net.eval()
 
-    def write(
-        self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]], resume: dict[str, Any]
-    ) -> None:
+    def write(self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]], resume: dict[str, Any]) -> None:
         """Store the state after an epoch. The state that training resumes from is written first and rules the rest.
 
         Raises:
@@ -192,12 +192,18 @@ class Run:
             if not isinstance(state, dict):
                 raise TypeError
         except Exception:  # torch's unpickler raises whatever the bytes lead it to
-            raise RunError(f"{path} is missing or damaged: train again with another --out.") from None
+            raise RunError(f"{path} is missing or damaged: train again into another folder.") from None
         return state
 
 
-def load_state(net: nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
+def load_state(net: nn.Module, state: dict[str, torch.Tensor], source: Path, assign: bool = False) -> None:
     """Load `state` into `net`, strictly.
+
+    Args:
+        net: the net.
+        state: its `state_dict`, of that net or another one.
+        source: where the state comes from, for the message.
+        assign: whether the net takes the tensors over instead of copying them.
 
     Raises:
         RunError: names or shapes differ; the first difference is named.
@@ -213,4 +219,4 @@ def load_state(net: nn.Module, state: dict[str, torch.Tensor], source: Path) -> 
         else:
             continue
         raise RunError(f"{source} is the checkpoint of another net ({reason}): name one that 'edgecifar train' made.")
-    net.load_state_dict(state)
+    net.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}, assign=assign)

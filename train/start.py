@@ -83,15 +83,8 @@ class TrainingPlan:
         return describe_device(self.device)
 
 
-class Display(Listener, Protocol):
+class Display(Listener, AbstractContextManager["Display"], Protocol):
     """A listener that is shown from before the first step until training has ended or failed."""
-
-    def __enter__(self) -> Display:
-        """Begin."""
-        ...
-
-    def __exit__(self, *failure: Any) -> None:
-        """End."""
 
 
 def start(
@@ -129,8 +122,7 @@ def start(
         )
         listeners: list[Listener] = [events] if events else []
         if group.is_main:
-            shown: AbstractContextManager[Display] = display(plan)
-            listeners.append(stack.enter_context(shown))
+            listeners.append(stack.enter_context(display(plan)))
         options = loop.TrainingOptions(device, request.seed, Listeners(*listeners), group, selection)
         if request.resume:
             result = loop.resume(run, dataset, options)

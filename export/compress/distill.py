@@ -24,12 +24,13 @@ from ...runtime.errors import RunError
 from ...runtime.files import make_folder, remove_leftovers, write_file
 from ...train.augment import augment, normalise
 from ...train.data import Dataset
-from ...train.lean import lean
-from ...train.loop import computing, derive, describe_device, drawn, enough_memory, set_rates
+from ...train.devices import autocast, describe_device, enough_memory, in_bfloat16
 from ...train.net import Net
-from ...train.optimizer import in_bfloat16, make_optimizers
+from ...train.optimizer import make_optimizers
 from ...train.recipes import FAST, Recipe
 from ...train.run import Run
+from ...train.speed import speed_up
+from ...train.step import DROPOUT, TrainingStep, derive_seed, epoch_plan, load_optimizers
 
 log = logging.getLogger("edgecifar")
 
@@ -58,9 +59,9 @@ def recipe(epochs: int) -> Recipe:
         cuda_epochs=0,
         batch_size=256,
         lr=0.05,
-        filter_lr=0.05,
+        muon_lr=0.05,
         warm_up=0.1,
-        shift=4,
+        translate=4,
         held_out=0.0,
     )
 
@@ -150,14 +151,14 @@ class Distiller:
         remove_leftovers(path.parent)
         student = student.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         student.dropout.p = recipe.dropout
-        lean(student, self.device)
+        speed_up(student, self.device)
         optimizers = make_optimizers(student, recipe)
         state, done = _stored(path, key), 0
         if state:
             student.load_state_dict(state["net"])
-            for optimizer, stored in zip(optimizers, state["optimizers"], strict=False):
-                optimizer.load_state_dict(stored)
             done = state["epoch"]
+            if done < recipe.epochs:  # the optimizers of what is finished are not kept
+                load_optimizers(optimizers, state["optimizers"])
         if done == recipe.epochs:
             log.info("  fine-tuned before, taken from %s", path)
         else:
@@ -176,20 +177,14 @@ class Distiller:
     def _train_epoch(self, student: Net, optimizers: list[Optimizer], epoch: int) -> None:
         recipe, (images, teacher_logits) = self.recipe, self._view(epoch % VIEWS)
         labels, started = torch.from_numpy(self.labels).to(self.device), time.perf_counter()
-        torch.manual_seed(derive(self.seed, epoch, 0))  # dropout
-        _, _, batches = drawn(self.seed, epoch, len(labels), recipe.batch_size, self.device)
+        torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT))
+        batches = epoch_plan(self.seed, epoch, len(labels), recipe.batch_size, self.device).batches
         total = torch.zeros((), device=self.device)
+        step = TrainingStep(student, optimizers, recipe, self.device, recipe.epochs * len(batches))
         student.train()
-        for step, batch in enumerate(batches):
-            set_rates(optimizers, recipe.share_of_lr(epoch * len(batches) + step, recipe.epochs * len(batches)))
-            with computing(recipe, self.device):
-                logits = student(normalise(images[batch]))
-            loss = student_loss(logits.float(), teacher_logits[batch], labels[batch])
-            student.zero_grad(set_to_none=True)
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            total += loss.detach()
+        for number, batch in enumerate(batches, epoch * len(batches)):
+            wanted = teacher_logits[batch], labels[batch]
+            total += step(number, images[batch], lambda logits, wanted=wanted: student_loss(logits, *wanted))
         mean, seconds = total.item() / len(batches), time.perf_counter() - started
         # The weights too: the last step was one that no loss has seen.
         if not math.isfinite(mean) or not all(
@@ -201,19 +196,19 @@ class Distiller:
     def _view(self, number: int) -> tuple[Tensor, Tensor]:
         """Return view `number` of all images, uint8 [N, size, size, 3], and teacher logits, float32 [N, classes]."""
         recipe = self.recipe
-        generator, mirrored_first, _ = drawn(self.seed, number, len(self.labels), VIEW_BATCH_SIZE, self.device)
+        plan = epoch_plan(self.seed, number, len(self.labels), VIEW_BATCH_SIZE, self.device)
         parts = torch.from_numpy(self.images).to(self.device).split(VIEW_BATCH_SIZE)
-        firsts = mirrored_first.split(VIEW_BATCH_SIZE)
+        firsts = plan.flipped_first.split(VIEW_BATCH_SIZE)
         images = torch.cat(
-            [augment(some, number, first, recipe, generator) for some, first in zip(parts, firsts, strict=True)]
+            [augment(some, number, first, recipe, plan.generator) for some, first in zip(parts, firsts, strict=True)]
         )
-        shown = {"flip": recipe.flip, "shift": recipe.shift, "cutout": recipe.cutout}
+        shown = {"flip": recipe.flip, "translate": recipe.translate, "cutout": recipe.cutout}
         key = self._digest({"view": number, **shown, "at_once": VIEW_BATCH_SIZE})
         path = self.folder / FOLDER / f"teacher_logits.{number}-{key[:12]}.state"
         state = _stored(path, key)
         if not state:
             started, teacher = time.perf_counter(), copy.deepcopy(self.teacher).to(self.device).eval()
-            with torch.no_grad(), computing(recipe, self.device):
+            with torch.no_grad(), autocast(recipe, self.device):
                 parts = [teacher(normalise(some)).float().cpu() for some in images.split(VIEW_BATCH_SIZE)]
             state = {"key": key, "logits": torch.cat(parts)}
             _store(path, state)

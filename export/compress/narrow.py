@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...train.loop import logits_with
+from ...train.inference import logits_with
 from ...train.net import LAST_LAYER, LAYERS, READERS, Net
 
 

@@ -9,6 +9,13 @@ import shutil
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)  # the nets are small: more threads cost more than they give
+
+
 @pytest.fixture
 def tmp_path(tmp_path):
     """pytest's own, emptied after each test: an exported net can be large."""
@@ -20,7 +27,7 @@ def tmp_path(tmp_path):
 def eager(net, small):
     """The net's own logits of the small test images, float32 [130, 10]."""
     from edgecifar.export.parity import in_batches
-    from edgecifar.train.loop import logits_with
+    from edgecifar.train.inference import logits_with
 
     return in_batches(logits_with(net), small.test_images)
 

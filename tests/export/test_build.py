@@ -12,14 +12,16 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from small_net import SmallNet
 
 from edgecifar.export import build, models
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions
 from edgecifar.runtime import signing
 from edgecifar.runtime.bundle import Bundle
-from edgecifar.runtime.errors import DataError, OutputError, ParityError
+from edgecifar.runtime.errors import DataError, OutputError, ParityError, RunError
 from edgecifar.runtime.metrics import evaluate
+from edgecifar.train.run import Run
 
 MODELS = {
     "fp32": "model.onnx",
@@ -55,7 +57,8 @@ def contents(folder):
 
 class TestComplete:
     def test_files(self, bundle):
-        beside = {"manifest.json", "golden.npz", "parity.json", "README.md", "bom.cdx.json", "SHA256SUMS"}
+        beside = {"manifest.json", "golden.npz", "golden.json", "parity.json", "README.md", "bom.cdx.json"}
+        beside |= {"SHA256SUMS"} | {picture.file for picture in bundle.golden_pictures()}
         assert {path.name for path in bundle.folder.iterdir()} == beside | set(MODELS.values())
 
     def test_verifies(self, bundle):
@@ -86,7 +89,8 @@ class TestComplete:
         assert variant.bytes == path.stat().st_size
         assert variant.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         loaded = models.load(path, provider="cpu")
-        assert variant.accuracy == evaluate(loaded.probabilities, small.test_images, small.test_labels).accuracy
+        measured = evaluate(loaded.probabilities, small.test_images, small.test_labels, small.contract.labels)
+        assert variant.accuracy == measured.accuracy
         logits = loaded.logits(small.test_images)
         assert variant.parity["agree"] == (logits.argmax(1) == eager.argmax(1)).sum()
         assert variant.parity["max_abs_difference"] == pytest.approx(np.abs(logits - eager).max(), rel=0.05, abs=1e-5)
@@ -192,7 +196,7 @@ class TestDisk:
     def test_a_file_that_the_system_cuts_off_leaves_nothing(self, run, small, tmp_path, format_):
         resource = pytest.importorskip("resource")
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, before[1]))  # stands for a disk that fills up
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # stands for a disk that fills up
         try:
             with pytest.raises(OutputError, match="Could not write new: "):
                 build.export(run, tmp_path / "out" / "new", small, ExportOptions(formats=(format_,)))
@@ -274,6 +278,14 @@ class TestRuns:
         with pytest.raises(DataError, match="name the data set"):
             build.export(elsewhere, tmp_path / "new", options=ExportOptions(variants=("edge",), without_data=True))
         assert not (tmp_path / "new").exists()
+
+
+def test_another_net_than_net_is_not_exported(small, record, tmp_path):
+    run = Run(tmp_path)
+    run.finish(SmallNet(10), replace(record, recipe=replace(record.recipe, net="small")), [])
+    with pytest.raises(RunError, match="holds a small"):
+        build.export(run, tmp_path / "new", small)
+    assert not (tmp_path / "new").exists()
 
 
 def small_record(small) -> dict:

@@ -304,7 +304,7 @@ SABOTAGE = {
     "channels swapped": (edit("conv1.weight", lambda weight: weight[:, ::-1].copy()), "arg-maxes"),
     "normalisation dropped": (drop_normalisation, "arg-maxes"),
     "batch declared 1": (declare_batch(1), "takes only batches of 1"),
-    "batch of the head frozen": (edit("val_7", lambda shape: np.array([1, 18432])), "cannot run batch size 2: "),
+    "batch of the head frozen": (edit("val_7", lambda shape: np.array([1, 36 * 96])), "cannot run batch size 2: "),
 }
 
 

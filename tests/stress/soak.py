@@ -1,33 +1,29 @@
-"""Classifies for long in one process, and shows that memory stays flat and that threads change no bit of the answers.
+"""Soak test: classifies for long in one process; memory must stay flat, and threads must change no bit of an answer.
 
-    python benchmarks/steadiness.py --calls 200000
+    python tests/stress/soak.py --calls 200000
 
-Most calls are `Classifier.probabilities` of one image; every so often pictures are read from the disk and predicted,
+Most calls are `Classifier.probabilities` of one image; every 200 calls pictures are read from the disk and predicted,
 one of them damaged. After a tenth of the calls, which fill caches and pools, the memory in use is sampled; a straight
-line through the samples says how much it grows. Then eight threads ask one classifier what one thread had asked. Exit
-code 1 where memory grows by more than `--allowed` MiB over the run, or where an answer differs in a bit.
+line through the samples gives its growth. Then eight threads ask one classifier what one thread had asked. The exit
+code is 1 if memory grows by more than `--allowed` MiB over the run, or if an answer differs in a bit.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
-from typing import Any
 
+import formatter
 import numpy as np
 from PIL import Image
 
 from edgecifar.runtime import Classifier
-from edgecifar.runtime.machine import describe
 
 SAMPLES = 100
-"""How often memory is looked at, the settling part included."""
+"""How many times memory is sampled, the first tenth included."""
 FILES_EVERY = 200
 """Calls between two predictions of pictures from the disk."""
 THREADS = 8
@@ -49,12 +45,12 @@ def pictures(folder: Path) -> list[Path]:
     return [*paths, damaged]
 
 
-def run_long(classifier: Classifier, images: np.ndarray, calls: int, say: Any) -> tuple[np.ndarray, np.ndarray, int]:
+def run_long(classifier: Classifier, images: np.ndarray, calls: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Classify `calls` times.
 
     Returns:
-        calls done at each sample, int64 [samples]; memory in use then in bytes, int64 [samples]; how many answers were
-        not those of the first time.
+        calls done at each sample, int64 [samples]; memory in use then in bytes, int64 [samples]; how many answers
+        differed from the first.
     """
     expected = [classifier.probabilities(image[None]).tobytes() for image in images]
     done, used, wrong = [], [], 0
@@ -69,7 +65,7 @@ def run_long(classifier: Classifier, images: np.ndarray, calls: int, say: Any) -
             if call % (calls // SAMPLES) == 0:
                 done.append(call)
                 used.append(memory())
-                say(f"{call:,} of {calls:,} calls, {used[-1] / 2**20:.2f} MiB")
+                formatter.say(f"{call:,} of {calls:,} calls, {used[-1] / 2**20:.2f} MiB")
     return np.array(done), np.array(used), wrong
 
 
@@ -98,45 +94,42 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=200_000)
     parser.add_argument("--bundle", type=Path, help="Default: the one installed with edgecifar.")
     parser.add_argument("--threads", type=int, default=1, help="threads of one call")
-    parser.add_argument("--allowed", type=float, default=4.0, help="MiB that memory may grow by")
+    parser.add_argument("--allowed", type=float, default=4.0, help="growth of memory that is allowed, in MiB")
     options = parser.parse_args(arguments)
     if options.calls < SAMPLES:
         parser.error(f"--calls must be {SAMPLES} or more")
     classifier = Classifier(options.bundle, provider="cpu", threads=options.threads)
-    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
-    begin = time.perf_counter()
-    done, used, wrong = run_long(classifier, images, options.calls, lambda line: print(line, file=sys.stderr))
+    images = np.random.default_rng(0).integers(0, 256, (32, *classifier.contract.picture_shape), np.uint8)
+    done, used, wrong = run_long(classifier, images, options.calls)
     settled = done > options.calls // 10
     slope = float(np.polyfit(done[settled], used[settled] / 2**20, 1)[0])
     growth = slope * (options.calls - options.calls // 10)
     rounds = max(1, options.calls // 20 // (THREADS * len(images)))
     differ = run_together(classifier, images, rounds)
-    report = {
-        "benchmark": "steadiness",
+    least, most = used[settled].min() / 2**20, used[settled].max() / 2**20
+    row = {
         "variant": classifier.variant.name,
-        "threads_a_call": classifier.threads,
         "calls": options.calls,
         "pictures_from_disk": options.calls // FILES_EVERY * 7,
         "samples": int(settled.sum()),
-        "memory_mib": {"least": used[settled].min() / 2**20, "most": used[settled].max() / 2**20},
+        "memory_mib": {"least": least, "most": most},
         "growth_mib": growth,
-        "growth_allowed_mib": options.allowed,
         "bytes_a_call": slope * 2**20,
         "wrong_answers": int(wrong),
         "eight_threads": {"calls": rounds * THREADS * len(images), "wrong_answers": int(differ)},
-        "seconds": round(time.perf_counter() - begin, 1),
-        "machine": describe(),
     }
-    least, most = report["memory_mib"].values()
-    print(f"{'calls':28}{options.calls:>14,}")
-    print(f"{'memory after a tenth, MiB':28}{least:8.2f} to {most:.2f}")
-    print(f"{'growth by the line, MiB':28}{growth:>14.3f}  ({options.allowed:g} allowed)")
-    print(f"{'answers that differ':28}{wrong:>14,}")
-    print(f"{'calls of eight threads':28}{report['eight_threads']['calls']:>14,}")
-    print(f"{'answers that differ':28}{differ:>14,}")
-    print(json.dumps(report))
+    lines = [
+        ["calls", f"{options.calls:,}"],
+        ["memory after a tenth, MiB", f"{least:.2f} to {most:.2f}"],
+        [f"growth by the line, MiB ({options.allowed:g} allowed)", f"{growth:.3f}"],
+        ["answers that differ", f"{wrong:,}"],
+        ["calls of eight threads", f"{row['eight_threads']['calls']:,}"],
+        ["answers of eight threads that differ", f"{differ:,}"],
+    ]
+    settings = {"threads_a_call": classifier.threads, "growth_allowed_mib": options.allowed}
+    formatter.finish(formatter.document("soak", settings, [row]), formatter.table(lines))
     return int(growth > options.allowed or most - least > 4 * options.allowed or wrong > 0 or differ > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    formatter.main(main)

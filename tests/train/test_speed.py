@@ -1,4 +1,4 @@
-"""Lean modules compute what those in whose place they are compute, and dropout drops as often as it says."""
+"""Faster modules compute what those in whose place they are compute, and dropout drops as often as it says."""
 
 from __future__ import annotations
 
@@ -8,35 +8,31 @@ import pytest
 import torch
 from torch import nn
 
-from edgecifar.runtime import machine
-from edgecifar.train import optimizer
-from edgecifar.train.lean import ByteDropout, lean
-from edgecifar.train.loop import computing
 from edgecifar.train.net import Net
-from edgecifar.train.recipes import BEST, REFERENCE
+from edgecifar.train.speed import ByteDropout, speed_up
 
 CPU = torch.device("cpu")
 
 
-class TestLean:
+class TestSpeedUp:
     def test_gives_the_same_bit_for_bit(self, net):
-        leaner, pictures = copy.deepcopy(net), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-        lean(leaner, CPU)
+        faster, pictures = copy.deepcopy(net), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        speed_up(faster, CPU)
         with torch.no_grad():
-            assert torch.equal(leaner.eval()(pictures), net.eval()(pictures))
+            assert torch.equal(faster.eval()(pictures), net.eval()(pictures))
 
     def test_keeps_the_parameters_and_the_real_pool(self):
-        net = Net(0.25)
+        net = Net(10, 0.25)
         names = list(net.state_dict())
-        lean(net, CPU)
+        speed_up(net, CPU)
         assert list(net.state_dict()) == names
         assert (type(net.pool1), type(net.pool2), type(net.pool3)) == (nn.MaxPool2d, nn.Identity, nn.Identity)
         assert type(net.dropout) is ByteDropout
         assert net.dropout.p == 0.25
 
     def test_leaves_dropout_to_other_devices(self):
-        net = Net(0.25)
-        lean(net, torch.device("cuda"))
+        net = Net(10, 0.25)
+        speed_up(net, torch.device("cuda"))
         assert type(net.dropout) is nn.Dropout
 
 
@@ -86,22 +82,3 @@ class TestByteDropout:
         assert torch.equal(ByteDropout(0.0)(x), x)
         assert torch.equal(ByteDropout(0.5).eval()(x), x)
         assert torch.equal(ByteDropout(1.0)(x), 0 * x)
-
-
-@pytest.mark.parametrize(
-    ("flags", "wanted"),
-    [
-        ({"avx2", "avx512f", "avx512_vnni"}, False),
-        ({"avx2", "avx512_bf16"}, True),
-        ({"amx_bf16"}, True),
-        (set(), False),
-    ],
-)
-def test_cpus_compute_in_bfloat16_where_they_have_instructions_for_it(monkeypatch, flags, wanted):
-    monkeypatch.setattr(machine, "cpu_info", lambda: ("a processor", frozenset(flags)))
-    monkeypatch.setattr(optimizer, "_cpu_has_bfloat16", optimizer._cpu_has_bfloat16.__wrapped__)
-    with computing(BEST, CPU):
-        product = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert product.dtype == (torch.bfloat16 if wanted else torch.float32)
-    with computing(REFERENCE, CPU):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

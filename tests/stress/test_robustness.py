@@ -10,32 +10,35 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+STRESS = Path(__file__).parent
 
 
 def run(script: Path, folder: Path, *arguments: str) -> tuple[int, dict, str]:
     """Run `script`; return its exit code, the line of JSON, and everything that it says on stderr."""
     command = [sys.executable, str(script), "--keep", str(folder / "kept"), "--workers", "1", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    environment = {**os.environ, "PYTHONPATH": str(STRESS)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
 def test_a_slice(tmp_path):
-    code, report, said = run(BENCHMARKS / "robustness.py", tmp_path, "--cases", "250", "--seed", "7")
+    code, report, said = run(STRESS / "robustness.py", tmp_path, "--cases", "150", "--seed", "7")
     assert (code, report["failures"]) == (0, 0), said
-    assert report["cases"] == sum(sum(count.values()) for count in report["kinds"].values()) == 250
+    kinds = {row["kind"]: row for row in report["rows"]}
+    assert sum(row["cases"] for row in kinds.values()) == 150
     for kind in ("picture", "bomb", "unsealed bundle", "manifest", "model", "golden", "array"):
-        assert report["kinds"][kind]["refused"] > 0, kind
-    assert report["kinds"]["picture"]["accepted"] > 0
-    assert 2**25 < report["peak_memory_bytes"] < report["peak_memory_allowed"]
+        assert kinds[kind]["refused"] > 0, kind
+    assert kinds["picture"]["accepted"] > 0
+    assert 2**25 < report["memory"]["peak_bytes"] < report["memory"]["peak_bytes_allowed"]
     assert not (tmp_path / "kept").exists()
 
 
 PLANTED = """
-import ctypes, sys, time
+import ctypes, time
+import fuzz_world
 import robustness
+from edgecifar.runtime import Classifier
 from edgecifar.runtime.errors import BundleError
 
 def crash(world):
@@ -48,13 +51,13 @@ def fail(world):
     raise KeyError("planted")
 
 def believe(world):
-    raise robustness.WrongAnswer("planted")
+    raise fuzz_world.WrongAnswer("planted")
 
 def mumble(world):
     raise BundleError("two\\nlines")
 
 def spoil(world):
-    world.guard = robustness.Classifier(robustness.TINY, "edge", "cpu", 1)
+    world.guard = Classifier(fuzz_world.TINY, "edge", "cpu", 1)
 
 def fine(world):
     pass
@@ -63,13 +66,13 @@ DEEDS = [crash, hang, fail, believe, mumble, fine, spoil]  # what spoils the pro
 
 def case(seed, index):
     deed = DEEDS[index]
-    return "planted", robustness.Case(deed, {"evidence": b"bytes"}, deed.__name__)
+    return "planted", fuzz_world.Case(deed, {"evidence": b"bytes"}, deed.__name__)
 
 robustness.KINDS = {"planted": (1, case)}
 robustness.case = case
-robustness.SECONDS = 10
+robustness.SECONDS = 4
 if __name__ == "__main__":
-    sys.exit(robustness.main())
+    robustness.formatter.main(robustness.main)
 """
 
 
@@ -83,7 +86,8 @@ def planted(tmp_path_factory):
 def test_what_is_planted_is_counted(planted):
     _, code, report, _ = planted
     assert code == 1
-    assert report["kinds"]["planted"] == {"crash": 2, "traceback": 1, "wrong": 3, "accepted": 1}
+    (row,) = report["rows"]
+    assert row == {"kind": "planted", "cases": 7, "crash": 2, "traceback": 1, "wrong": 3, "accepted": 1}
     assert report["failures"] == 6
 
 
@@ -92,10 +96,10 @@ def test_what_is_planted_is_kept(planted):
     reasons = {path.name: (path / "case.txt").read_text() for path in kept.iterdir()}
     failed = ("0-crash", "1-crash", "2-traceback", "3-wrong", "4-wrong", "6-wrong")
     assert sorted(reasons) == [f"0-{name}" for name in failed]
-    assert reasons["0-0-crash"] == "planted: crash\nthe process ended with exit code -11\n"
-    assert reasons["0-1-crash"] == "planted: hang\nno answer in 10 seconds\n"
+    assert "exit code -11" in reasons["0-0-crash"]
+    assert "no answer in 4 seconds" in reasons["0-1-crash"]
     assert "KeyError: 'planted'" in reasons["0-2-traceback"]
-    assert reasons["0-3-wrong"] == "planted: believe\nplanted\n"
+    assert reasons["0-3-wrong"].startswith("planted: believe")
     assert "not in a sentence" in reasons["0-4-wrong"]
     assert "the intact bundle gives other answers after this" in reasons["0-6-wrong"]
     for place in kept.iterdir():
@@ -109,7 +113,7 @@ def test_a_case_is_a_function_of_seed_and_index(tmp_path):
         "cases = [robustness.case(seed, index) for seed in (0, 1) for index in (0, 1, 2, 0, 1, 2)]\n"
         "print(json.dumps([[kind, case.note, {n: c.hex() for n, c in case.files.items()}] for kind, case in cases]))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    environment = {**os.environ, "PYTHONPATH": str(STRESS)}
     answers = [
         json.loads(
             subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment).stdout
