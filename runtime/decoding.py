@@ -88,7 +88,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image
     from PIL import ExifTags, ImageOps
 
-    for damaged in ("exif", "Raw profile type exif", None):
+    for damaged in ("exif", "Raw profile type exif", ""):
         try:
             with _quiet():
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1

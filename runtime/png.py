@@ -165,7 +165,5 @@ def to_srgb(image: Image.Image, gamma: float) -> Image.Image:
     """Encode an L, LA, RGB or RGBA picture, whose samples are light to the power of `gamma`, as sRGB does."""
     light = [(value / 255) ** (1 / gamma) for value in range(256)]
     curve = [round(255 * (12.92 * x if x <= 0.0031308 else 1.055 * x ** (1 / 2.4) - 0.055)) for x in light]
-    table = [
-        value for band in image.getbands() for value in (range(256) if band == "A" else curve)
-    ]
+    table = [value for band in image.getbands() for value in (range(256) if band == "A" else curve)]
     return image.point(table)

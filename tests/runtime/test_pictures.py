@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgecifar.runtime import formats, pictures
-from edgecifar.runtime.errors import PictureError
 from edgecifar.runtime.contract import CIFAR10, FITS, Contract
+from edgecifar.runtime.errors import PictureError
 from edgecifar.runtime.pictures import load_picture
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -546,7 +546,9 @@ def test_a_pillow_picture_is_turned_laid_over_white_and_left_as_it_was():
     upright = noise(40, 32)
     exif = Image.Exif()
     exif[0x0112] = 6
-    stored = Image.open(io.BytesIO(encoded(Image.fromarray(np.ascontiguousarray(STORED[6](upright))), "PNG", exif=exif)))
+    stored = Image.open(
+        io.BytesIO(encoded(Image.fromarray(np.ascontiguousarray(STORED[6](upright))), "PNG", exif=exif))
+    )
     np.testing.assert_array_equal(load(stored), upright[4:36])
     assert stored.size == (40, 32)
     clear = Image.new("RGBA", (32, 32), (9, 9, 9, 0))
