@@ -15,13 +15,9 @@ from edgecifar.runtime import parallel
 
 @dataclass(frozen=True)
 class Deadly(parallel._Decode):
-    """Dies at "kill...", and at "once..." unless the file beside it says that it did before."""
+    """Dies at "kill...png"."""
 
     def __call__(self, path):
-        path = Path(path)
-        if path.name.startswith("once") and not path.with_suffix(".done").exists():
-            path.with_suffix(".done").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if path.name.startswith("kill"):
+        if Path(path).name.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(path)
