@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from . import streams
 from .app import app, register
 from .bundles import benchmark, info, verify
@@ -16,6 +18,7 @@ register(train, evaluate, export, predict, verify, benchmark, info)
 
 def main() -> None:
     """Run the command line."""
+    vars(sys.modules["__main__"]).pop("__file__", None)  # else processes that decode pictures would import the command
     streams.prepare()
     try:
         app(prog_name="edgecifar")
