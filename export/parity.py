@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import comb
 from typing import Any
 
 import numpy as np
@@ -220,7 +219,11 @@ def mcnemar(right: np.ndarray, other: np.ndarray) -> float:
     """
     alone, against = int((right & ~other).sum()), int((other & ~right).sum())
     trials, fewer = alone + against, min(alone, against)
-    return min(1.0, 2 * sum(comb(trials, k) for k in range(fewer + 1)) / 2**trials)
+    tail, ways = 0, 1  # ways to choose k of the trials, each from the one before
+    for k in range(fewer + 1):
+        tail += ways
+        ways = ways * (trials - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**trials)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
