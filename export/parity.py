@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,6 +83,8 @@ class Parity:
             net by as many correct answers or more.
         max_probability_difference: largest |exported - eager| of a probability; None where the model cannot be
             compared.
+        torch_form: of a quantized model, how it agrees with what it was before: "agree" and
+            "max_probability_difference" as here, and "accuracy", which is that of the form before. None of others.
     """
 
     images: int
@@ -97,6 +99,7 @@ class Parity:
     ece: float | None = None
     p_value: float | None = None
     max_probability_difference: float | None = None
+    torch_form: Mapping[str, float] | None = None
 
     @property
     def passed(self) -> bool:

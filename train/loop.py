@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,7 +20,8 @@ from ..runtime import machine
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation, evaluate
 from . import plots
-from .augment import augment
+from .answers import Teachers, Views, describe_distillation, distillation_loss
+from .augment import augment, normalise
 from .calibration import fit_temperature
 from .data import Dataset
 from .devices import describe_device, enough_memory, precision
@@ -33,9 +35,13 @@ from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
 from .run import Run, load_state
 from .speed import speed_up
 from .step import DROPOUT, TrainingStep, derive_seed, epoch_plan, load_optimizers
+from .teacher import WHITENING_IMAGES, Teacher
 
 WINDOW = 2_000
 """The reference experiment prints the mean loss of so many mini-batches."""
+
+ANSWERS = "teacher_logits"
+"""The teachers' logits are kept in this folder of a run, until it is finished."""
 
 PROGRESS_SECONDS = 0.2
 """Listeners are told the loss this often: reading it waits for the device."""
@@ -51,6 +57,7 @@ class TrainingOptions:
         listener: what is told how training goes.
         group: the processes that train together, each of which makes the same call; by default this one alone.
         selection_run: of a full-data run, what `follow` returned beside the recipe; the seed is then its.
+        teachers: runs that the net learns from beside the labels; not used where a run is resumed.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -58,14 +65,15 @@ class TrainingOptions:
     listener: Listener = field(default_factory=Silent)
     group: Group = field(default_factory=Group)
     selection_run: SelectionRun | None = None
+    teachers: Teachers | None = None
 
 
 def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptions | None = None) -> Evaluation:
     """Train a net into the new run folder `folder` and return its evaluation on the test images.
 
     Raises:
-        RunError: the folder is taken, the net takes no such pictures, the selection run was trained on other data, the
-            loss is not finite any more, or memory runs out.
+        RunError: the folder is taken, the net takes no such pictures, the selection run was trained on other data, a
+            teacher cannot teach it, the loss is not finite any more, or memory runs out.
         OutputError: the folder cannot be written; the last complete epoch stays.
         KeyboardInterrupt: the user stopped; the last complete epoch stays.
     """
@@ -79,6 +87,8 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         raise RunError(f"Pictures of {dataset.contract.size} pixels cannot be moved by {recipe.translate}.")
     with torch.device("meta"):  # no folder is made where there is no such net
         make_net(recipe.net, dataset.contract)
+    if options.teachers:
+        options.teachers.check(dataset, recipe.held_out)
     trained_on, _ = dataset.hold_out(recipe.held_out)
     record = RunRecord(
         recipe=recipe,
@@ -89,6 +99,7 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         dataset=DatasetRecord(dataset.name, dataset.digest, len(trained_on)),
         started=_now(),
         selection_run=selection,
+        distillation=describe_distillation(options.teachers) if options.teachers else None,
     )
     run = Run.create(folder, record) if options.group.is_main else Run(folder)
     with _enough_memory(recipe):
@@ -168,6 +179,10 @@ class _Training:
         net = make_net(self.recipe.net, dataset.contract, self.recipe.dropout).to(self.device)
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
         self.net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if isinstance(self.net, Teacher):
+            some = self.trained_on[:: max(1, len(self.trained_on) // WHITENING_IMAGES)]
+            self.net.whiten_with(normalise(torch.from_numpy(dataset.train_images[some])))
+        self.views = self._views() if record.distillation else None
         speed_up(self.net, self.device)
         self.optimizers = make_optimizers(self.net, self.recipe)
         self.steps_per_epoch = math.ceil(len(self.trained_on) / self.recipe.batch_size)
@@ -179,6 +194,17 @@ class _Training:
             steps=self.recipe.epochs * self.steps_per_epoch,
         )
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
+
+    def _views(self) -> Views:
+        """Return the views of the images that the run's teachers answer to."""
+        return Views(
+            folder=self.run.folder / ANSWERS,
+            teachers=Teachers.recorded(self.record.distillation or {}, self.run.folder),
+            images=self.dataset.train_images[self.trained_on],
+            recipe=self.recipe,
+            seed=self.seed,
+            device=self.device,
+        )
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `_end_epoch` stored."""
@@ -217,12 +243,20 @@ class _Training:
         torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT) + group.rank)
         plan = epoch_plan(self.seed, epoch, len(labels), self.recipe.batch_size, self.device)
         losses = torch.empty(self.steps_per_epoch, device=self.device)
+        view, logits = None, None
+        if self.views:
+            with group.main_process_first():
+                view, logits = self.views.view(epoch)
         self.net.train()
         started = shown = time.perf_counter()
         for step, batch in enumerate(plan.batches):
-            augmented = augment(images[batch], epoch, plan.flipped_first[batch], self.recipe, plan.generator)
+            if view is None:
+                augmented = augment(images[batch], epoch, plan.flipped_first[batch], self.recipe, plan.generator)
+            else:
+                augmented = view[batch]
             shard = group.shard(len(batch))
-            loss_of = self._loss(labels[batch[shard]], len(batch))
+            mine = batch[shard]
+            loss_of = self._loss(labels[mine], None if logits is None else logits[mine], len(batch))
             loss = self.step(epoch * self.steps_per_epoch + step, augmented[shard], loss_of)
             losses[step] = group.mean(loss)
             now = time.perf_counter()
@@ -234,11 +268,15 @@ class _Training:
                 self.listener.progress(Progress(epoch + 1, step + 1, self.steps_per_epoch, mean, rate))
         return losses
 
-    def _loss(self, labels: Tensor, batch_size: int) -> Any:
-        """Return the function from this process's logits to the loss, given its labels of a batch."""
+    def _loss(self, labels: Tensor, teacher: Tensor | None, batch_size: int) -> Any:
+        """Return the function from this process's logits to the loss, given its labels, and a teacher's logits."""
+        smoothing = self.recipe.label_smoothing
 
         def loss_of(logits: Tensor) -> Tensor:
-            loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            if teacher is None:
+                loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+            else:
+                loss = distillation_loss(logits, teacher, labels, smoothing)
             return self.group.scale_loss(loss, len(labels), batch_size)
 
         return loss_of
@@ -285,6 +323,7 @@ class _Training:
             plots.confusion(result, self.run.folder / "confusion.png")
             plots.curves(self.metrics, self.run.folder / "curves.png")
             self.run.finish(self.net, self.record, self.metrics)
+            shutil.rmtree(self.run.folder / ANSWERS, ignore_errors=True)
         return result
 
     def _validate(self) -> tuple[str, Evaluation]:
