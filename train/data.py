@@ -30,7 +30,7 @@ from .folders import FolderOptions
 
 log = logging.getLogger("edgecifar")
 
-SYNTHETIC = "synthetic"
+CIFAR10_NAME, SYNTHETIC = "CIFAR-10", "synthetic"
 
 CACHE = Path("~/.cache/edgecifar")
 """CIFAR-10 is kept here unless a folder is named."""
@@ -162,7 +162,7 @@ def load_labelled(
     trained = np.sort(np.concatenate([places["train"], places["val"]]))
     dataset = _dataset(
         contract,
-        listing.source.name or str(listing.source),
+        _name(listing.source),
         np.asarray(pictures.images[trained]),
         classes[trained],
         np.asarray(pictures.images[places["test"]]),
@@ -172,20 +172,31 @@ def load_labelled(
     return replace(dataset, validation=held_out, origin=folders.describe(pictures, splits, options))
 
 
-def load_for_export(trained_on: str, data: str | None) -> Dataset | None:
+def _name(source: Path) -> str:
+    """Return what a folder or a CSV is called as a data set: never as one that is known by its name."""
+    name = source.name if source.name.isprintable() and source.name else "pictures"
+    return f"{name} (own)" if name in (CIFAR10_NAME, SYNTHETIC) else name
+
+
+def load_for_export(trained_on: str, data: str | None, origin: Mapping[str, Any] | None = None) -> Dataset | None:
     """Return the data set that a run was trained on, or None where CIFAR-10 was not named and is not at hand.
 
     Args:
         trained_on: the name of the run's data set.
         data: as `load` takes it.
+        origin: how the run's folder or CSV was read, as the run records it.
 
     Raises:
         DataError: `data` names what is not there or corrupt.
     """
     if trained_on == SYNTHETIC:
         return load(SYNTHETIC)
+    options = FolderOptions.recorded(origin or {})
+    if options and not data:
+        log.warning("The run was trained on %s.", trained_on)
+        return None
     try:
-        return load(data, download=False)
+        return load(data, download=False, options=options)
     except DataError as error:
         if data:
             raise
@@ -257,7 +268,7 @@ def _load_cifar10(root: Path, download: bool) -> Dataset:
             raise
     train, test = TORCHVISION(str(root), train=True), TORCHVISION(str(root), train=False)
     arrays = train.data, np.asarray(train.targets), test.data, np.asarray(test.targets)
-    return _dataset(CIFAR10, "CIFAR-10", *arrays)
+    return _dataset(CIFAR10, CIFAR10_NAME, *arrays)
 
 
 def _supply(root: Path, missing: list[str], lack: str) -> None:

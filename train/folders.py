@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -46,6 +46,20 @@ class FolderOptions:
     val: float = 0.1
     test: float = 0.1
     strict: bool = False
+
+    @classmethod
+    def recorded(cls, origin: Mapping[str, Any]) -> FolderOptions | None:
+        """Return the options that a run was trained with, of what `describe` returned; None where there was no folder.
+
+        Raises:
+            DataError: they are not options that this version knows.
+        """
+        if not origin:
+            return None
+        try:
+            return cls(**origin["options"])
+        except (LookupError, TypeError) as error:
+            raise DataError(f"The run does not say how its pictures were split ({error}): train again.") from None
 
 
 @dataclass(frozen=True)
