@@ -51,11 +51,14 @@ class Deployed(nn.Module):
         x = torch.relu(self.conv5(x))  # [N, 256, 8, 8]
         return torch.relu(self.conv6(x))  # [N, 512, 6, 6]
 
+    def hidden(self, images: Tensor) -> Tensor:
+        """Map uint8 [N, 32, 32, 3] to the float32 [N, 256] that the last layer, `fc3`, reads."""
+        x = torch.relu(self.fc1(self.features(images)))
+        return torch.relu(self.fc2(x))
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 [N, 32, 32, 3] RGB to probabilities and logits, float32 [N, classes] each."""
-        x = torch.relu(self.fc1(self.features(images)))
-        x = torch.relu(self.fc2(x))
-        logits = self.fc3(x)
+        logits = self.fc3(self.hidden(images))
         return torch.softmax(logits / self.temperature, dim=1), logits
 
 

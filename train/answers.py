@@ -23,6 +23,7 @@ from .augment import augment, normalise
 from .data import Dataset
 from .devices import autocast, in_bfloat16
 from .recipes import Recipe
+from .record import RunRecord
 from .run import Run
 from .step import epoch_plan
 
@@ -36,6 +37,9 @@ DISTILLATION_WEIGHT = 0.7
 
 RUN_VIEWS = 24
 """A run that learns from teachers shows each image in so many ways; how many pay has not been measured."""
+
+ANSWERS = "teacher_logits"
+"""The teachers' logits are kept in this folder of a run that learns from them, until it is finished."""
 
 VIEW_BATCH_SIZE = 250
 """So many images are augmented and shown to the teachers at once; another number gives other views."""
@@ -223,6 +227,22 @@ class Views:
     seed: int
     device: torch.device
     count: int = RUN_VIEWS
+
+    @classmethod
+    def recorded(cls, record: RunRecord, folder: Path, images: np.ndarray, device: torch.device) -> Views:
+        """Return the views that a run learns from.
+
+        Args:
+            record: the run's, which names its teachers.
+            folder: the run's.
+            images: uint8 [N, size, size, 3], what it is trained on.
+            device: what computes.
+
+        Raises:
+            RunError: as `Teachers.recorded` says.
+        """
+        teachers = Teachers.recorded(record.distillation or {}, folder)
+        return cls(folder / ANSWERS, teachers, images, record.recipe, record.seed, device)
 
     def view(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return what a student sees in an epoch: the images, uint8 [N, size, size, 3], and float32 [N, classes].

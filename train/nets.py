@@ -23,14 +23,7 @@ class Architecture(Protocol):
         ...
 
 
-class NarrowTeacher(Teacher):
-    """A teacher of half the width, for machines on which the whole one takes too long."""
-
-    def __init__(self, classes: int, dropout: float = 0.0) -> None:
-        super().__init__(classes, dropout, width=128)
-
-
-NETS: dict[str, Any] = {"net": Net, "teacher": Teacher, "narrow-teacher": NarrowTeacher}
+NETS: dict[str, Any] = {"net": Net, "teacher": Teacher}
 """Each `Architecture` by the name that a recipe calls it (`Recipe.net`)."""
 
 

@@ -69,7 +69,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
         x = x.T
     for _ in range(5):
         squared = x @ x.T
-        x = a * x + (b * squared + c * squared @ squared) @ x
+        polynomial = torch.addmm(squared, squared, squared, beta=b, alpha=c)
+        x = torch.addmm(x, polynomial, x, beta=a)
     return x.T if tall else x
 
 

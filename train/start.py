@@ -29,6 +29,9 @@ from .run import RUNS, Run
 
 DEFAULT_RECIPE = "fast"
 
+CUDA_CHECKPOINT_SECONDS = 30.0
+"""On CUDA an epoch takes less than a second, and a checkpoint of Net about as long: not every epoch makes one."""
+
 
 @dataclass(frozen=True)
 class TrainingRequest:
@@ -106,7 +109,7 @@ def start(
     Raises:
         RecipeError: a setting of the request is none that can be trained with.
         DataError, RunError, OutputError: as `data.load`, `loop.train` and `loop.resume` say.
-        KeyboardInterrupt: the user stopped; the last complete epoch stays.
+        KeyboardInterrupt: the user stopped; the last checkpoint stays.
     """
     with distributed.joined() as group, ExitStack() as stack:
         device = group.connect(choose_device(request.device))
@@ -133,7 +136,15 @@ def start(
         listeners: list[Listener] = [events] if events else []
         if group.is_main:
             listeners.append(stack.enter_context(display(plan)))
-        options = loop.TrainingOptions(device, request.seed, Listeners(*listeners), group, selection, teachers)
+        options = loop.TrainingOptions(
+            device=device,
+            seed=request.seed,
+            listener=Listeners(*listeners),
+            group=group,
+            selection_run=selection,
+            teachers=teachers,
+            checkpoint_seconds=CUDA_CHECKPOINT_SECONDS if device.type == "cuda" else 0.0,
+        )
         if request.resume:
             result = loop.resume(run, dataset, options)
         else:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .augment import normalise
 
 FIRST_WIDTH = 64
 """The first block has so many channels: its pictures are large, and it takes as long as a later, wider one."""
@@ -105,3 +108,14 @@ class Block(nn.Module):
         """Map `x`, float [N, inputs, height, width], to float [N, outputs, height // 2, width // 2]."""
         x = self.gelu(self.norm1(self.pool(self.conv1(x))))
         return self.gelu(self.norm2(self.conv2(x)))
+
+
+def prepare(net: nn.Module, images: np.ndarray) -> None:
+    """Whiten a teacher's first layer; any other net is left as it is.
+
+    Args:
+        net: before the first step.
+        images: uint8 [N, size, size, 3], what it will be trained on.
+    """
+    if isinstance(net, Teacher):
+        net.whiten_with(normalise(torch.from_numpy(images[:: max(1, len(images) // WHITENING_IMAGES)])))

@@ -99,8 +99,8 @@ class DeployedResidual(nn.Module):
         self.temperature, self.paired = temperature, paired
         self.eval().requires_grad_(False)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Map uint8 [N, size, size, 3] to the float32 [N, 2 * channels] that the last layer reads."""
+    def hidden(self, images: Tensor) -> Tensor:
+        """Map uint8 [N, size, size, 3] to the float32 [N, 2 * channels] that the last layer, `head`, reads."""
         x = in_pairs(images) if self.paired else images.permute(0, 3, 1, 2).to(torch.float32)
         skip = x
         for number, conv in enumerate(self.convs, 1):
@@ -119,5 +119,5 @@ class DeployedResidual(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 [N, size, size, 3] RGB to probabilities and logits, float32 [N, classes] each."""
-        logits = self.head(self.features(images))
+        logits = self.head(self.hidden(images))
         return torch.softmax(logits / self.temperature, dim=1), logits
