@@ -248,7 +248,7 @@ def check(pictures: Pictures, splits: Sequence[str | None], options: FolderOptio
         log.warning("%s.", pictures.listing.left_out)
     unread = [pictures.entries[row].path for row in pictures.errors]
     if unread:
-        sentence = f"{len(unread):,} of {len(pictures.entries):,} pictures cannot be read: {_some(unread)}"
+        sentence = f"{len(unread):,} of {len(pictures.entries):,} pictures cannot be read: {some(unread)}"
         if options.strict:
             raise DataError(f"{sentence}; mend or remove them.")
         log.warning("%s; they are left out.", sentence)
@@ -260,12 +260,13 @@ def check(pictures: Pictures, splits: Sequence[str | None], options: FolderOptio
             )
     untested = [label for label in pictures.listing.labels() if not counts[label, "test"]]
     if untested:
-        log.warning("No test pictures of %s: nothing will be known of its accuracy.", _some(untested))
+        log.warning("No test pictures of %s: nothing will be known of its accuracy.", some(untested))
     if len(untested) == len(pictures.listing.labels()):
         raise DataError(f"{pictures.listing.source} leaves no test pictures: add pictures, or give more to --test.")
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first of `names` as a phrase, and how many more there are."""
     shown = [name if name.isprintable() else ascii(name) for name in names]
     rest = f" and {len(shown) - MAX_NAMED:,} more" if len(shown) > MAX_NAMED else ""
     return ", ".join(shown[:MAX_NAMED]) + rest
