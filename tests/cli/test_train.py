@@ -294,7 +294,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", ["torch", "matplotlib", pytest.param("safetensors", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["torch", "matplotlib"])
 def test_without_a_package_the_extra_is_named(tmp_path, name):
     result = subprocess.run(
         [sys.executable, "-c", BLOCKED.format(name=name)], cwd=tmp_path, capture_output=True, text=True
