@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from ..runtime import machine
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation, evaluate
 from . import plots
+from .answers import ANSWERS, Teachers, Views, describe_distillation, distillation_loss
 from .augment import augment
 from .calibration import fit_temperature
 from .data import Dataset
@@ -34,6 +36,7 @@ from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
 from .run import Run, load_state
 from .speed import speed_up
 from .step import DROPOUT, TrainingStep, derive_seed, epoch_plan, load_optimizers
+from .teacher import prepare
 
 WINDOW = 2_000
 """The reference experiment prints the mean loss of so many mini-batches."""
@@ -56,6 +59,7 @@ class TrainingOptions:
             stop then loses it too.
         warm_up_steps: steps on a copy of the net before the clock runs, so that loading of CUDA's libraries does not
             count; None for three on CUDA and none elsewhere.
+        teachers: runs that the net learns from beside the labels; not used where a run is resumed.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -65,14 +69,15 @@ class TrainingOptions:
     selection_run: SelectionRun | None = None
     checkpoint_seconds: float = 0.0
     warm_up_steps: int | None = None
+    teachers: Teachers | None = None
 
 
 def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptions | None = None) -> Evaluation:
     """Train a net into the new run folder `folder` and return its evaluation on the test images.
 
     Raises:
-        RunError: the folder is taken, the net takes no such pictures, the selection run was trained on other data, the
-            loss is not finite any more, or memory runs out.
+        RunError: the folder is taken, the net takes no such pictures, the selection run was trained on other data, a
+            teacher cannot teach it, the loss is not finite any more, or memory runs out.
         OutputError: the folder cannot be written; the last checkpoint stays.
         KeyboardInterrupt: the user stopped; the last checkpoint stays.
     """
@@ -86,6 +91,8 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         raise RunError(f"Pictures of {dataset.contract.size} pixels cannot be moved by {recipe.translate}.")
     with torch.device("meta"):  # no folder is made where there is no such net
         make_net(recipe.net, dataset.contract)
+    if options.teachers:
+        options.teachers.check(dataset, recipe.held_out)
     trained_on, _ = dataset.hold_out(recipe.held_out)
     record = RunRecord(
         recipe=recipe,
@@ -96,6 +103,7 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         dataset=DatasetRecord(dataset.name, dataset.digest, len(trained_on)),
         started=_now(),
         selection_run=selection,
+        distillation=describe_distillation(options.teachers) if options.teachers else None,
     )
     run = Run.create(folder, record) if options.group.is_main else Run(folder)
     with _enough_memory(recipe):
@@ -176,6 +184,8 @@ class _Training:
         net = make_net(self.recipe.net, dataset.contract, self.recipe.dropout).to(self.device)
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
         self.net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        prepare(self.net, self._images())
+        self.views = Views.recorded(record, run.folder, self._images(), self.device) if record.distillation else None
         speed_up(self.net, self.device)
         self.optimizers = make_optimizers(self.net, self.recipe)
         self.steps_per_epoch = math.ceil(len(self.trained_on) / self.recipe.batch_size)
@@ -188,6 +198,10 @@ class _Training:
         )
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
         self.kept_epoch, self.kept_at = 0, -math.inf
+
+    def _images(self) -> np.ndarray:
+        """Return what is trained on, uint8 [N, size, size, 3]."""
+        return self.dataset.train_images[self.trained_on]
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `_end_epoch` stored."""
@@ -208,7 +222,7 @@ class _Training:
 
     def complete(self) -> Evaluation:
         """Train the epochs that are left, evaluate, and store everything."""
-        images = torch.from_numpy(self.dataset.train_images[self.trained_on]).to(self.device)
+        images = torch.from_numpy(self._images()).to(self.device)
         labels = torch.from_numpy(self.dataset.train_labels[self.trained_on]).to(self.device)
         self._warm_up(images, labels)
         self.kept_at = time.perf_counter()
@@ -241,12 +255,20 @@ class _Training:
         torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT) + group.rank)
         plan = epoch_plan(self.seed, epoch, len(labels), self.recipe.batch_size, self.device)
         losses = torch.empty(self.steps_per_epoch, device=self.device)
+        view, logits = None, None
+        if self.views:
+            with group.main_process_first():
+                view, logits = self.views.view(epoch)
         self.net.train()
         started = shown = time.perf_counter()
         for step, batch in enumerate(plan.batches):
-            augmented = augment(images[batch], epoch, plan.flipped_first[batch], self.recipe, plan.generator)
+            if view is None:
+                augmented = augment(images[batch], epoch, plan.flipped_first[batch], self.recipe, plan.generator)
+            else:
+                augmented = view[batch]
             shard = group.shard(len(batch))
-            loss_of = self._loss(labels[batch[shard]], len(batch))
+            mine = batch[shard]
+            loss_of = self._loss(labels[mine], len(batch), None if logits is None else logits[mine])
             loss = self.step(epoch * self.steps_per_epoch + step, augmented[shard], loss_of)
             losses[step] = group.mean(loss)
             now = time.perf_counter()
@@ -258,11 +280,15 @@ class _Training:
                 self.listener.progress(Progress(epoch + 1, step + 1, self.steps_per_epoch, mean, rate))
         return losses
 
-    def _loss(self, labels: Tensor, batch_size: int) -> Any:
-        """Return the function from this process's logits to the loss, given its labels of a batch."""
+    def _loss(self, labels: Tensor, batch_size: int, teacher: Tensor | None = None) -> Any:
+        """Return the function from this process's logits to the loss, given its labels, and a teacher's logits."""
+        smoothing = self.recipe.label_smoothing
 
         def loss_of(logits: Tensor) -> Tensor:
-            loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            if teacher is None:
+                loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+            else:
+                loss = distillation_loss(logits, teacher, labels, smoothing)
             return self.group.scale_loss(loss, len(labels), batch_size)
 
         return loss_of
@@ -314,6 +340,7 @@ class _Training:
             plots.confusion(result, self.run.folder / "confusion.png")
             plots.curves(self.metrics, self.run.folder / "curves.png")
             self.run.finish(self.net, self.record, self.metrics)
+            shutil.rmtree(self.run.folder / ANSWERS, ignore_errors=True)
         return result
 
     def _validate(self) -> tuple[str, Evaluation]:
