@@ -128,7 +128,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("option", ["--variant", "--provider"])
     def test_an_option_that_means_nothing_to_a_run(self, refused, run, option):
-        assert f"leave out {option}" in refused("evaluate", run.folder, option, "cuda")
+        assert option.removeprefix("--") in refused("evaluate", run.folder, option, "cuda")
 
     def test_drawn_data_is_remembered(self, edgecifar, own_bundle):
         assert " synthetic test images (" in edgecifar("evaluate", own_bundle).stdout
@@ -162,7 +162,7 @@ class TestExport:
         assert refused("export").startswith("There is no trained run under runs/: train one with 'edgecifar train'")
 
     def test_a_folder_that_is_no_run(self, refused, tmp_path):
-        assert f"{tmp_path} is not a run folder" in refused("export", tmp_path)
+        assert "neither a run folder" in refused("export", tmp_path)
 
     def test_a_run_without_an_epoch(self, refused, run, tmp_path):
         record = json.loads((run.folder / "run.json").read_text())
