@@ -336,18 +336,19 @@ def test_a_real_ctrl_c(tmp_path):
 
 
 def test_a_folder_of_other_things_is_left_alone_and_named(small, tmp_path):
-    for name in ("cats", "dogs"):
-        (tmp_path / "my pictures" / name).mkdir(parents=True)
-    result = edgecifar("train", "--data", "my pictures", "--device", "cpu")
+    (tmp_path / "my notes").mkdir()
+    (tmp_path / "my notes" / "today.txt").write_text("")
+    result = edgecifar("train", "--data", "my notes", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "is not a folder of CIFAR-10: it holds 2 folders (cats, dogs)" in result.stderr
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cats", "dogs", "my pictures"]
+    assert "today.txt" in result.stderr
+    assert "nothing is downloaded" in result.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["my notes", "today.txt"]
 
 
 @pytest.mark.parametrize(("given", "named"), [("a folder", "--data 'a folder'"), (None, "")])
 def test_the_next_command_names_the_data_that_were_named(small, monkeypatch, given, named):
     drawn = data.synthetic()
-    monkeypatch.setattr(data, "load", lambda *_: drawn)
+    monkeypatch.setattr(data, "load", lambda *_, **__: drawn)
     monkeypatch.setitem(RECIPES, "fast", replace(FAST, net="narrow"))  # one that can be exported
     result = edgecifar("train", "--device", "cpu", "--epochs", 1, "--out", "run", *(["--data", given] if given else []))
     assert result.exit_code == 0
