@@ -54,7 +54,7 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
         lines.append(f"{v.name:<12} {v.file:<22} {v.precision:<9} {v.bytes:>11,} {accuracy:>9}  {agree}{note}")
     lines += ["", *(f"on {provider}: {reason}" for provider, (_, reason) in chosen.items())]
     origin = manifest.provenance
-    recipe = origin["recipe"] if isinstance(origin.get("recipe"), dict) else {}
+    recipe: dict[str, Any] = origin["recipe"] if isinstance(origin.get("recipe"), dict) else {}
     lines += [
         "",
         f"trained: recipe {recipe.get('name')}, {origin.get('epochs_done')} of {recipe.get('epochs')} epochs, seed "
