@@ -21,11 +21,11 @@ MAX_PARAMETERS = 7
 MAX_MODULE_LINES = 400
 
 KNOWN: dict[str, set[str]] = {
-    "prose": {"CHANGELOG.md", "README.md"},
-    "words": {"README.md"},
+    "prose": set(),
+    "words": set(),
     "parameters": set(),
     "modules": set(),
-    "data set": {"export/graph.py"},
+    "data set": set(),
 }
 """By the figure: the files, or the functions as FILE:NAME, that exceed it. Remove what is mended; add nothing."""
 
