@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import PictureError
@@ -146,7 +146,7 @@ def draws(console: Console) -> bool:
 
 
 @contextlib.contextmanager
-def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def counting(what: str, total: int, unit: str) -> Generator[Callable[[int], None]]:
     """Show a progress bar on stderr and yield the function that is told how many are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -81,7 +81,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a net and leave a run folder: weights, settings, metrics, pictures."""
-    import matplotlib  # noqa: F401  draws last: that it is missing must be known first
+    import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]: draws last: that it is missing must be known first
 
     from ..train.folders import FolderOptions
     from ..train.recipes import RecipeError

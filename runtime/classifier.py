@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
@@ -141,13 +141,14 @@ class Classifier:
             PictureError: a picture cannot be read.
             InputError: an array of another dtype or shape, what is no picture, or a `top_k` below 1.
         """
-        if isinstance(pictures, np.ndarray) and pictures.ndim != 3:
-            return self._predict_batch(pictures, top_k)
+        given = cast("Any", pictures)
+        if isinstance(pictures, np.ndarray) and given.ndim != 3:
+            return self._predict_batch(given, top_k)
         one = isinstance(pictures, np.ndarray | str | Path | bytes) or not isinstance(pictures, Iterable)
-        if one or hasattr(pictures, "read"):  # a stream can be iterated over too, by its lines
-            pictures = [pictures]  # pyright: ignore[reportAssignmentType]: what is no picture is refused below
-        predictions = []
-        for result in self.stream(pictures, top_k, fit):  # pyright: ignore[reportArgumentType]
+        if one or hasattr(given, "read"):  # a stream can be iterated over too, by its lines
+            given = [given]  # what is no picture is refused below
+        predictions: list[Prediction] = []
+        for result in self.stream(given, top_k, fit):
             if isinstance(result, PictureError):
                 raise result
             predictions.append(result)
@@ -215,9 +216,9 @@ class Classifier:
         """Classify `images`, uint8 [N, size, size, 3], whose sources are `names`."""
         rows, scores = self._session.scores(images)
         trained = self.variant.familiarity
-        found = []
+        found: list[Prediction] = []
         for index, (row, name) in enumerate(zip(rows, names, strict=True)):
-            order = np.argsort(-row, kind="stable")[:top_k]
+            order: list[int] = np.argsort(-row, kind="stable")[:top_k].tolist()
             top = tuple((self.contract.labels[i], float(row[i])) for i in order)
             score = None if scores is None else float(scores[index])
             known = None if score is None or trained is None else score >= trained.threshold
