@@ -7,11 +7,12 @@ from .app import app, register
 from .bundles import benchmark, info, verify
 from .exporting import export
 from .predicting import predict
+from .serving import serve
 from .training import evaluate, train
 
 __all__ = ["app", "main"]
 
-register(train, evaluate, export, predict, verify, benchmark, info)
+register(train, evaluate, export, predict, serve, verify, benchmark, info)
 
 
 def main() -> None:
