@@ -90,6 +90,8 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """Return a time as people say it."""
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
     seconds = round(max(seconds, 0))
     if seconds < 60:
         return f"{seconds} s"
