@@ -21,6 +21,8 @@ from edgecifar.export.compress.quantize import CALIBRATION_IMAGES, CALIBRATORS, 
 from edgecifar.export.compress.search import MIN_CALIBRATION_IMAGES, Search, importance_subset
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.graph import Deployed
+from edgecifar.export.options import ExportOptions
+from edgecifar.export.variants import Source
 from edgecifar.runtime import Bundle
 from edgecifar.runtime.contract import METADATA_PREFIX
 from edgecifar.runtime.errors import BundleError, DataError, VariantError
@@ -112,8 +114,8 @@ class ReferenceModels:
 
     def __init__(self, run: Run, dataset: Dataset, exported: Sequence[Candidate], folder: Path) -> None:
         self.run, self.dataset, self.folder = run, dataset, folder
-        record, net = run.record, run.net()
-        self.model, self.paired = (Deployed(net, record.temperature, paired) for paired in (False, True))
+        record, self._net = run.record, Source(run, dataset, ExportOptions()).net
+        self.model, self.paired = (Deployed(self._net, record.temperature, paired) for paired in (False, True))
         self.provenance = {"checkpoint_sha256": record.weights_sha256, "dataset": asdict(record.dataset)}
         self.trained_on, self.held_out = dataset.hold_out(record.recipe.held_out)
         self._exported = next((candidate for candidate in exported if candidate.precision == FULL), None)
@@ -161,7 +163,7 @@ class ReferenceModels:
         if not all(outputs.get(layer) for layer in LAYERS):
             return None  # exported before fine-tuning meant narrowing
         widths = {layer: outputs[layer] // (2 if layer == "conv1" else 1) for layer in LAYERS}  # pairs of pixels
-        distiller = distill.distiller_of(self.run, self.run.net(), self.dataset, epochs, torch.device("cpu"))
+        distiller = distill.distiller_of(self.run, self._net, self.dataset, epochs, torch.device("cpu"))
         images, labels = self.dataset.train_images[self.held_out], self.dataset.train_labels[self.held_out]
         search = Search(self.paired, self.dataset.contract, self._few, images, labels, distiller)
         return search.stored_student(widths)

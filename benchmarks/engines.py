@@ -11,6 +11,8 @@ import torch
 from harness import Function
 
 from edgecifar.export.graph import Deployed
+from edgecifar.export.options import ExportOptions
+from edgecifar.export.variants import Source
 from edgecifar.runtime import Bundle
 from edgecifar.runtime.errors import VariantError
 from edgecifar.train.inference import classify_with
@@ -77,7 +79,7 @@ class Engines:
     all: list[Peer]
 
     def __init__(self, run: Run, bundle: Bundle, threads: int) -> None:
-        net, temperature = run.net(), run.record.temperature
+        net, temperature = Source(run, None, ExportOptions()).net, run.record.temperature
         self.reference: Function = classify_with(net, temperature)
         self.bundle, self.contract, self.threads = bundle, bundle.contract, threads
         self.deployed = Deployed(net, temperature)

@@ -36,6 +36,7 @@ def _quiet() -> Iterator[None]:
     """
     with _quiet_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # an icon is decoded as soon as it is opened
         yield
 
 

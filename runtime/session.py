@@ -126,7 +126,7 @@ class Session:
 
     @property
     def inference_session(self) -> onnxruntime.InferenceSession:
-        """onnxruntime's own session, for what measures or profiles it; calls to it are not checked."""
+        """The session of onnxruntime, for what measures or profiles it; calls to it are not checked."""
         return self._session
 
     def assignment(self) -> dict[str, int] | None:

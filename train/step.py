@@ -71,7 +71,7 @@ def load_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict]) -> 
         highest = [group["max_lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
         for group, max_lr in zip(optimizer.param_groups, highest, strict=True):
-            group.pop("peak_lr", None)  # its name until 0.1
+            group.pop("peak_lr", None)  # the name in earlier versions
             group["max_lr"] = max_lr
 
 

@@ -85,7 +85,7 @@ class TestRefusals:
     def test_what_is_exported_already(self, refused, own_bundle, name):
         assert "is not a run folder" in refused("export", own_bundle / name)
 
-    def test_a_run_without_an_epoch(self, refused, run, tmp_path):
+    def test_a_run_without_an_epoch(self, refused, run, tmp_path, synthetic_is_small):
         record = json.loads((run.folder / "run.json").read_text())
         for name in ("epochs_done", "weights_sha256"):
             del record[name]

@@ -470,6 +470,12 @@ def test_too_many_pixels_are_refused_from_the_header(width, height):
     assert message == "Could not read bomb.png: it has more than 64 million pixels; scale it down first."
 
 
+def test_a_bomb_in_an_icon(tmp_path):
+    png = png_header(20_000, 20_000)
+    entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(png), 22)
+    assert "pixels; scale it down first" in refusal(struct.pack("<HHH", 0, 1, 1) + entry + png)
+
+
 def test_too_many_pixels_in_every_format(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA"):
