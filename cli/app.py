@@ -27,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EXTRAS = {"train": "train", "evaluate": "train", "export": "export", "info": "train"}
+EXTRAS = {"train": "train", "evaluate": "train", "export": "export", "info": "train", "serve": "serve"}
 """Which extra of the package a command needs beyond the base install; `info` for a run folder only."""
 
 
@@ -161,8 +161,8 @@ def _root(
 Data = Annotated[
     str | None,
     typer.Option(
-        help="Folder with the CIFAR-10 files, or 'synthetic' to try the pipeline without them. "
-        "Default: $EDGECIFAR_DATA, else ~/.cache/edgecifar, where they are downloaded to.",
+        help="A folder with a folder of pictures per class, a CSV with the columns path and label, CIFAR-10's folder, "
+        "or 'synthetic'. Default: CIFAR-10 in $EDGECIFAR_DATA, else in ~/.cache/edgecifar, where it is downloaded to.",
         show_default=False,
     ),
 ]

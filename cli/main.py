@@ -8,12 +8,14 @@ from . import streams
 from .app import app, register
 from .bundles import benchmark, info, verify
 from .exporting import export
+from .inspecting import inspect
 from .predicting import predict
+from .serving import serve
 from .training import evaluate, train
 
 __all__ = ["app", "main"]
 
-register(train, evaluate, export, predict, verify, benchmark, info)
+register(train, inspect, evaluate, export, predict, serve, verify, benchmark, info)
 
 
 def main() -> None:
