@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from .errors import PictureError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from io import BufferedReader
 
-__all__ = ["LeftOut", "find_pictures", "walk"]
+__all__ = ["LeftOut", "find_pictures", "read_list", "walk"]
 
 _SUFFIXES = (
     *(
@@ -139,6 +140,25 @@ def find_pictures(arguments: Sequence[str], left_out: LeftOut | None = None) -> 
             raise PictureError(f"There are no pictures in {argument}: {why}; check the path.")
         pictures += found
     return pictures
+
+
+def read_list(file: BufferedReader) -> Iterator[str]:
+    """Yield the names in a list, one a line, or each ended by a zero byte, as `find -print0` gives them.
+
+    Which it is, what the file gives at the first reading decides. Empty lines are passed over.
+    """
+    block = file.read1(1 << 16)
+    mark = b"\0" if b"\0" in block else b"\n"
+    ending = b"" if mark == b"\0" else b"\r"
+    rest = b""
+    while block:
+        *names, rest = (rest + block).split(mark)
+        for name in names:
+            if name := name.removesuffix(ending):
+                yield os.fsdecode(name)
+        block = file.read1(1 << 16)
+    if rest := rest.removesuffix(ending):
+        yield os.fsdecode(rest)
 
 
 def walk(folder: str, left_out: LeftOut, *, recursive: bool = True) -> list[str]:
