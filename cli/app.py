@@ -161,8 +161,8 @@ def _root(
 Data = Annotated[
     str | None,
     typer.Option(
-        help="Folder with the CIFAR-10 files, or 'synthetic' to try the pipeline without them. "
-        "Default: $EDGECIFAR_DATA, else ~/.cache/edgecifar, where they are downloaded to.",
+        help="A folder with a folder of pictures per class, a CSV with the columns path and label, CIFAR-10's folder, "
+        "or 'synthetic'. Default: CIFAR-10 in $EDGECIFAR_DATA, else in ~/.cache/edgecifar, where it is downloaded to.",
         show_default=False,
     ),
 ]

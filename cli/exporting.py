@@ -113,7 +113,7 @@ def export(
         say(f"Note: {source.folder} is not finished: {record.epochs_done} of {record.recipe.epochs} epochs.")
     elif not run:
         say(f"The newest finished run: {source.folder}")
-    dataset = None if without_data else datasets.load_for_export(record.dataset.name, data)
+    dataset = None if without_data else datasets.load_for_export(record.dataset.name, data, record.dataset.origin)
     options = ExportOptions(
         formats=_expand(formats, Format),
         variants=_expand(variants, VariantName),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+
 from . import streams
 from .app import app, register
 from .bundles import benchmark, info, verify
 from .exporting import export
+from .inspecting import inspect
 from .predicting import predict
 from .training import evaluate, train
 
 __all__ = ["app", "main"]
 
-register(train, evaluate, export, predict, verify, benchmark, info)
+register(train, inspect, evaluate, export, predict, verify, benchmark, info)
 
 
 def main() -> None:
     """Run the command line."""
+    vars(sys.modules["__main__"]).pop("__file__", None)  # else processes that decode pictures would import the command
     streams.prepare()
     try:
         app(prog_name="edgecifar")

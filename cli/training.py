@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Data, Json, Provider, command, examples, say
+from .app import Data, Fit, Json, Provider, command, examples, say
 
 
 class RecipeName(StrEnum):
@@ -68,6 +68,14 @@ def train(
     held_out: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="Share of the training images kept for decisions.")
     ] = None,
+    fit: Annotated[Fit | None, typer.Option(help="Own pictures: how each is made square. Default: crop.")] = None,
+    val: Annotated[
+        float | None, typer.Option(min=0, max=0.5, help="Own pictures: share held out for decisions. Default: 0.1.")
+    ] = None,
+    test: Annotated[
+        float | None, typer.Option(min=0, max=0.5, help="Own pictures: share that is tested on. Default: 0.1.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Own pictures: stop where one cannot be read.")] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into the run's folder, too.")
     ] = False,
@@ -75,6 +83,7 @@ def train(
     """Train a net and leave a run folder: weights, settings, metrics, pictures."""
     import matplotlib  # noqa: F401  draws last: that it is missing must be known first
 
+    from ..train.folders import FolderOptions
     from ..train.recipes import RecipeError
     from ..train.start import DEFAULT_RECIPE, TrainingRequest, start
     from .training_display import TrainingDisplay, evaluation_table
@@ -88,12 +97,15 @@ def train(
         "held_out": held_out,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    _check_usage({"recipe": recipe, "seed": seed, "teacher": teachers or None, **settings}, resume, final)
+    pictures = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}
+    pictures = {name: value for name, value in pictures.items() if value is not None}
+    _check_usage({"recipe": recipe, "seed": seed, "teacher": teachers or None, **settings, **pictures}, resume, final)
     request = TrainingRequest(
         recipe=recipe.value if recipe else DEFAULT_RECIPE,
         settings=settings,
         seed=seed or 0,
         data=data,
+        pictures=FolderOptions(**pictures),
         out=out,
         device=device,
         resume=resume,

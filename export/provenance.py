@@ -59,7 +59,7 @@ class Provenance:
             seed=record.seed,
             epochs_done=record.epochs_done,
             temperature=record.temperature,
-            dataset=asdict(record.dataset),
+            dataset=record.dataset.as_json(),
             training_images=record.dataset.trained_on,
             checkpoint_sha256=record.weights_sha256 or "",
             checkpoint_test_accuracy=record.test["accuracy"] if record.test else None,

@@ -15,7 +15,7 @@ from .errors import PictureError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LeftOut", "find_pictures"]
+__all__ = ["LeftOut", "find_pictures", "walk"]
 
 _SUFFIXES = (
     *(
@@ -85,6 +85,12 @@ class LeftOut:
         if remedy:
             self.remedies[reason] = remedy
 
+    def update(self, other: LeftOut) -> None:
+        """Count what `other` counted."""
+        self.reasons.update(other.reasons)
+        self.remedies |= other.remedies
+        self.unread += other.unread
+
     def __str__(self) -> str:
         """Say it in one line, the most frequent first."""
         total = self.reasons.total()
@@ -119,10 +125,8 @@ def find_pictures(arguments: Sequence[str], left_out: LeftOut | None = None) -> 
         # os.path answers False where pathlib raises: on names that are too long, or in folders that may not be read.
         if os.path.isdir(argument):  # noqa: PTH112
             inside = LeftOut()
-            found = _walk(argument, inside)
-            left_out.reasons.update(inside.reasons)
-            left_out.remedies |= inside.remedies
-            left_out.unread += inside.unread
+            found = walk(argument, inside)
+            left_out.update(inside)
             why = f"{inside}" if inside.reasons else "it is empty"
         elif re.search(r"[*?[]", argument) and not os.path.lexists(argument):
             import glob
@@ -137,14 +141,22 @@ def find_pictures(arguments: Sequence[str], left_out: LeftOut | None = None) -> 
     return pictures
 
 
-def _walk(folder: str, left_out: LeftOut) -> list[str]:
-    """Return the picture files of a folder: its own first, then those of each subfolder, sorted by name."""
+def walk(folder: str, left_out: LeftOut, *, recursive: bool = True) -> list[str]:
+    """Return the picture files of a folder: its own first, then those of each subfolder, sorted by name.
+
+    Which files are pictures, and which folders are gone into, `find_pictures` says.
+
+    Args:
+        folder: where to look; the paths begin with it.
+        left_out: is told of everything that the folder holds besides.
+        recursive: whether subfolders are gone into.
+    """
     found: list[str] = []
     seen = {_identity(folder)}
     unreadable = lambda _error: left_out.add("unreadable folder", unread=True)  # noqa: E731
     for where, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         shown = []
-        for name in sorted(folders):
+        for name in sorted(folders) if recursive else ():
             identity = _identity(os.path.join(where, name))  # noqa: PTH118 - thousands of these
             if name.startswith("."):
                 left_out.add("hidden folder")

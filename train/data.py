@@ -13,18 +13,24 @@ import http.client
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..runtime import labelled
 from ..runtime.contract import CIFAR10, Contract
 from ..runtime.errors import DataError
 from ..runtime.files import STAGING, explained, make_folder, remove_leftovers
+from ..runtime.labelled import SPLITS
+from . import folders
+from .folders import FolderOptions
 
 log = logging.getLogger("edgecifar")
 
-SYNTHETIC = "synthetic"
+CIFAR10_NAME, SYNTHETIC = "CIFAR-10", "synthetic"
 
 CACHE = Path("~/.cache/edgecifar")
 """CIFAR-10 is kept here unless a folder is named."""
@@ -43,8 +49,12 @@ class Dataset:
 
     Attributes:
         contract: what the labels are called, and the pictures' size.
-        name: "CIFAR-10" or "synthetic"; nothing made from the latter may be reported as the former.
+        name: "CIFAR-10", "synthetic", or the name of a folder or CSV; nothing made from one of these may be reported as
+            CIFAR-10.
         digest: SHA-256 over all images and labels.
+        validation: indices into `train_images` of the pictures that are held out for decisions, int64, ascending; None
+            where `hold_out` chooses them.
+        origin: what is recorded of a folder or a CSV, JSON values as `folders.describe` returns them.
     """
 
     contract: Contract
@@ -54,38 +64,57 @@ class Dataset:
     test_images: np.ndarray
     test_labels: np.ndarray
     digest: str
+    validation: np.ndarray | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the pictures come from a folder or a CSV."""
+        return bool(self.origin)
 
     def hold_out(self, share: float) -> tuple[np.ndarray, np.ndarray]:
         """Split the training images into those to train on and the `share` held out for decisions.
 
         The held-out images are the last ones of each class, the same for every seed, so that
-        decisions taken in different runs are comparable and never see an image trained on.
+        decisions taken in different runs are comparable and never see an image trained on. Where
+        the data set has a validation split, that is held out, whatever the share.
 
         Args:
-            share: 0 to 0.5; 0.1 of CIFAR-10 holds out 500 images of each class.
+            share: 0 to 0.5; 0.1 of CIFAR-10 holds out 500 images of each class. 0 holds none out.
 
         Returns:
             Two int64 arrays of indices into `train_images`, ascending.
         """
         held_out = np.zeros(len(self.train_labels), bool)
+        if self.validation is not None:
+            held_out[self.validation] = share > 0
+            return np.flatnonzero(~held_out), np.flatnonzero(held_out)
         for label in range(self.contract.classes):
             indices = np.flatnonzero(self.train_labels == label)
             held_out[indices[len(indices) - round(share * len(indices)) :]] = True
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def load(data: str | Path | None = None, download: bool = True) -> Dataset:
+def load(
+    data: str | Path | None = None,
+    download: bool = True,
+    options: FolderOptions | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Dataset:
     """Load the data set that `data` names; what takes long is logged.
 
     Args:
-        data: a folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or one of these, or "synthetic";
-            by default `$EDGECIFAR_DATA`, else `~/.cache/edgecifar`, where CIFAR-10 is downloaded to.
+        data: a folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or one of these; a folder or a CSV
+            of labelled pictures, as `runtime.labelled` reads them; or "synthetic". By default `$EDGECIFAR_DATA`, else
+            `~/.cache/edgecifar`, where CIFAR-10 is downloaded to.
         download: whether what is missing may be downloaded. That never happens in a folder that was named and holds
             other things.
+        options: how labelled pictures are split and made square.
+        progress: called with the number of labelled pictures that are decoded.
 
     Raises:
-        DataError: the files are missing and cannot be downloaded, one of them is corrupt, or the folder holds other
-            things than CIFAR-10.
+        DataError: the files are missing and cannot be downloaded, one of them is corrupt, or the folder holds neither
+            CIFAR-10 nor labelled pictures.
         OutputError: they cannot be written.
     """
     named = data or os.environ.get("EDGECIFAR_DATA")
@@ -94,26 +123,80 @@ def load(data: str | Path | None = None, download: bool = True) -> Dataset:
     root = Path(named or CACHE).expanduser().absolute()
     if root.name in _cifar10_names():  # what the folder holds was named
         root = root.parent
+    if root.is_file() and root.suffix.lower() == ".csv":
+        return load_labelled(root, options or FolderOptions(), progress=progress)
     others = _other_things(root) if named else []
     if others and not any((root / name).exists() for name in _cifar10_names()):
-        raise DataError(_not_cifar10(root, others))  # a reader of a folder of one's own pictures has its place here
+        if labelled.recognise(root) is None:
+            raise DataError(_not_cifar10(root, others))
+        return load_labelled(root, options or FolderOptions(), progress=progress)
     return _load_cifar10(root, download and not others)
 
 
-def load_for_export(trained_on: str, data: str | None) -> Dataset | None:
+def load_labelled(
+    path: Path,
+    options: FolderOptions,
+    *,
+    cache: Path | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Dataset:
+    """Load a folder or a CSV of labelled pictures; in memory it takes 3 kB a picture.
+
+    Args:
+        path: as `runtime.labelled.read` takes it.
+        options: how the pictures are split and made square.
+        cache: where decoded pictures are kept; by default `CACHE`.
+        progress: called with the number of pictures that are decoded.
+
+    Raises:
+        DataError: the pictures cannot be trained on; the message says why.
+        OutputError: the cache cannot be written.
+    """
+    listing = labelled.read(path)
+    contract = folders.contract_of(listing.labels(), options.fit)
+    pictures = folders.decode(listing, contract, (cache or CACHE).expanduser(), progress=progress)
+    splits = folders.splits_of(pictures, options)
+    folders.check(pictures, splits, options)
+    classes = np.array(listing.indices(contract.labels), np.int64)
+    places = {name: np.array([row for row, split in enumerate(splits) if split == name], int) for name in SPLITS}
+    trained = np.sort(np.concatenate([places["train"], places["val"]]))
+    dataset = _dataset(
+        contract,
+        _name(listing.source),
+        np.asarray(pictures.images[trained]),
+        classes[trained],
+        np.asarray(pictures.images[places["test"]]),
+        classes[places["test"]],
+    )
+    held_out = np.flatnonzero(np.isin(trained, places["val"])) if len(places["val"]) else None
+    return replace(dataset, validation=held_out, origin=folders.describe(pictures, splits, options))
+
+
+def _name(source: Path) -> str:
+    """Return what a folder or a CSV is called as a data set: never as one that is known by its name."""
+    name = source.name if source.name.isprintable() and source.name else "pictures"
+    return f"{name} (own)" if name in (CIFAR10_NAME, SYNTHETIC) else name
+
+
+def load_for_export(trained_on: str, data: str | None, origin: Mapping[str, Any] | None = None) -> Dataset | None:
     """Return the data set that a run was trained on, or None where CIFAR-10 was not named and is not at hand.
 
     Args:
         trained_on: the name of the run's data set.
         data: as `load` takes it.
+        origin: how the run's folder or CSV was read, as the run records it.
 
     Raises:
         DataError: `data` names what is not there or corrupt.
     """
     if trained_on == SYNTHETIC:
         return load(SYNTHETIC)
+    options = FolderOptions.recorded(origin or {})
+    if options and not data:
+        log.warning("The run was trained on %s.", trained_on)
+        return None
     try:
-        return load(data, download=False)
+        return load(data, download=False, options=options)
     except DataError as error:
         if data:
             raise
@@ -185,7 +268,7 @@ def _load_cifar10(root: Path, download: bool) -> Dataset:
             raise
     train, test = TORCHVISION(str(root), train=True), TORCHVISION(str(root), train=False)
     arrays = train.data, np.asarray(train.targets), test.data, np.asarray(test.targets)
-    return _dataset(CIFAR10, "CIFAR-10", *arrays)
+    return _dataset(CIFAR10, CIFAR10_NAME, *arrays)
 
 
 def _supply(root: Path, missing: list[str], lack: str) -> None:

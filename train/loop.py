@@ -100,7 +100,7 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         seed=seed,
         conditions=_conditions(recipe, options),
         machine=machine.describe(),
-        dataset=DatasetRecord(dataset.name, dataset.digest, len(trained_on)),
+        dataset=DatasetRecord(dataset.name, dataset.digest, len(trained_on), dataset.origin),
         started=_now(),
         selection_run=selection,
         distillation=describe_distillation(options.teachers) if options.teachers else None,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..runtime.files import write_file
 from ..runtime.metrics import Evaluation
@@ -45,6 +49,27 @@ def confusion(result: Evaluation, path: Path) -> None:
     axes.set(xlabel="predicted", ylabel="true", title=f"{100 * result.accuracy:.2f} % of {result.images:,} images")
     figure.colorbar(image, label="% of the true class", fraction=0.046)
     save_png(figure, path)
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], path: Path, title: str) -> None:
+    """Draw rows of pictures, uint8 [height, width, 3] each, with the text of each row, into a PNG.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    columns = max((len(pictures) for _, pictures in rows), default=1)
+    figure, grid = new_figure(max(1, len(rows)), columns, (1 + 0.8 * columns, 0.6 + 0.95 * max(1, len(rows))))
+    figure.suptitle(title, fontsize=9)
+    grid = np.array(grid).reshape(max(1, len(rows)), columns)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for line, (text, pictures) in zip(grid, rows, strict=False):
+        line[0].set_title(text, fontsize=7, loc="left", parse_math=False)
+        for axes, picture in zip(line, pictures, strict=False):
+            axes.imshow(picture, interpolation="nearest")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a label in a script that the font lacks is drawn as boxes
+        save_png(figure, path)
 
 
 def new_figure(rows: int, columns: int, inches: tuple[float, float]) -> Any:

@@ -23,14 +23,21 @@ class DatasetRecord:
     """The data set that a run was trained on.
 
     Attributes:
-        name: "CIFAR-10" or "synthetic".
+        name: "CIFAR-10", "synthetic", or the name of a folder or CSV.
         sha256: digest over all its images and labels.
         trained_on: the number of images that were trained on, the held-out ones not among them.
+        origin: of a folder or CSV, how it was read and split, as `folders.describe` returns it; else empty.
     """
 
     name: str
     sha256: str
     trained_on: int
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record as JSON values; an origin only where there is one."""
+        values = {"name": self.name, "sha256": self.sha256, "trained_on": self.trained_on}
+        return values | ({"origin": dict(self.origin)} if self.origin else {})
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ class RunRecord:
             "seed": self.seed,
             **asdict(self.conditions),
             "machine": dict(self.machine),
-            "dataset": asdict(self.dataset),
+            "dataset": self.dataset.as_json(),
             "started": self.started,
             "status": self.status,
             "selection_run": asdict(self.selection_run) if self.selection_run else None,
@@ -165,6 +172,7 @@ class RunRecord:
             name=_get(values, "dataset.name", str),
             sha256=_get(values, "dataset.sha256", str),
             trained_on=_get(values, "dataset.trained_on", int),
+            origin=_get(values, "dataset.origin", dict, {}),
         )
         _get(values, "machine.cpu_features", list)
         _get(values, "machine.versions", dict)

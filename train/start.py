@@ -20,6 +20,7 @@ from .data import Dataset
 from .devices import choose_device, describe_device
 from .distributed import Group
 from .events import EventFiles
+from .folders import FolderOptions
 from .listeners import Listener, Listeners
 from .nets import is_exported
 from .recipes import RECIPES, Recipe
@@ -42,6 +43,7 @@ class TrainingRequest:
         seed: what all randomness derives from; 0 by default.
         data: as `data.load` takes it. A run that goes on or is followed, and was trained on synthetic data, has those
             by default.
+        pictures: how a folder or a CSV is split and made square. A run that goes on or is followed has its own.
         out: the run folder; by default a new one under `RUNS`, or, with `resume`, the newest unfinished run there.
         device: as `choose_device` takes it.
         resume: whether to go on with the run in `out`. `recipe`, `settings` and `seed` are then the run's.
@@ -54,6 +56,7 @@ class TrainingRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     data: str | None = None
+    pictures: FolderOptions = field(default_factory=FolderOptions)
     out: Path | None = None
     device: str = "auto"
     resume: bool = False
@@ -116,9 +119,11 @@ def start(
         past = (run.resume_state() or {}).get("metrics", []) if request.resume else []
         writes_events = request.tensorboard and group.is_main
         events = stack.enter_context(EventFiles(run.folder, past)) if writes_events else None
-        data = request.data or _trained_on_drawn(request, run)
+        earlier = run if request.resume else Run(request.follow) if request.follow else None
+        data = request.data or (earlier and _trained_on_drawn(earlier))
+        pictures = (earlier and FolderOptions.recorded(earlier.record.dataset.origin)) or request.pictures
         with group.main_process_first():
-            dataset = datasets.load(data)
+            dataset = datasets.load(data, options=pictures)
         plan = TrainingPlan(
             run=run,
             recipe=recipe,
@@ -175,10 +180,9 @@ def _teachers(request: TrainingRequest) -> Teachers | None:
     return Teachers(tuple(map(Run, request.teachers))) if request.teachers else None
 
 
-def _trained_on_drawn(request: TrainingRequest, run: Run) -> str | None:
+def _trained_on_drawn(earlier: Run) -> str | None:
     """Return "synthetic" where the run that goes on, or is followed, was trained on that."""
-    earlier = run if request.resume else Run(request.follow) if request.follow else None
-    return datasets.SYNTHETIC if earlier and earlier.record.dataset.name == datasets.SYNTHETIC else None
+    return datasets.SYNTHETIC if earlier.record.dataset.name == datasets.SYNTHETIC else None
 
 
 def _resume_command(request: TrainingRequest, run: Run, data: str | None, processes: int) -> str:

@@ -1,0 +1,288 @@
+"""A folder or a CSV of labelled pictures as a data set: decoded once, split by content, kept in a cache."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime import labelled, parallel
+from ..runtime.contract import Contract, Preprocessing
+from ..runtime.errors import DataError, OutputError
+from ..runtime.files import make_folder, remove_leftovers, write_file
+from ..runtime.labelled import Entry, Listing
+from ..runtime.machine import usable_cpus
+from .net import INPUT_SIZE
+
+log = logging.getLogger("edgecifar")
+
+CACHE_VERSION = 1
+"""Version of the cache's files. Raise it when `load_picture` gives other pixels: older caches are then not read."""
+
+MAX_NAMED = 5
+"""How many files a message names; of the rest it gives the number."""
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder or a CSV becomes a data set.
+
+    Attributes:
+        fit: how a picture is made square, as `load_picture` takes it.
+        val: share of the pictures that are held out for decisions, where the split is not given.
+        test: share of the pictures that are tested on, likewise.
+        strict: whether a picture that cannot be read is an error.
+    """
+
+    fit: str = "crop"
+    val: float = 0.1
+    test: float = 0.1
+    strict: bool = False
+
+    @classmethod
+    def recorded(cls, origin: Mapping[str, Any]) -> FolderOptions | None:
+        """Return the options that a run was trained with, of what `describe` returned; None where there was no folder.
+
+        Raises:
+            DataError: they are not options that this version knows.
+        """
+        if not origin:
+            return None
+        try:
+            return cls(**origin["options"])
+        except (LookupError, TypeError) as error:
+            raise DataError(f"The run does not say how its pictures were split ({error}): train again.") from None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Every picture of a listing, decoded.
+
+    Attributes:
+        listing: the files, in the order of the rows.
+        images: uint8 [N, size, size, 3]; on the disk, read as it is needed. A row of a picture that cannot be read is
+            undefined.
+        digests: SHA-256 of each file; "" where it cannot be read.
+        errors: why a picture cannot be read, by its row.
+    """
+
+    listing: Listing
+    images: np.ndarray
+    digests: tuple[str, ...]
+    errors: dict[int, str]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The files."""
+        return self.listing.entries
+
+
+def contract_of(labels: Sequence[str], fit: str) -> Contract:
+    """Return the contract of a net for these classes.
+
+    Raises:
+        DataError: they cannot be a contract's labels.
+    """
+    try:
+        return Contract(tuple(labels), INPUT_SIZE, Preprocessing(fit=fit))
+    except ValueError as error:
+        raise DataError(f"The classes cannot be used: {error}.") from None
+
+
+def decode(
+    listing: Listing,
+    contract: Contract,
+    cache: Path,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Pictures:
+    """Decode every picture of `listing` by `load_picture`, those of before from the cache.
+
+    A file is decoded again when its size or its time of change is another. The cache takes 3 kB a picture.
+
+    Args:
+        listing: the files.
+        contract: what they are decoded for.
+        cache: the folder for caches.
+        jobs: processes; by default as many as there are usable cores.
+        progress: called with the number of pictures that are done.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    steps = json.dumps(contract.as_json()["preprocessing"], sort_keys=True)
+    key = sha256(f"{CACHE_VERSION}\n{listing.source}\n{contract.picture_shape}\n{steps}".encode()).hexdigest()[:16]
+    folder = cache / "pictures" / key
+    states = [_state(listing.root / entry.path) for entry in listing.entries]
+    known = _Known.read(folder, contract)
+    rows = [known.row(entry.path, state) for entry, state in zip(listing.entries, states, strict=True)]
+    missing = [place for place, row in enumerate(rows) if row is None]
+    if not missing and len(known.files) == len(rows) and rows == list(range(len(rows))):
+        progress(len(rows))
+        return Pictures(listing, known.images, tuple(known.digests()), known.errors())
+    make_folder(folder)
+    remove_leftovers(folder)
+    fresh = parallel.decode_many(
+        [listing.root / listing.entries[place].path for place in missing],
+        contract,
+        jobs=jobs or usable_cpus(),
+        with_digest=True,
+    )
+    files: dict[str, dict[str, Any]] = {}
+
+    def fill(path: Path) -> None:
+        images = np.lib.format.open_memmap(path, "w+", np.uint8, (len(rows), *contract.picture_shape))
+        for place, (entry, row) in enumerate(zip(listing.entries, rows, strict=True)):
+            if row is not None:
+                images[place] = known.images[row]
+                files[entry.path] = known.files[entry.path]
+            else:
+                decoded = next(fresh)
+                if decoded.picture is not None:
+                    images[place] = decoded.picture
+                error = {} if decoded.error is None else {"error": str(decoded.error)}
+                files[entry.path] = {"state": states[place], "sha256": decoded.sha256, **error}
+            progress(place + 1)
+        images.flush()
+
+    name = f"{_key(listing, states)}.npy"  # a reader of the old index still finds the old file
+    write_file(folder / name, fill)
+    write_file(folder / "index.json", json.dumps({"images": name, "files": files}).encode())
+    for old in folder.glob("*.npy"):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+    known = _Known.read(folder, contract)
+    if len(known.files) != len(rows):
+        raise OutputError(f"What was written to {folder} cannot be read back: check the disk.")
+    return Pictures(listing, known.images, tuple(known.digests()), known.errors())
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a cache holds: the file's state, digest and error by path, in the order of the rows of `images`."""
+
+    files: dict[str, dict[str, Any]]
+    rows: dict[str, int]
+    images: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path, contract: Contract) -> _Known:
+        """Return the cache in `folder`; one that is missing or damaged is empty."""
+        try:
+            index = json.loads((folder / "index.json").read_bytes())
+            files = index["files"]
+            images = np.load(folder / Path(index["images"]).name, mmap_mode="r", allow_pickle=False)
+            sound = all({"state", "sha256"} <= entry.keys() for entry in files.values())
+            if sound and images.dtype == np.uint8 and images.shape == (len(files), *contract.picture_shape):
+                return cls(files, {path: row for row, path in enumerate(files)}, images)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            pass
+        return cls({}, {}, np.empty((0, *contract.picture_shape), np.uint8))
+
+    def row(self, path: str, state: list[int] | None) -> int | None:
+        """Return the row of a file that has not changed since; None where it must be decoded."""
+        entry = self.files.get(path)
+        return self.rows[path] if entry and state is not None and entry["state"] == state else None
+
+    def digests(self) -> list[str]:
+        return [entry["sha256"] for entry in self.files.values()]
+
+    def errors(self) -> dict[int, str]:
+        return {row: entry["error"] for row, entry in enumerate(self.files.values()) if "error" in entry}
+
+
+def _state(path: Path) -> list[int] | None:
+    """Return size and time of change of a file; None where it is not there."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a hundred thousand of these
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _key(listing: Listing, states: list[list[int] | None]) -> str:
+    named = ((entry.path, state) for entry, state in zip(listing.entries, states, strict=True))
+    return sha256(json.dumps(list(named)).encode()).hexdigest()[:16]
+
+
+def splits_of(pictures: Pictures, options: FolderOptions) -> list[str | None]:
+    """Return the split of each picture; None where it cannot be read.
+
+    Raises:
+        DataError: the shares leave nothing to train on.
+    """
+    if pictures.listing.has_splits:
+        splits: list[str | None] = [entry.split for entry in pictures.entries]
+    else:
+        groups = [entry.group for entry in pictures.entries]
+        digests = [digest or sha256(e.path.encode()).hexdigest() for digest, e in _with_entries(pictures)]
+        try:
+            splits = list(labelled.assign_splits(digests, groups, options.val, options.test))
+        except ValueError as error:
+            raise DataError(f"The pictures cannot be split: {error}.") from None
+    return [None if row in pictures.errors else split for row, split in enumerate(splits)]
+
+
+def _with_entries(pictures: Pictures) -> zip[tuple[str, Entry]]:
+    return zip(pictures.digests, pictures.entries, strict=True)
+
+
+def check(pictures: Pictures, splits: Sequence[str | None], options: FolderOptions) -> None:
+    """Log what is odd about a data set, and refuse one that cannot be trained on.
+
+    Raises:
+        DataError: `options.strict`, and a picture cannot be read; or a class has no pictures to train on.
+    """
+    for remark in pictures.listing.remarks:
+        log.warning("%s", remark)
+    if pictures.listing.left_out.reasons:
+        log.warning("%s.", pictures.listing.left_out)
+    unread = [pictures.entries[row].path for row in pictures.errors]
+    if unread:
+        sentence = f"{len(unread):,} of {len(pictures.entries):,} pictures cannot be read: {some(unread)}"
+        if options.strict:
+            raise DataError(f"{sentence}; mend or remove them.")
+        log.warning("%s; they are left out.", sentence)
+    counts = Counter((entry.label, split) for entry, split in zip(pictures.entries, splits, strict=True))
+    for label in pictures.listing.labels():
+        if not counts[label, "train"]:
+            raise DataError(
+                f"The class {label} has no pictures to train on: add some, or take the class out of the data."
+            )
+    untested = [label for label in pictures.listing.labels() if not counts[label, "test"]]
+    if untested:
+        log.warning("No test pictures of %s: nothing will be known of its accuracy.", some(untested))
+    if len(untested) == len(pictures.listing.labels()):
+        raise DataError(f"{pictures.listing.source} leaves no test pictures: add pictures, or give more to --test.")
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first of `names` as a phrase, and how many more there are."""
+    shown = [name if name.isprintable() else ascii(name) for name in names]
+    rest = f" and {len(shown) - MAX_NAMED:,} more" if len(shown) > MAX_NAMED else ""
+    return ", ".join(shown[:MAX_NAMED]) + rest
+
+
+def describe(pictures: Pictures, splits: Sequence[str | None], options: FolderOptions) -> dict[str, Any]:
+    """Return what a run records of the data, JSON values: how it was split, and how many pictures each split has."""
+    given = pictures.listing.has_splits
+    counts: dict[str, dict[str, int]] = {}
+    for entry, split in zip(pictures.entries, splits, strict=True):
+        if split is not None:
+            counts.setdefault(split, {}).setdefault(entry.label, 0)
+            counts[split][entry.label] += 1
+    return {
+        "layout": pictures.listing.layout,
+        "options": {name: value for name, value in asdict(options).items() if not (given and name in ("val", "test"))},
+        "unreadable": len(pictures.errors),
+        "pictures": {split: dict(sorted(found.items())) for split, found in sorted(counts.items())},
+    }
