@@ -144,12 +144,33 @@ def training(found: Mapping[str, Any]) -> Any:
     return figure
 
 
+def load(found: Mapping[str, Any]) -> Any:
+    """Draw the last load of serving_limits.py: answers a second, and their median and 99th percentile, over time."""
+    row = found["rows"][-1]
+    figure = drawing.new_figure((8, 4.5), f"edgecifar serve, {row['load']}: {title(found)}")
+    above, below = figure.subplots(2, 1, sharex=True)
+    seconds = row["series"]["seconds"]
+    above.plot(seconds, row["series"]["answers_per_second"], color=BLUE)
+    above.set_ylabel("answers a second")
+    above.set_ylim(bottom=0)
+    for name, colour in (("p50", BLUE), ("p99", RED)):
+        below.plot(seconds, row["series"][name], color=colour, label=name)
+    below.set_ylabel("ms")
+    below.set_ylim(bottom=0)
+    below.set_xlabel("seconds")
+    below.legend()
+    return figure
+
+
 DRAWERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "variants": variants,
     "peers": bars,
     "latency": bars,
     "accuracy": accuracy,
     "training": training,
+    "serving_overload": load,
+    "serving_updates": load,
+    "serving_soak": load,
 }
 
 

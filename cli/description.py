@@ -87,6 +87,8 @@ def _run_text(folder: Path, as_json: bool) -> str:
     lines += [f"learnt from {one.get('folder')}, recipe {one.get('recipe', {}).get('name')}" for one in teachers]
     if record.test:
         lines.append(f"test accuracy: {100 * record.test['accuracy']:.2f} % of {record.test['images']:,} images")
+        if "accuracy_flips_averaged" in record.test:
+            lines.append(f"with flips averaged: {100 * record.test['accuracy_flips_averaged']:.2f} %")
     return "\n".join(lines)
 
 

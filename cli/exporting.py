@@ -38,14 +38,24 @@ class VariantName(StrEnum):
     all = "all"
 
 
+class Layout(StrEnum):
+    """Layouts that a bundle can be written in for other programs."""
+
+    triton = "triton"
+
+
 @examples(
     "edgecifar export                                  the newest finished run, exactly, into RUN/bundle",
     "edgecifar export runs/NAME --format all --variant all --fine-tune 20",
     "edgecifar export runs/NAME --variant edge --budget 0.3 --out bundle --sign my.key",
+    "edgecifar export BUNDLE --layout triton --out models",
 )
 @command
 def export(
-    run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest finished under runs/.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A run folder, by default the newest finished under runs/; or with --layout a bundle."),
+    ] = None,
     formats: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.onnx],  # noqa: B006
     variants: Annotated[
         list[VariantName],
@@ -53,7 +63,13 @@ def export(
             "--variant", help="Of ONNX: fp32 exact, fp16 for GPUs; edge, tiny, nano: ever smaller and faster."
         ),
     ] = [VariantName.fp32],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="The bundle to make. Default: RUN/bundle.")] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(help="Lay a bundle out for another program: triton, a model repository.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The bundle to make, by default RUN/bundle; or the folder of the --layout.")
+    ] = None,
     data: Data = None,
     without_data: Annotated[
         bool,
@@ -93,6 +109,9 @@ def export(
     from ..runtime.paths import kind_of
     from ..runtime.signing import Signer
 
+    if layout:
+        _lay_out(run, out, force)
+        return
     signer = Signer(sign) if sign else None  # first: a key that cannot sign is said before the long work
     if run and run.exists() and kind_of(run) != "run":
         raise ModelError(f"{run} is not a run folder: name one that 'edgecifar train' made.")
@@ -107,7 +126,7 @@ def export(
     from ..train import data as datasets
     from ..train.run import Run
 
-    source = Run(run) if run else Run.newest(exported=True)
+    source = Run(run) if run else Run.newest(without_teachers=True)
     record = source.record
     if not record.is_finished:
         say(f"Note: {source.folder} is not finished: {record.epochs_done} of {record.recipe.epochs} epochs.")
@@ -128,6 +147,19 @@ def export(
     )
     bundle, _ = build(source, out or source.folder / "bundle", dataset, options)
     say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
+
+
+def _lay_out(folder: Path | None, out: Path | None, force: bool) -> None:
+    """Write the bundle in `folder`, by default the one installed, as a model repository of Triton."""
+    from ..runtime.bundle import Bundle
+    from ..runtime.triton import write_repository
+
+    if out is None:
+        raise typer.BadParameter("--layout needs the folder to write: add --out models.")
+    bundle = Bundle.open(folder)
+    name = folder.resolve().name if folder else "edgecifar"
+    names = write_repository(bundle, out, name=name, replace=force)
+    say(f"The model repository is in {out}: {', '.join(names)}. Next: tritonserver --model-repository {out.resolve()}")
 
 
 def _check_usage(formats: list[Format], variants: list[VariantName], fine_tune: int, data: str | None) -> None:

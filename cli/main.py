@@ -10,11 +10,12 @@ from .bundles import benchmark, info, verify
 from .exporting import export
 from .inspecting import inspect
 from .predicting import predict
+from .serving import serve
 from .training import evaluate, train
 
 __all__ = ["app", "main"]
 
-register(train, inspect, evaluate, export, predict, verify, benchmark, info)
+register(train, inspect, evaluate, export, predict, serve, verify, benchmark, info)
 
 
 def main() -> None:

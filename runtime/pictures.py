@@ -35,7 +35,14 @@ _DRAFT = 4
 """A JPEG is decoded at a fraction of its size while each side stays this many times as long as the model's."""
 
 
-def load_picture(source: Source, contract: Contract, fit: str | None = None, name: str | None = None) -> np.ndarray:
+def load_picture(
+    source: Source,
+    contract: Contract,
+    fit: str | None = None,
+    name: str | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """Load a picture as the input of a model: docs/pictures.md has the rule, `contract` size, fit and background.
 
     Reads PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO, TGA, PPM, PGM and PBM, and with pillow-heif HEIC; of
@@ -48,13 +55,14 @@ def load_picture(source: Source, contract: Contract, fit: str | None = None, nam
         fit: "crop" takes the centre square, "squash" ignores the aspect ratio, "pad" scales the longer side to the
             size and fills the rest; None: as the contract says.
         name: what messages call the picture; by default its path, or in words what it was read from.
+        max_pixels: width times height of what is decoded, at most `MAX_PIXELS`.
 
     Returns:
         uint8 [size, size, 3]: height, width, RGB from 0 to 255; C-contiguous and writable.
 
     Raises:
         PictureError: the picture cannot be read, is damaged, of a kind that is not read, or exceeds `MAX_BYTES` or
-            `MAX_PIXELS`, or `fit` is unknown; the message names the picture and says what to do.
+            `max_pixels`, or `fit` is unknown; the message names the picture and says what to do.
     """
     fit = contract.fit if fit is None else fit
     if fit not in FITS:
@@ -70,14 +78,15 @@ def load_picture(source: Source, contract: Contract, fit: str | None = None, nam
         else:
             data = _read(source, name)
             kind = recognise(data)
-            image = decode(data, kind, _DRAFT * contract.size, MAX_PIXELS, background)
+            image = decode(data, kind, _DRAFT * contract.size, min(max_pixels, MAX_PIXELS), background)
         return np.array(make_square(upright(image), contract, fit))
     except PictureError:
         raise
     except Unsupported as error:
         raise _refusal(name, str(error)) from error
     except (TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _refusal(name, f"it has more than {MAX_PIXELS / 1e6:g} million pixels; scale it down first") from error
+        limit = f"{min(max_pixels, MAX_PIXELS) / 1e6:g} million"
+        raise _refusal(name, f"it has more than {limit} pixels; scale it down first") from error
     except MemoryError as error:
         raise _refusal(name, "decoding it takes more memory than is free; scale it down first") from error
     except Exception as error:  # Pillow's parsers meet hostile bytes with nearly every built-in exception: whatever

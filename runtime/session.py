@@ -105,6 +105,14 @@ class Session:
         probabilities, familiarity = self._run(images, self.contract.probabilities_name, self.contract.familiarity_name)
         return probabilities, familiarity
 
+    def outputs(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return all outputs of `images`, float32, in the order of `Contract.output_names`, of one run.
+
+        Raises:
+            InputError, ModelError, ProviderError: as `probabilities` says.
+        """
+        return self._run(images, *self.contract.output_names)
+
     def _run(self, images: np.ndarray, *outputs: str) -> list[np.ndarray]:
         self.contract.check_images(images)
         if self._abandoned:

@@ -36,7 +36,7 @@ from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
 from .run import Run, load_state
 from .speed import speed_up
 from .step import DROPOUT, TrainingStep, derive_seed, epoch_plan, load_optimizers
-from .teacher import prepare
+from .teacher import Teacher, prepare
 
 WINDOW = 2_000
 """The reference experiment prints the mean loss of so many mini-batches."""
@@ -333,15 +333,22 @@ class _Training:
             logits = all_logits(self.net, self.dataset.train_images[self.held_out])
             temperature = fit_temperature(logits, self.dataset.train_labels[self.held_out])
         result = self._test(temperature)
-        self.record = replace(
-            self.record, status=FINISHED, finished=_now(), temperature=temperature, test=result.as_json()
-        )
+        figures = result.as_json()
+        if isinstance(self.net, Teacher):  # what its students learn from
+            figures["accuracy_flips_averaged"] = self._accuracy_flips_averaged()
+        self.record = replace(self.record, status=FINISHED, finished=_now(), temperature=temperature, test=figures)
         if self.group.is_main:
             plots.confusion(result, self.run.folder / "confusion.png")
             plots.curves(self.metrics, self.run.folder / "curves.png")
             self.run.finish(self.net, self.record, self.metrics)
             shutil.rmtree(self.run.folder / ANSWERS, ignore_errors=True)
         return result
+
+    def _accuracy_flips_averaged(self) -> float:
+        """Return the share of the test images that the mean logits of both sides classify correctly, 0 to 1."""
+        images = self.dataset.test_images
+        both = all_logits(self.net, images) + all_logits(self.net, np.ascontiguousarray(images[:, :, ::-1]))
+        return float((both.argmax(1) == self.dataset.test_labels).mean())
 
     def _validate(self) -> tuple[str, Evaluation]:
         """Return the name of the images that an epoch is validated on, and the evaluation on them.

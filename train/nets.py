@@ -27,9 +27,9 @@ NETS: dict[str, Any] = {"net": Net, "teacher": Teacher}
 """Each `Architecture` by the name that a recipe calls it (`Recipe.net`)."""
 
 
-def is_exported(name: str) -> bool:
-    """Return whether a net of this name can be exported: Net, and not what it learns from."""
-    return issubclass(NETS.get(name, object), Net)
+def is_teacher(name: str) -> bool:
+    """Return whether a net of this name is there for others to learn from, and never exported."""
+    return issubclass(NETS.get(name, object), Teacher)
 
 
 def make_net(name: str, contract: Contract, dropout: float = 0.5) -> nn.Module:

@@ -22,7 +22,7 @@ from .distributed import Group
 from .events import EventFiles
 from .folders import FolderOptions
 from .listeners import Listener, Listeners
-from .nets import is_exported
+from .nets import is_teacher
 from .recipes import RECIPES, Recipe
 from .record import SelectionRun
 from .run import RUNS, Run
@@ -193,9 +193,9 @@ def _resume_command(request: TrainingRequest, run: Run, data: str | None, proces
 
 
 def _next_command(recipe: Recipe, run: Run, data: str | None) -> str:
-    if is_exported(recipe.net):
-        return _command("edgecifar", "export", run.folder, "--format", "onnx", data=data)
-    return _command("edgecifar", "train", "--recipe", "best", "--teacher", run.folder, data=data)
+    if is_teacher(recipe.net):
+        return _command("edgecifar", "train", "--recipe", "best", "--teacher", run.folder, data=data)
+    return _command("edgecifar", "export", run.folder, "--format", "onnx", data=data)
 
 
 def _command(*words: object, data: str | None, options: list[str] | None = None) -> str:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import narrow_net
 import numpy as np
 import onnx
 import pytest
@@ -146,13 +147,14 @@ def test_the_same_net_gives_the_same_bytes_whatever_the_file_is_called(deployed,
 def test_torchscript_of_two_processes_has_the_same_bytes(run, tmp_path):
     # In one process torch numbers the types that it makes, so that a second file has other names in it.
     script = (
-        "import sys; from pathlib import Path; from edgecifar.train.run import Run;"
+        "import sys; from pathlib import Path; import narrow_net; from edgecifar.train.run import Run;"
         "from edgecifar.export import graph; from edgecifar.export.formats import torchscript;"
         "run = Run(Path(sys.argv[1]));"
         "torchscript.write(graph.Deployed(run.net(), 1.7), Path(sys.argv[2]), run.record.contract)"
     )
+    environment = {**os.environ, "PYTHONPATH": str(Path(narrow_net.__file__).parent)}
     for name in ("a", "another"):
-        subprocess.run([sys.executable, "-c", script, run.folder, tmp_path / name], check=True)
+        subprocess.run([sys.executable, "-c", script, run.folder, tmp_path / name], check=True, env=environment)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "another").read_bytes()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +14,9 @@ from edgecifar.runtime.errors import RunError
 from edgecifar.runtime.files import sha256
 from edgecifar.train import loop
 from edgecifar.train.augment import normalise
-from edgecifar.train.inference import classify_with
+from edgecifar.train.inference import classify_with, logits_with
 from edgecifar.train.loop import TrainingOptions
-from edgecifar.train.nets import NETS, is_exported
+from edgecifar.train.nets import NETS, is_teacher
 from edgecifar.train.recipes import TEACHER
 from edgecifar.train.run import Run
 from edgecifar.train.start import TrainingRequest, start
@@ -81,17 +82,25 @@ class TestRun:
         assert loaded.kind == "run"
         assert (loaded.probabilities(tiny.test_images) == wanted).all()
 
+    def test_its_record_says_how_good_its_answers_are_with_flips_averaged(self, trained, tiny):
+        logits = logits_with(Run(trained).net())
+        both = logits(tiny.test_images) + logits(np.ascontiguousarray(tiny.test_images[:, :, ::-1]))
+        wanted = (both.argmax(1) == tiny.test_labels).mean()
+        assert Run(trained).record.test["accuracy_flips_averaged"] == pytest.approx(wanted)
+
     def test_it_is_not_exported(self, trained, tiny, tmp_path):
-        assert not is_exported("small-teacher")
+        assert is_teacher("small-teacher")
+        assert not is_teacher("net")
         with pytest.raises(RunError, match="holds a small-teacher, and only"):
             build.export(Run(trained), tmp_path / "bundle", tiny)
         assert not (tmp_path / "bundle").exists()
 
     def test_the_newest_run_to_export_is_another(self, trained, whole, tmp_path):
-        (tmp_path / "whole").symlink_to(whole)
         assert Run.newest(under=tmp_path).folder == trained
         with pytest.raises(RunError, match="no trained run"):
-            Run.newest(under=tmp_path, exported=True)
+            Run.newest(under=tmp_path, without_teachers=True)
+        (tmp_path / "whole").symlink_to(whole)
+        assert Run.newest(under=tmp_path, without_teachers=True).folder == tmp_path / "whole"
 
     def test_the_next_step_is_to_learn_from_it(self, quick, tiny, tmp_path, no_plots, monkeypatch):
         from edgecifar.train import data

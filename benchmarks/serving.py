@@ -1,0 +1,231 @@
+"""`edgecifar serve` against other servers with the same model and the same client, in one run.
+
+    python benchmarks/serving.py --seconds 8
+    python benchmarks/serving.py --peer litserve --seconds 2
+
+Each peer runs in an environment of its own, which is made under --cache the first time (it takes minutes and the
+network): MLServer, LitServe and BentoML, in the versions of `PEERS`. Each serves the ONNX file of one variant through
+onnxruntime with one thread, by the few lines of code that its documentation shows, once as it is and once with its
+batching; the better of the two counts. Server and client are each pinned to a core of their own.
+
+    JSON     the body of the protocol, a list of 3,072 numbers a picture: the same bytes for every server
+    binary   `edgecifar serve` takes the protocol's binary tensors; the others base64 in JSON, as they know none
+
+Every request has a picture of its own and every answer is held against the one computed in process: the last column
+counts wrong answers. `edgecifar serve` alone is also asked with 64 pictures a request, for the share that it reaches of
+what the same core does in process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import report
+from serving_load import Request, ask_binary, ask_json, drive, post, used
+from serving_peers import PEERS, Contender, contenders
+
+from edgecifar.runtime import Bundle, EdgecifarError
+
+PICTURES = 64
+"""Different pictures; each request has another than those under way beside it."""
+
+MANY = "binary 64"
+"""What the table calls requests of 64 pictures."""
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(contender: Contender, core: int, log: Path, first: Request) -> Iterator[tuple[int, int, float]]:
+    """Run a server on `core`; yield its port, its process, and the seconds until it answered `first` with 200."""
+    port = free_port()
+    variables = {name: value.format(port=port) for name, value in contender.environment.items()}
+    command = [part.format(port=port) for part in contender.command]
+    began = time.perf_counter()
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [shutil.which("taskset") or "taskset", "-c", str(core), *command],
+            env={**os.environ, **variables, "PORT": str(port), "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        while not _answers(port, first):
+            if server.poll() is not None or time.perf_counter() - began > 120:
+                lines = log.read_text(errors="replace").splitlines()
+                raise EdgecifarError(f"{contender.name} does not answer: {lines[-1] if lines else 'it says nothing'}.")
+            time.sleep(0.02)
+        yield port, server.pid, time.perf_counter() - began
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _answers(port: int, first: Request) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(first.data)
+            return connection.recv(65536).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def requests_of(contender: Contender, images: np.ndarray, expected: np.ndarray) -> dict[str, list[Request]]:
+    """Return the requests for `images`, uint8 [N, size, size, 3], one a picture, in JSON and binary."""
+    made: dict[str, list[Request]] = {"JSON": [], "binary": []}
+    for image, row in zip(images[:, None], expected, strict=True):
+        made["JSON"].append(Request(ask_json(contender.path, image), row))
+        if contender.binary:
+            made["binary"].append(Request(ask_binary(contender.path, image), row))
+            continue
+        tensor = {"name": "images", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(image).decode()]}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        made["binary"].append(Request(post(contender.path, body, "Content-Type: application/json"), row))
+    return made
+
+
+def read_list(_: bytes, body: bytes) -> np.ndarray:
+    """Return the probabilities of an answer that is the list of outputs alone."""
+    return np.array(json.loads(body)[0]["data"], np.float32).ravel()
+
+
+def measure(contender: Contender, requests: dict[str, list[Request]], options: Any, log: Path) -> list[dict[str, Any]]:
+    """Return a row for each kind of request."""
+    rows = []
+    reader = {"read": read_list} if contender.listed else {}
+    with started(contender, options.server_core, log, next(iter(requests.values()))[0]) as (port, pid, ready):
+        for kind, made in requests.items():
+            drive(port, made, min(1.0, options.seconds), options.connections, **reader)
+            before, _ = used(pid)
+            outcome = drive(port, made, options.seconds, options.connections, **reader)
+            after, memory = used(pid)
+            rows.append({"server": contender.name, "kind": kind, "ready_seconds": ready, "memory_mb": memory})
+            rows[-1] |= {"cpu_microseconds": 1e6 * (after - before) / max(1, len(outcome.latencies))}
+            rows[-1] |= outcome.figures()
+            harness.say(line(rows[-1]))
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    ms = row["milliseconds"]
+    wrong = row["wrong"] + row["broken"] + sum(row["other_statuses"].values())
+    return (
+        f"{row['server']:<28} {row['kind']:<9} {row['requests_per_second']:>8,.0f} {ms.get('p50', 0):>8.2f} "
+        f"{ms.get('p99', 0):>8.2f} {row['cpu_microseconds']:>8,.0f} {row['ready_seconds']:>7.2f} "
+        f"{row['memory_mb']:>7.0f} {wrong:>6}"
+    )
+
+
+HEADER = (
+    f"{'server':<28} {'requests':<9} {'req/s':>8} {'p50 ms':>8} {'p99 ms':>8} {'CPU µs':>8} {'ready s':>7} {'MB':>7} "
+    f"{'wrong':>6}"
+)
+
+
+def in_process(bundle: Bundle, variant: str, core: int, seconds: float) -> float:
+    """Return images/s of batches of 64 on `core` in a process of its own, one thread."""
+    code = (
+        "import sys, time, numpy as np; from edgecifar.runtime import Classifier\n"
+        "classifier = Classifier(sys.argv[1], sys.argv[2], 'cpu', 1); run = classifier.probabilities\n"
+        "shape = (64, *classifier.contract.picture_shape)\n"
+        "images = np.random.default_rng(0).integers(0, 256, shape, np.uint8); run(images)\n"
+        "began, calls = time.perf_counter(), 0\n"
+        "while time.perf_counter() - began < float(sys.argv[3]): run(images); calls += 1\n"
+        "print(64 * calls / (time.perf_counter() - began))"
+    )
+    command = ["taskset", "-c", str(core), sys.executable, "-c", code, str(bundle.folder), variant, str(seconds)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def tell(rows: list[dict[str, Any]], alone: float, settings: dict[str, Any], save: Path | None) -> None:
+    """Print the table, how many times as many requests as each peer, and one line of JSON; `alone`: images/s."""
+    found = report.document("serving", settings, rows, in_process_images_per_second=alone)
+    lines = [HEADER, *map(line, rows), ""]
+    for kind in ("JSON", "binary"):
+        ours = next(row for row in rows if row["kind"] == kind)
+        for peer, version in PEERS.items():
+            others = [row for row in rows if row["kind"] == kind and row["server"].startswith(version)]
+            best = max(others, key=lambda row: row["requests_per_second"], default=None)
+            if best and best["requests"]:
+                times = ours["requests_per_second"] / best["requests_per_second"]
+                p99 = ours["milliseconds"]["p99"] / best["milliseconds"]["p99"]
+                found[f"{peer}_{kind}"] = {"requests_ratio": times, "p99_ratio": p99}
+                lines.append(f"{kind}: {times:.2f} times the requests/s of {best['server']}, {p99:.2f} times its p99")
+    many = next(row for row in rows if row["kind"] == MANY)
+    share = PICTURES * many["requests_per_second"] / alone
+    found["share_of_in_process"] = share
+    lines.append(f"64 pictures a request: {100 * share:.0f} % of the {alone:,.0f} images/s in process")
+    report.finish(found, "\n".join(lines), save)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="edgecifar serve against other servers.")
+    parser.add_argument("--bundle", type=Path, help="by default the one installed")
+    parser.add_argument("--variant", default="edge")
+    parser.add_argument("--peer", action="append", choices=[*PEERS, "none"], help="may be repeated; default: all")
+    parser.add_argument("--seconds", type=harness.positive(float), default=8.0, help="of each load")
+    parser.add_argument("--connections", type=harness.positive(int), default=16)
+    parser.add_argument("--server-core", type=int, default=0)
+    parser.add_argument("--client-core", type=int, default=1)
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "edgecifar" / "peers")
+    report.add_save(parser, "serving")
+    options = parser.parse_args()
+    bundle = Bundle.open(options.bundle)
+    variant = bundle.variant(options.variant)
+    model = (bundle.folder / variant.file).resolve()
+    images = harness.random_images(PICTURES, bundle.contract)
+    expected = bundle.load(variant, provider="cpu", threads=1).probabilities(images)
+    os.sched_setaffinity(0, {options.client_core})
+    own = [sys.executable, "-m", "edgecifar.cli", "serve", "--port", "{port}", "--threads", "1", "--provider", "cpu"]
+    own += ["--bundle", f"bench={bundle.folder}", "--variant", options.variant, "--drain", "0"]
+    ours = Contender("edgecifar serve", own, f"/v2/models/bench-{options.variant}/infer", {}, binary=True)
+    peers = [peer for peer in options.peer or PEERS if peer != "none"]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        harness.say(HEADER)
+        rows += measure(ours, requests_of(ours, images, expected), options, folder / "log")
+        many = [Request(ask_binary(ours.path, images), expected)]
+        rows += measure(ours, {MANY: many}, options, folder / "log")
+        variables = {"MODEL": str(model), "SHAPE": " ".join(map(str, bundle.contract.picture_shape))}
+        for contender in contenders(peers, folder, options.cache, variables):
+            try:
+                rows += measure(contender, requests_of(contender, images, expected), options, folder / "log")
+            except EdgecifarError as error:
+                harness.say(str(error))
+    alone = in_process(bundle, options.variant, options.server_core, options.seconds)
+    settings = {name: str(value) for name, value in vars(options).items()}
+    tell(rows, alone, settings, options.save)
+
+
+if __name__ == "__main__":
+    harness.main(main)

@@ -1,0 +1,106 @@
+"""The subcommand serve."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import Provider, command, examples, finite
+
+MIB = 1 << 20
+
+
+class LogFormat(StrEnum):
+    """What a line of the log is."""
+
+    auto = "auto"
+    text = "text"
+    json = "json"
+
+
+@examples(
+    "edgecifar serve",
+    "edgecifar serve --bundle birds=runs/NAME/bundle --bundle shapes=other/bundle --port 9000",
+    "edgecifar serve --host 0.0.0.0 --api-key-file keys.txt --key my.pub --bundle current",
+    "curl -F image=@photo.jpg http://127.0.0.1:8000/classify",
+)
+@command
+def serve(
+    bundle: Annotated[
+        list[str],
+        typer.Option(metavar="[NAME=]FOLDER", help="May be repeated. Default: the one installed.", show_default=False),
+    ] = [],  # noqa: B006
+    variant: Annotated[
+        list[str],
+        typer.Option(help="Serve these variants only; may be repeated. Default: every ONNX one.", show_default=False),
+    ] = [],  # noqa: B006
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of IPv4.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 8000,
+    key: Annotated[
+        Path | None, typer.Option(help="Serve only bundles that are signed for this public key.", show_default=False)
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Ask for one of the keys in this file, one a line.", show_default=False)
+    ] = None,
+    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Ask for no key at /metrics.")] = False,
+    allow_origin: Annotated[
+        list[str],
+        typer.Option(help="Let web pages of this origin ask (CORS); may be repeated.", show_default=False),
+    ] = [],  # noqa: B006
+    provider: Provider = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of one run on the CPU. Default: one less than there are cores.", show_default=False),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Images that are run at once.")] = 64,
+    max_delay: Annotated[
+        float, typer.Option(min=0, max=60_000, callback=finite, help="Milliseconds to wait for more images to run.")
+    ] = 0.0,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; what is beyond is answered 429.")] = 32,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, callback=finite, help="Seconds within which a request is answered.")
+    ] = 10.0,
+    max_body: Annotated[int, typer.Option(min=1, max=1024, help="MiB of a request's body.")] = 32,
+    max_pixels: Annotated[float, typer.Option(min=0.001, max=64, help="Millions of pixels of a picture.")] = 25.0,
+    max_connections: Annotated[int, typer.Option(min=1, help="Connections that may be open.")] = 512,
+    drain: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Seconds after SIGTERM that requests are still taken.")
+    ] = 1.0,
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="Log every request.")] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="auto: text on a terminal, else json.")] = LogFormat.auto,
+) -> None:
+    """Serve bundles over HTTP: the Open Inference Protocol, uploads at /classify, Prometheus metrics at /metrics."""
+    from ..runtime.machine import usable_cpus
+    from ..serve import logs, server
+    from ..serve.models import Source
+    from ..serve.settings import Settings
+
+    settings = Settings(
+        max_batch=max_batch,
+        max_delay=max_delay / 1000,
+        queue=queue,
+        queue_images=max(1024, queue),
+        timeout=timeout,
+        max_body=max_body * MIB,
+        max_pixels=int(max_pixels * 1e6),
+        decoders=max(1, usable_cpus() - 1),
+        max_connections=max_connections,
+        drain=drain,
+        open_metrics=open_metrics,
+        log_requests=log_requests,
+        allow_origins=tuple(allow_origin),
+    )
+    source = Source(
+        Source.parse(bundle),
+        variants=tuple(variant),
+        provider=provider,
+        threads=threads or max(1, usable_cpus() - 1),  # one core is left to HTTP and to decoding
+        key=key,
+    )
+    as_json = log_format == LogFormat.json or (log_format == LogFormat.auto and not sys.stderr.isatty())
+    with logs.logging_to_stderr(as_json):
+        server.run(source, server.Address(host, port), settings, api_key_file)

@@ -1,0 +1,366 @@
+"""The ASGI application: the protocol's routes, `POST /classify`, metrics, and what guards them.
+
+`infer` is answered before Starlette's routing, which would cost as much as all else that the event loop does for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from ..runtime.errors import PictureError
+from . import classify, openapi, protocol
+from .errors import ClientLeft, RequestError, overloaded
+from .metrics import CONTENT_TYPE, Metrics
+from .models import Model, Registry
+from .settings import ApiKeys, Settings
+
+Headers = list[tuple[bytes, bytes]]
+
+log = logging.getLogger("edgecifar.serve")
+requests_log = logging.getLogger("edgecifar.serve.requests")
+
+CONNECTION = "edgecifar.connection"
+"""Key of a request's scope under which `connections.Connection` is found; other servers do not set it."""
+
+HEALTH = ("/v2/health/live", "/v2/health/ready")
+"""Paths that need no key."""
+
+
+class App:
+    """An ASGI application that serves the models of a registry.
+
+    Attributes:
+        registry: the models in service; set by `replace`.
+        draining: whether the server is about to end: it is not ready, and connections end with their answers.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings | None = None, keys: ApiKeys | None = None) -> None:
+        """Serve `registry`, whose models are started when the application's lifespan begins.
+
+        Args:
+            registry: the models.
+            settings: limits; the defaults where there are none.
+            keys: of those who may ask; None: everybody.
+        """
+        self.registry, self.settings, self.keys = registry, settings or Settings(), keys
+        self.metrics, self.draining, self._started = Metrics(), False, False
+        self._buffered, self._decoding, self._retiring = 0, 0, set()
+        self.metrics.buffered.set_function(lambda: self._buffered)
+        self._pool = ThreadPoolExecutor(self.settings.decoders, thread_name_prefix="decode")
+        routes = [
+            Route("/", self._index),
+            Route("/v2", self._server),
+            Route("/v2/health/live", self._live),
+            Route("/v2/health/ready", self._ready),
+            Route("/v2/repository/index", self._repository, methods=["POST"]),
+            Route("/classify", self._classify, methods=["POST"]),
+            Route("/metrics", self._metrics),
+            Route("/openapi.json", self._openapi),
+        ]
+        for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            routes += [
+                Route(prefix, self._model),
+                Route(f"{prefix}/ready", self._model_ready),
+                Route(f"{prefix}/infer", self._infer_elsewhere, methods=["POST"]),  # says which methods are allowed
+            ]
+        self._routes = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
+        self._outer: Any = self._guarded
+        if self.settings.allow_origins:
+            self._outer = CORSMiddleware(
+                self._guarded,
+                allow_origins=self.settings.allow_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "inference-header-content-length", "x-api-key"],
+                expose_headers=["inference-header-content-length", "retry-after"],
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI has it."""
+        if scope["type"] == "http":
+            await self._outer(scope, receive, send)
+        else:
+            await self._routes(scope, receive, send)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered: started, not about to end, and every model's thread at work."""
+        models = self.registry.models
+        return self._started and not self.draining and all(model.batcher.healthy for model in models)
+
+    def replace(self, registry: Registry) -> None:
+        """Put `registry` in the place of the present one, which answers what it has accepted; on the event loop."""
+        registry.start(self.metrics, self.settings)
+        old, self.registry = self.registry, registry
+        self.metrics.updated.set_to_current_time()
+        task = asyncio.get_running_loop().create_task(old.retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+        self.registry.start(self.metrics, self.settings)
+        self.metrics.updated.set_to_current_time()
+        self._started = True
+        yield
+        self._started = False
+        await asyncio.gather(self.registry.retire(), *self._retiring)
+        self._pool.shutdown()
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that the key allows, count it, and turn every failure into an answer."""
+        began, path, status = time.monotonic(), scope["path"], 0
+        target = _infer_target(scope["method"], path)
+        # CORS, where it is on, adds headers to what is sent the long way.
+        direct = scope.get(CONNECTION) if target and not self.settings.allow_origins else None
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self.draining:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        async def answer(code: int, headers: Headers, content: bytes) -> None:
+            nonlocal status
+            if direct:
+                status = code
+                await direct.respond(scope, code, headers, content)
+            else:
+                await counted({"type": "http.response.start", "status": code, "headers": headers})
+                await counted({"type": "http.response.body", "body": content})
+
+        try:
+            if self.keys and path not in HEALTH and not (path == "/metrics" and self.settings.open_metrics):
+                self._check_key(dict(scope["headers"]))
+            if target:
+                await answer(200, *await self._infer(target, scope, receive))
+            else:
+                # Where there is an app, the router raises what it would answer in plain text otherwise.
+                await self._routes({**scope, "app": self}, receive, counted)
+        except (RequestError, HTTPException) as error:
+            await answer(*_refusal(scope, error))
+        except ClientLeft:
+            self.metrics.left.inc()
+            return
+        except Exception as error:
+            log.error("a request failed: %r", error, exc_info=error, extra={"event": "failure", "path": path[:200]})
+            if not status:
+                await answer(*_refusal(scope, RequestError(500, "The server failed; its log has the reason.")))
+        finally:
+            if status:
+                self._count(scope, "infer" if target else _endpoint(path), status, time.monotonic() - began)
+
+    def _count(self, scope: Scope, endpoint: str, status: int, seconds: float) -> None:
+        self.metrics.answered(endpoint, status, seconds)
+        if self.settings.log_requests:
+            client = scope.get("client") or ("",)
+            details = {"method": scope["method"], "path": scope["path"][:200], "status": status, "client": client[0]}
+            milliseconds = round(1000 * seconds, 3)
+            line = "%s %s: %d" % (details["method"], details["path"], status)  # noqa: UP031
+            requests_log.info(ascii(line)[1:-1], extra={"event": "request", **details, "ms": milliseconds})
+
+    def _check_key(self, headers: dict[bytes, bytes]) -> None:
+        if self.keys and not self.keys.allow(headers):
+            raise RequestError(
+                401,
+                "This server asks for a key: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
+                headers=((b"www-authenticate", b"Bearer"),),
+            )
+
+    async def _body(self, scope: Scope, receive: Receive, limit: int) -> bytes:
+        """Return the body, of at most `limit` bytes.
+
+        Raises:
+            RequestError: it is longer, is encoded, or there is no room for it.
+            ClientLeft: the client closed the connection before its end.
+        """
+        headers = dict(scope["headers"])
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise RequestError(415, "The body is compressed: send it as it is, without Content-Encoding.")
+        length = headers.get(b"content-length", b"0")
+        if len(length) > 15 or int(length) > limit:
+            raise _too_long(limit)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body = message.get("body", b"")
+        if not message.get("more_body") and len(body) <= limit:
+            return body
+        parts, count = [body], len(body)
+        self._buffered += count
+        try:
+            while message.get("more_body") and count <= limit:
+                if self._buffered > self.settings.max_buffered:
+                    raise overloaded("There is no room for more request bodies")
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft
+                parts.append(message.get("body", b""))
+                count += len(parts[-1])
+                self._buffered += len(parts[-1])
+        finally:
+            self._buffered -= count
+        if count > limit:
+            raise _too_long(limit)
+        return b"".join(parts)
+
+    async def _outputs(self, scope: Scope, model: Model, images: np.ndarray, timeout: float | None) -> list[np.ndarray]:
+        """Return the model's outputs for `images`; they are not computed where the client leaves before their turn."""
+        allowed = self.settings.timeout if timeout is None else min(timeout, self.settings.timeout)
+        future = model.batcher.submit(images, allowed)
+        connection = scope.get(CONNECTION)
+        if connection is None:
+            return await future
+        connection.awaited = future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.cancelled() and connection.lost:
+                raise ClientLeft from None
+            raise
+        finally:
+            connection.awaited = None
+
+    async def _infer(self, target: tuple[str, str | None], scope: Scope, receive: Receive) -> tuple[Headers, bytes]:
+        """Return headers and body of the answer."""
+        with self.registry.find(*target).lease() as model:
+            model.batcher.check_room()  # before the body is read
+            limit = min(self.settings.max_body, protocol.max_body(model.contract, self.settings.max_images))
+            body = await self._body(scope, receive, limit)
+            length = next((value for name, value in scope["headers"] if name == protocol.BINARY_HEADER), None)
+            request = protocol.parse_infer(body, length, model.contract, self.settings.max_images)
+            rows = await self._outputs(scope, model, request.images, request.timeout)
+            parts, length = protocol.build_infer(request, rows, (target[0], model.version), model.contract)
+        content = parts[0] if len(parts) == 1 else b"".join(parts)
+        kind = protocol.JSON if length is None else protocol.OCTETS
+        headers = [(b"content-type", kind), (b"content-length", b"%d" % len(content))]
+        if length is not None:
+            headers.append((protocol.BINARY_HEADER, b"%d" % length))
+        return headers, content
+
+    async def _infer_elsewhere(self, request: Request) -> Response:
+        raise RequestError(404, f"There is no model called {request.path_params['model'][:100]!r}.")
+
+    async def _classify(self, request: Request) -> Response:
+        question = classify.Question.parse(parse_qsl(request.url.query, keep_blank_values=True, max_num_fields=10))
+        found = self.registry.find(question.model) if question.model else self.registry.default
+        with found.lease() as model:
+            model.batcher.check_room()
+            if self._decoding >= self.settings.queue:
+                raise overloaded("Too many pictures wait to be decoded")
+            body = await self._body(request.scope, request.receive, self.settings.max_body)
+            self._decoding += 1
+            self._buffered += len(body)
+            try:
+                pictures, images = await asyncio.get_running_loop().run_in_executor(
+                    self._pool, self._decode, body, request.headers.get("content-type", ""), model, question
+                )
+            finally:
+                self._decoding -= 1
+                self._buffered -= len(body)
+            good = [image for image in images if not isinstance(image, PictureError)]
+            rows = await self._outputs(request.scope, model, np.stack(good), None) if good else []
+            results = classify.predictions(model, question, pictures, images, rows)
+            return _json(classify.document(model, pictures, results), 200 if good else 400)
+
+    def _decode(self, body: bytes, kind: str, model: Model, question: classify.Question) -> tuple[Any, Any]:
+        pictures = classify.split(body, kind, self.settings)
+        return pictures, classify.decode(pictures, model.contract, question.fit, self.settings, self.metrics)
+
+    async def _index(self, _: Request) -> Response:
+        return _json({"name": "edgecifar", "models": self.registry.names, "see": ["/openapi.json", "/v2", "/metrics"]})
+
+    async def _server(self, _: Request) -> Response:
+        extensions = list(protocol.EXTENSIONS)
+        return _json({"name": "edgecifar", "version": version("edgecifar"), "extensions": extensions})
+
+    async def _live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, _: Request) -> Response:
+        return _json({"ready": self.ready}, 200 if self.ready else 503)
+
+    def _find(self, request: Request) -> Model:
+        return self.registry.find(request.path_params["model"], request.path_params.get("version"))
+
+    async def _model(self, request: Request) -> Response:
+        model = self._find(request)
+        return _json(protocol.model_metadata(request.path_params["model"], model.version, model.contract))
+
+    async def _model_ready(self, request: Request) -> Response:
+        ready = self._find(request).batcher.healthy and not self.draining
+        return _json({"name": request.path_params["model"], "ready": ready}, 200 if ready else 503)
+
+    async def _repository(self, request: Request) -> Response:
+        await self._body(request.scope, request.receive, 65536)  # may ask for those that are ready: all are
+        found = [(name, self.registry.find(name)) for name in self.registry.names]
+        return _json(
+            [{"name": name, "version": model.version, "state": "READY", "reason": ""} for name, model in found]
+        )
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.metrics.expose(self.registry.models), media_type=CONTENT_TYPE)
+
+    async def _openapi(self, _: Request) -> Response:
+        return _json(openapi.document(self.registry, self.settings, version("edgecifar"), with_key=bool(self.keys)))
+
+
+def _infer_target(method: str, path: str) -> tuple[str, str | None] | None:
+    """Return the model and the version that a request of the protocol's `infer` names; None for any other request."""
+    if method != "POST" or not path.startswith("/v2/models/") or not path.endswith("/infer"):
+        return None
+    parts = path.split("/")
+    if len(parts) == 5:
+        return parts[3], None
+    return (parts[3], parts[5]) if len(parts) == 7 and parts[4] == "versions" else None
+
+
+def _endpoint(path: str) -> str:
+    """Return the label of a path: one of a few, whatever clients ask for."""
+    if path.startswith("/v2/health/"):
+        return "health"
+    if path.startswith("/v2"):
+        return "metadata"
+    return path[1:] if path in ("/classify", "/metrics") else "other"
+
+
+def _too_long(limit: int) -> RequestError:
+    return RequestError(413, f"The body is longer than {limit:,} bytes: send fewer or smaller ones at once.")
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def _refusal(scope: Scope, error: RequestError | HTTPException) -> tuple[int, Headers, bytes]:
+    """Return status, headers and body of the answer to a request that is refused."""
+    if isinstance(error, RequestError):
+        status, message, more = error.status, error.message, error.headers
+    else:  # of Starlette's routing
+        path = scope["path"][:200]
+        texts = {
+            404: f"There is nothing at {path}: /openapi.json names what there is.",
+            405: f"{path} does not take {scope['method']}.",
+        }
+        status, message = error.status_code, texts.get(error.status_code, error.detail)
+        more = tuple((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items())
+    body = orjson.dumps({"error": message})
+    return status, [(b"content-type", protocol.JSON), (b"content-length", b"%d" % len(body)), *more], body

@@ -1,0 +1,236 @@
+"""Batches of what waits: one thread runs a model, and each request gets its own answer or its own error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..runtime.errors import EdgecifarError
+from .errors import RequestError, overloaded
+
+if TYPE_CHECKING:
+    from .metrics import ModelMetrics
+    from .settings import Settings
+
+log = logging.getLogger("edgecifar.serve")
+
+Outputs = list[np.ndarray]
+"""An array an output of the model, in the contract's order, each with a row an image."""
+
+SWEEP = 0.25
+"""Seconds between two looks for requests whose time is over while the model runs others."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that waits for its answer.
+
+    Attributes:
+        images: uint8 [N, size, size, 3].
+        future: its answer, set on the event loop. Whoever cancels it wants none.
+        deadline: on `time.monotonic`'s clock.
+        arrived: likewise.
+    """
+
+    images: np.ndarray
+    future: asyncio.Future[Outputs]
+    deadline: float
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Runs requests together that wait at the same time. Its methods belong to the event loop's thread.
+
+    A request that arrives while nothing runs is run at once, alone: batches form of what arrives meanwhile, so that no
+    request waits for company unless `Settings.max_delay` asks for it.
+    """
+
+    def __init__(
+        self, run: Callable[[np.ndarray], Outputs], name: str, settings: Settings, metrics: ModelMetrics
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            run: from images, uint8 [N, size, size, 3], to the model's outputs; called by that thread alone.
+            name: of the model.
+            settings: `max_batch`, `max_delay`, `queue`, `queue_images` and `timeout` are used.
+            metrics: what is counted.
+        """
+        self._run, self._settings, self._metrics = run, settings, metrics
+        self._loop = asyncio.get_running_loop()
+        self._fresh: list[Ticket] = []
+        self._handed_over: queue.SimpleQueue[list[Ticket] | None] = queue.SimpleQueue()
+        self._waiting: deque[Ticket] = deque()  # the thread's own
+        self._ended = False  # likewise
+        self._tickets: set[Ticket] = set()
+        self._images = 0
+        self._running_since: float | None = None
+        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+        self._thread = threading.Thread(target=self._work, name=f"inference of {name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def requests(self) -> int:
+        """How many requests wait or run."""
+        return len(self._tickets)
+
+    @property
+    def images(self) -> int:
+        """How many images wait or run."""
+        return self._images
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the thread lives and no batch has been running for longer than a request may take."""
+        since = self._running_since
+        stuck = since is not None and time.monotonic() - since > max(self._settings.timeout, 10.0)
+        return self._thread.is_alive() and not stuck
+
+    def check_room(self) -> None:
+        """Raise what a request is answered that would exceed the queue."""
+        if len(self._tickets) >= self._settings.queue or self._images >= self._settings.queue_images:
+            raise overloaded("The queue of this model is full")
+
+    def submit(self, images: np.ndarray, timeout: float) -> asyncio.Future[Outputs]:
+        """Return the future outputs of `images`, uint8 [N, size, size, 3], which the caller has checked.
+
+        It ends with a `RequestError` where `timeout` seconds pass or the model fails on these images.
+
+        Raises:
+            RequestError: 429, there is no room.
+        """
+        self.check_room()
+        ticket = Ticket(images, self._loop.create_future(), time.monotonic() + timeout)
+        self._tickets.add(ticket)
+        self._images += len(images)
+        ticket.future.add_done_callback(lambda _: self._leave(ticket))
+        if not self._fresh:  # what arrives in the same round of the event loop is handed over together
+            self._loop.call_soon(self._hand_over)
+        self._fresh.append(ticket)
+        return ticket.future
+
+    async def close(self) -> None:
+        """Answer what was submitted, then end the thread."""
+        self._sweeper.cancel()
+        self._hand_over()
+        self._handed_over.put(None)
+        while self._thread.is_alive():
+            await asyncio.sleep(0.01)
+            self._expire()
+
+    def _hand_over(self) -> None:
+        if self._fresh:
+            self._handed_over.put(self._fresh)
+            self._fresh = []
+
+    def _leave(self, ticket: Ticket) -> None:
+        self._tickets.discard(ticket)
+        self._images -= len(ticket.images)
+
+    def _sweep(self) -> None:
+        self._expire()
+        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for ticket in [ticket for ticket in self._tickets if ticket.deadline < now and not ticket.future.done()]:
+            ticket.future.set_exception(_late())
+
+    # What follows runs on the thread.
+
+    def _work(self) -> None:
+        while tickets := self._gather():
+            tickets = [ticket for ticket in tickets if not ticket.future.done()]  # of clients that left
+            if not tickets:
+                continue
+            self._running_since = time.monotonic()
+            answers = self._answer(tickets)
+            self._running_since = None
+            try:
+                self._loop.call_soon_threadsafe(_deliver, answers)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+
+    def _gather(self) -> list[Ticket]:
+        """Return the tickets of the next batch, of which only a lone one may be too large; none: this is the end."""
+        while not self._waiting:
+            if self._ended:
+                return []
+            self._take(None)
+        first = self._waiting.popleft()
+        tickets, count, until = [first], len(first.images), first.arrived + self._settings.max_delay
+        while count < self._settings.max_batch:
+            if not self._waiting and (self._ended or not self._take(until - time.monotonic())):
+                break
+            if count + len(self._waiting[0].images) > self._settings.max_batch:
+                break
+            tickets.append(self._waiting.popleft())
+            count += len(tickets[-1].images)
+        return tickets
+
+    def _take(self, seconds: float | None) -> bool:
+        """Take over tickets, waiting for them for `seconds`, or for ever; return whether some came."""
+        try:
+            found = self._handed_over.get(seconds is None or seconds > 0, seconds if seconds and seconds > 0 else None)
+        except queue.Empty:
+            return False
+        self._ended = found is None
+        self._waiting.extend(found or ())
+        return bool(found)
+
+    def _answer(self, tickets: list[Ticket]) -> list[tuple[Ticket, Outputs | Exception]]:
+        now = time.monotonic()
+        late = [ticket for ticket in tickets if ticket.deadline < now]
+        tickets = [ticket for ticket in tickets if ticket.deadline >= now]
+        answers: list[tuple[Ticket, Outputs | Exception]] = [(ticket, _late()) for ticket in late]
+        if not tickets:
+            return answers
+        for ticket in tickets:
+            self._metrics.waited(now - ticket.arrived)
+        try:
+            outputs = self._run_parts([ticket.images for ticket in tickets])
+        except Exception as error:
+            if len(tickets) > 1:  # one of them, or all together, were too much: each alone has its own fate
+                return answers + [answer for ticket in tickets for answer in self._answer([ticket])]
+            known = isinstance(error, EdgecifarError)
+            log.error("inference failed: %s", error, exc_info=None if known else error, extra={"event": "inference"})
+            message = str(error) if known else "the model failed on these images; the server's log has the reason."
+            return [*answers, (tickets[0], RequestError(500, message))]
+        starts = np.cumsum([0, *(len(ticket.images) for ticket in tickets)]).tolist()
+        for ticket, start, end in zip(tickets, starts, starts[1:], strict=False):
+            answers.append((ticket, [output[start:end] for output in outputs]))
+        return answers
+
+    def _run_parts(self, arrays: list[np.ndarray]) -> Outputs:
+        """Return the outputs of all arrays, of which only a lone one may have more than `max_batch` images."""
+        images = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        parts = []
+        for start in range(0, len(images) or 1, self._settings.max_batch):
+            part = images[start : start + self._settings.max_batch]
+            began = time.monotonic()
+            parts.append(self._run(part))
+            self._metrics.ran(parts[-1], len(part), time.monotonic() - began)
+        return parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+
+
+def _late() -> RequestError:
+    return RequestError(504, "The time for this request is over: send fewer at once, or allow it more time.")
+
+
+def _deliver(answers: list[tuple[Ticket, Any]]) -> None:
+    for ticket, answer in answers:
+        if ticket.future.done():
+            continue
+        if isinstance(answer, Exception):
+            ticket.future.set_exception(answer)
+        else:
+            ticket.future.set_result(answer)

@@ -1,0 +1,189 @@
+"""One connection over HTTP/1.1: uvicorn's protocol with limits on time, on size, and on what a slow client may hold."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from .app import CONNECTION, Headers
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from .app import App
+
+CYCLE = "edgecifar.cycle"
+"""Key of a request's scope under which uvicorn's state of it is found; `self.cycle` may be of a later one."""
+
+MAX_HEADER = 32768
+"""Bytes of a request's header."""
+
+MIN_RATE = 16384
+"""Bytes a second that a body must come with, on average, beyond the time that any request has."""
+
+LAST_CHANCE = 1.0
+"""Seconds for which a new connection may still send its request when the server ends."""
+
+SWEEP = 1.0
+"""Seconds between two looks for connections whose time is over."""
+
+
+class Connection(HttpToolsProtocol):
+    """A connection whose client may be slow, greedy or gone.
+
+    Attributes:
+        awaited: the answer that the present request waits for; cancelled when the client leaves.
+        lost: whether the client left.
+    """
+
+    limits: App  # set by `limited`
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.awaited: asyncio.Future[Any] | None = None
+        self.lost = False
+        self._in_header, self._header_bytes, self._received = False, 0, 0
+        self._receiving_since: float | None = time.monotonic()  # what opens a connection and says nothing is slow too
+        self._blocked_since: float | None = None
+        self._ending_since: float | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse the connection where too many are open."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.settings.max_connections:
+            self._refuse(503, "Too many connections are open: try again later.")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let nothing be computed for a client that left."""
+        self.lost = True
+        super().connection_lost(exc)
+        if self.awaited:
+            self.awaited.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Take data, of which a header may have only so much."""
+        if self.transport.is_closing():
+            return
+        if self._receiving_since is None:
+            self._receiving_since, self._received = time.monotonic(), 0
+        if self._in_header or not self._received:  # else the data may begin with the end of another request
+            self._header_bytes += len(data)
+        self._received += len(data)
+        super().data_received(data)
+        if self._in_header and self._header_bytes > MAX_HEADER:
+            self._refuse(431, f"The header is longer than {MAX_HEADER:,} bytes.")
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self.scope[CONNECTION] = self  # type: ignore[literal-required]
+        self._in_header = True
+
+    def on_headers_complete(self) -> None:
+        """Begin its body."""
+        self._in_header, self._header_bytes = False, 0
+        scope = self.scope
+        super().on_headers_complete()
+        scope[CYCLE] = self.cycle  # type: ignore[literal-required]
+
+    async def respond(self, scope: Scope, status: int, headers: Headers, body: bytes) -> None:
+        """Answer a request in one piece: ASGI's two messages cost more than reading the request does.
+
+        Args:
+            scope: of the request.
+            status: of the answer.
+            headers: of the answer, besides the date.
+            body: of the answer.
+        """
+        cycle = scope[CYCLE]
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if cycle.disconnected:
+            return
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            lines += (name, b": ", value, b"\r\n")
+        if self.limits.draining or not cycle.keep_alive:
+            cycle.keep_alive = False
+            lines.append(b"connection: close\r\n")
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of its body."""
+        super().on_body(body)
+        if self.cycle.response_complete and self._received > 2 * self.limits.settings.max_body:
+            self.transport.abort()  # it was answered, and does not stop sending
+
+    def on_message_complete(self) -> None:
+        """End it: from now on the client waits, not the server."""
+        super().on_message_complete()
+        self._receiving_since, self._received = None, 0
+
+    def pause_writing(self) -> None:
+        """Note since when the client takes nothing."""
+        super().pause_writing()
+        self._blocked_since = time.monotonic()
+
+    def resume_writing(self) -> None:
+        """Note that it takes what is written again."""
+        super().resume_writing()
+        self._blocked_since = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP as the protocol answers errors; called by uvicorn."""
+        self._refuse(400, msg)
+
+    def shutdown(self) -> None:
+        """End the connection once what it has begun to send is answered; called by uvicorn at its end."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self._receiving_since is not None:  # new, or within a request: the answer will close it
+            self._ending_since = time.monotonic()
+        else:
+            super().shutdown()
+
+    def sweep(self, now: float) -> None:
+        """End the connection if its client takes too long."""
+        allowed = self.limits.settings.receive_timeout
+        if self.transport.is_closing():  # what was written is not taken
+            self._blocked_since = self._blocked_since or now
+        if self._blocked_since is not None and now - self._blocked_since > allowed:
+            self.transport.abort()
+        elif self._ending_since is not None and not self._received and now - self._ending_since > LAST_CHANCE:
+            self.transport.close()
+        elif self._receiving_since is not None and not self.transport.is_closing():
+            busy = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+            if not busy and now - self._receiving_since > allowed + self._received / MIN_RATE:
+                self._refuse(408, "The request took too long to arrive.")
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer with an error, unless an answer has begun, and close."""
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            body = orjson.dumps({"error": message})
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            self.transport.write(STATUS_LINE[status] + head + body)
+        self.limits.metrics.requests.labels("refused", status).inc()
+        self.transport.close()
+
+
+def limited(app: App) -> type[Connection]:
+    """Return the class of connections to `app`."""
+    return type("LimitedConnection", (Connection,), {"limits": app})
+
+
+async def sweep(connections: set[Any]) -> None:
+    """Look for connections whose time is over, for ever."""
+    while True:
+        await asyncio.sleep(SWEEP)
+        now = time.monotonic()
+        for connection in list(connections):
+            connection.sweep(now)

@@ -1,0 +1,26 @@
+"""Failures that have a status of HTTP."""
+
+from __future__ import annotations
+
+
+class RequestError(Exception):
+    """A request cannot be answered as it is.
+
+    Attributes:
+        status: of HTTP.
+        message: what is wrong and what to do; the body says it as `{"error": message}`, as the protocol asks.
+        headers: of the response, besides the usual ones.
+    """
+
+    def __init__(self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers
+
+
+class ClientLeft(Exception):  # noqa: N818 - nothing went wrong
+    """The client closed the connection: there is nobody to answer."""
+
+
+def overloaded(what: str) -> RequestError:
+    """Return the answer to a request for which there is no room."""
+    return RequestError(429, f"{what}: try again later.", headers=((b"retry-after", b"1"),))

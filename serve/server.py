@@ -1,0 +1,271 @@
+"""The process: it listens, takes up new bundles on SIGHUP, and ends on SIGTERM when all is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from ..runtime.errors import EdgecifarError, OutputError
+from .app import App
+from .connections import limited, sweep
+from .models import Source, load_registry
+from .settings import ApiKeys, Settings
+
+log = logging.getLogger("edgecifar.serve")
+
+SWITCH_INTERVAL = 0.001
+"""Seconds for which one thread may keep Python to itself while another wants it: inference must not wait for 5 ms."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens; port 0 is any that is free."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing outside this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(self.host).is_loopback
+        return False
+
+    def listen(self) -> socket.socket:
+        """Return a socket that listens here.
+
+        Raises:
+            OutputError: the address is in use or not this machine's.
+        """
+        listener = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self.host, self.port))
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            raise OutputError(
+                f"The server cannot listen on {self.host}, port {self.port} ({error.strerror or error}): choose "
+                "another --host or --port."
+            ) from None
+        return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which end the process by the signal, not with exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, app: App) -> None:
+        super().__init__(config)
+        self.app = app
+        self._last: list[asyncio.Task[Any]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and look after connections whose clients are slow."""
+        await super().startup(sockets)
+        self._sweeper = asyncio.get_running_loop().create_task(sweep(self.server_state.connections))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was accepted, and what waits to be accepted, then end."""
+        for listener in sockets or []:
+            self._accept_last(listener)
+        await super().shutdown(sockets)
+        self._sweeper.cancel()
+
+    def _accept_last(self, listener: socket.socket) -> None:
+        """Take every connection that the system has made already: it would reset those that are not taken."""
+        loop, config = asyncio.get_running_loop(), self.config
+        state = {"server_state": self.server_state, "app_state": self.lifespan.state}
+        listener.setblocking(False)
+        with contextlib.suppress(OSError):  # BlockingIOError: there is none left
+            while True:
+                accepted, _ = listener.accept()
+                accepted.setblocking(False)
+                made = loop.connect_accepted_socket(
+                    lambda: config.http_protocol_class(config=config, **state, _loop=loop),  # type: ignore[call-arg]
+                    accepted,
+                )
+                self._last.append(loop.create_task(made))
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `_Life`."""
+        yield
+
+
+def run(source: Source, address: Address, settings: Settings, api_key_file: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        EdgecifarError: a bundle or a key file cannot be used, or the address is taken.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    with contextlib.closing(address.listen()) as listener:  # first: a port that is taken is said before models are read
+        keys = ApiKeys(api_key_file) if api_key_file else None
+        _warn(keys, address)
+        server = make_server(App(load_registry(source), settings, keys))
+        gc.collect()
+        gc.freeze()  # what is there now stays: no collection has to look at it again
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(_Life(server, source, api_key_file).live(listener))
+    if server.force_exit:
+        raise EdgecifarError("The server was ended before all was answered.")
+
+
+def _warn(keys: ApiKeys | None, address: Address) -> None:
+    if keys and keys.exposed:
+        log.warning("%s can be read by other users: chmod 600 it.", keys.path, extra={"event": "exposed_keys"})
+    if not keys and not address.is_local:
+        log.warning(
+            "Anybody who can reach %s may use this server, because it asks for no key: pass --api-key-file, or listen "
+            "on 127.0.0.1 behind a proxy.",
+            address.host,
+            extra={"event": "no_key"},
+        )
+
+
+def make_server(app: App) -> Server:
+    """Return uvicorn set up for `app`: its connections have the limits of the application's settings."""
+    config = uvicorn.Config(
+        app,
+        http=limited(app),
+        loop="uvloop" if _has_uvloop() else "asyncio",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=app.settings.keep_alive,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=int(app.settings.timeout + app.settings.receive_timeout) + 1,
+    )
+    return Server(config, app)
+
+
+def _has_uvloop() -> bool:
+    try:
+        import uvloop  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError:  # on Windows there is none
+        return False
+    return True
+
+
+class _Life:
+    """A server from its first request to its last."""
+
+    def __init__(self, server: Server, source: Source, api_key_file: Path | None) -> None:
+        self._server, self._app, self._source, self._api_key_file = server, server.app, source, api_key_file
+        self._updating, self._update_again = False, False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def live(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for name, handler in (("SIGTERM", self._end), ("SIGINT", self._end_now), ("SIGHUP", self._update)):
+            if not hasattr(signal, name):  # Windows has no SIGHUP
+                continue
+            try:
+                loop.add_signal_handler(getattr(signal, name), handler)
+            except NotImplementedError:  # Windows again
+                signal.signal(getattr(signal, name), lambda *_, call=handler: loop.call_soon_threadsafe(call))
+        self._start(self._announce(listener))
+        await self._server.serve(sockets=[listener])
+        for task in self._tasks:
+            task.cancel()
+        log.info("Stopped: all that was accepted is answered.", extra={"event": "stopped"})
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _announce(self, listener: socket.socket) -> None:
+        while not self._server.started:
+            await asyncio.sleep(0.005)
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        names = self._app.registry.names
+        log.info(
+            "Ready: http://%s:%d serves %s. End it with Ctrl-C or SIGTERM; SIGHUP takes up new bundles.",
+            shown,
+            port,
+            ", ".join(names),
+            extra={"event": "ready", "host": host, "port": port, "models": names},
+        )
+        _notify("READY=1")
+
+    def _end(self) -> None:
+        """On SIGTERM: say not ready, answer for a while, then end."""
+        if self._app.draining:
+            self._end_now()
+            return
+        self._app.draining = True
+        _notify("STOPPING=1")
+        log.info("Ending: what comes is still answered for %g s.", self._app.settings.drain, extra={"event": "ending"})
+        asyncio.get_running_loop().call_later(self._app.settings.drain, self._stop)
+
+    def _end_now(self) -> None:
+        """On SIGINT: answer what was accepted, then end; the second time, end."""
+        if self._server.should_exit:
+            self._server.force_exit = True
+        self._app.draining = True
+        _notify("STOPPING=1")
+        self._stop()
+
+    def _stop(self) -> None:
+        self._server.should_exit = True
+
+    def _update(self) -> None:
+        """On SIGHUP: take up the bundles and the key file as they are now."""
+        if self._updating:
+            self._update_again = True  # it may have read what was there before
+        else:
+            self._start(self._take_up())
+
+    async def _take_up(self) -> None:
+        self._updating = True
+        loop, app = asyncio.get_running_loop(), self._app
+        try:
+            keys = ApiKeys(self._api_key_file) if self._api_key_file else None
+            registry = await loop.run_in_executor(None, load_registry, self._source)
+        except EdgecifarError as error:
+            app.metrics.updates.labels("failed").inc()
+            log.error("The bundles in service stay: %s", error, extra={"event": "update_failed"})
+        except Exception as error:
+            app.metrics.updates.labels("failed").inc()
+            log.error("The bundles in service stay: %r", error, exc_info=error, extra={"event": "update_failed"})
+        else:
+            app.keys = keys
+            app.replace(registry)
+            app.metrics.updates.labels("done").inc()
+            versions = {model.name: model.version for model in registry.models}
+            log.info("New bundles are in service.", extra={"event": "updated", "versions": versions})
+        finally:
+            self._updating = False
+            if self._update_again:
+                self._update_again = False
+                self._update()
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, if it started this process, as sd_notify(3) says."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.connect(address)
+        client.sendall(state.encode())

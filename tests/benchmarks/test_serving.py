@@ -1,0 +1,103 @@
+"""The load generator sees what a server does: right and wrong answers, refusals, connections that end."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+serving_load = pytest.importorskip("serving_load")
+
+ROW = np.array([0.25, 0.75], np.float32)
+
+
+def answer(status: int = 200, row=ROW, close: bool = False) -> bytes:
+    body = json.dumps({"outputs": [{"name": "probabilities", "data": [float(value) for value in row]}]}).encode()
+    end = b"Connection: close\r\n" if close else b""
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n%s\r\n" % (status, len(body), end) + body
+
+
+@pytest.fixture
+def server():
+    """Answer the nth request of all connections with what `replies` has for it, the last for ever: its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    replies: list[bytes] = []
+    lock, threads = threading.Lock(), []
+
+    def talk(connection: socket.socket) -> None:
+        with connection:
+            while connection.recv(65536):
+                with lock:
+                    reply = replies.pop(0) if len(replies) > 1 else replies[0]
+                if not reply:
+                    return
+                connection.sendall(reply)
+                if b"close" in reply:
+                    return
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=talk, args=(connection,)))
+            threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    yield listener.getsockname()[1], replies
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    for thread in [accepting, *threads]:
+        thread.join(10)
+
+
+def drive(server, *replies: bytes, seconds: float = 0.2):
+    port, given = server
+    given += replies
+    request = serving_load.Request(serving_load.post("/", b"{}"), ROW)
+    return serving_load.drive(port, [request], seconds, 2)
+
+
+def test_right_answers(server):
+    outcome = drive(server, answer())
+    assert outcome.figures()["requests"] > 2
+    assert (outcome.wrong, outcome.broken, outcome.statuses, outcome.rejections) == (0, 0, {}, [])
+    assert outcome.figures()["milliseconds"]["p50"] > 0
+
+
+def test_wrong_answers_refusals_and_failures(server):
+    wrong = [answer(row=[0.75, 0.25]), answer(row=[0.25]), answer(row=[0.25, float("nan")])]
+    outcome = drive(server, *wrong, answer(429), answer(503), answer(500), b"", answer(close=True), answer())
+    assert outcome.wrong == 3
+    assert len(outcome.rejections) == 2
+    assert outcome.statuses == {500: 1}
+    assert outcome.broken == 1
+    assert len(outcome.latencies) > 5
+
+
+def test_binary_answers():
+    head = json.dumps({"outputs": [{"shape": [1, 2]}]}).encode()
+    headers = b"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: %d" % len(head)
+    assert np.array_equal(serving_load.probabilities(headers, head + ROW.tobytes()), ROW)
+
+
+def test_the_series_of_a_load():
+    import serving_limits
+
+    outcome = serving_load.Outcome(seconds=4.0, latencies=[0.001, 0.003, 0.002], ends=[0.5, 0.9, 3.99])
+    row = serving_limits.row("x", outcome, [5.0, 7.0, 6.0])
+    assert row["series"]["answers_per_second"] == [2.0, 0.0, 0.0, 1.0]
+    assert row["series"]["p50"] == pytest.approx([2.0, 0.0, 0.0, 2.0])
+    assert row["memory_mb"] == {"first": 5.0, "last": 6.0, "most": 7.0}
+
+
+def test_the_code_of_the_peers_is_python():
+    import serving_peers
+
+    for code in (serving_peers.COMMON, serving_peers.MLSERVER, serving_peers.LITSERVE, serving_peers.BENTOML):
+        compile(code, "peer", "exec")

@@ -1,0 +1,220 @@
+"""Connections whose clients are slow, greedy or gone, over real sockets to a server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+HEAD = b"POST /v2/models/tiny-edge/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n%s\r\n"
+
+
+class Live:
+    """A server on a port of its own, on a thread."""
+
+    def __init__(self, app) -> None:
+        from edgecifar.serve.server import Address, make_server
+
+        self.app, self.server = app, make_server(app)
+        self._listener = Address(port=0).listen()
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=lambda: asyncio.run(self.server.serve(sockets=[self._listener])))
+        self._thread.start()
+        while not self.server.started:
+            time.sleep(0.005)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def live(tiny, monkeypatch):
+    """Serve the tiny bundle: `live(Settings(...))`."""
+    from edgecifar.serve import App, connections, load_registry
+    from edgecifar.serve.models import Source
+
+    monkeypatch.setattr(connections, "SWEEP", 0.05)
+    servers = []
+
+    def start(settings) -> Live:
+        registry = load_registry(Source({"tiny": tiny}, provider="cpu", threads=1, variants=("edge",)))
+        servers.append(Live(App(registry, settings)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Read one answer; raises ConnectionError where the connection ends before."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = connection.recv(65536)
+        if not part:
+            raise ConnectionError(data)
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    while len(body) < int(headers.get("content-length", 0)):
+        body += connection.recv(65536)
+    return int(status.split()[1]), headers, body
+
+
+def ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(65536) == b""
+    except ConnectionError:
+        return True
+
+
+def settings(**more):
+    from edgecifar.serve import Settings
+
+    return Settings(**{"receive_timeout": 0.2, **more})
+
+
+def test_requests_in_a_row_and_in_a_pipeline(live, images, ask, classifier):
+    server = live(settings(receive_timeout=10))
+    with server.connect() as connection:
+        bodies = [json.dumps(ask(images[n : n + 1], id=str(n))).encode() for n in range(4)]
+        for body in bodies[:2]:
+            connection.sendall(HEAD % (len(body), b"") + body)
+            assert read_answer(connection)[0] == 200
+        connection.sendall(b"".join(HEAD % (len(body), b"") + body for body in bodies[2:]))
+        data = b""
+        while data.count(b'"id"') < 2 or not data.endswith(b"}"):
+            data += connection.recv(65536)
+        assert data.index(b'"id":"2"') < data.index(b'"id":"3"')
+
+
+def test_who_sends_nothing_or_too_slowly_is_ended(live):
+    server = live(settings())
+    with server.connect() as silent, server.connect() as header, server.connect() as body:
+        header.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n")
+        body.sendall(HEAD % (100, b"") + b"x")
+        for connection in (silent, header, body):
+            assert read_answer(connection)[0] == 408
+            assert ended(connection)
+    assert server.app.metrics.requests.labels("refused", 408)._value.get() == 3
+
+
+def test_who_is_idle_between_requests_is_not_slow(live):
+    server = live(settings(keep_alive=30))
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_answer(connection)[0] == 200
+            time.sleep(0.5)
+
+
+def test_a_header_without_end(live):
+    server = live(settings(receive_timeout=10))
+    with server.connect() as connection:
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 70000)
+        assert read_answer(connection)[0] == 431
+
+
+@pytest.mark.parametrize("data", [b"\x16\x03\x01 no http \r\n\r\n", b"GET\r\n\r\n", b"\0" * 100])
+def test_what_is_not_http(live, data):
+    server = live(settings())
+    with server.connect() as connection:
+        connection.sendall(data)
+        status, _, body = read_answer(connection)
+        assert status == 400
+        assert "error" in json.loads(body)
+
+
+def test_more_connections_than_allowed(live):
+    server = live(settings(max_connections=2, receive_timeout=10))
+    with server.connect() as one, server.connect() as two:
+        for connection in (one, two):
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_answer(connection)[0] == 200
+        with server.connect() as three:
+            assert read_answer(three)[0] == 503
+
+
+def test_a_body_that_is_too_long_is_answered_and_drained(live):
+    server = live(settings(max_body=100_000, receive_timeout=10))
+    with server.connect() as connection:
+        connection.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 150000\r\n\r\n" + b"x" * 150_000)
+        assert read_answer(connection)[0] == 413
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert read_answer(connection)[0] == 200
+    with server.connect() as connection:
+        connection.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            for _ in range(1000):
+                connection.sendall(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
+            read_answer(connection)
+            read_answer(connection)
+
+
+def test_who_does_not_take_answers_is_ended(live):
+    server = live(settings())
+    with server.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)  # 10 kB each
+        deadline = time.monotonic() + 10
+        while not server.server.server_state.connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        while server.server.server_state.connections and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not server.server.server_state.connections
+
+
+def test_who_leaves_costs_nothing(live, images, ask):
+    server = live(settings(receive_timeout=10))
+    model = server.app.registry.default
+    entered, gate = threading.Event(), threading.Event()
+    run, ran = model.batcher._run, []
+
+    def held(batch):
+        ran.append(len(batch))
+        entered.set()
+        gate.wait(10)
+        return run(batch)
+
+    model.batcher._run = held
+    body = json.dumps(ask(images[:1])).encode()
+    with server.connect() as stays, server.connect() as leaves:
+        stays.sendall(HEAD % (len(body), b"") + body)
+        assert entered.wait(10)
+        leaves.sendall(HEAD % (len(body), b"") + body)
+        while model.batcher.requests < 2:
+            time.sleep(0.01)
+        leaves.close()
+        while model.batcher.requests > 1:
+            time.sleep(0.01)
+        gate.set()
+        assert read_answer(stays)[0] == 200
+    assert ran == [1]
+    assert server.app.metrics.left._value.get() == 1
+
+
+def test_what_was_begun_is_answered_at_the_end(live, images, ask):
+    server = live(settings(receive_timeout=10))
+    body = json.dumps(ask(images)).encode()
+    with server.connect() as begun, server.connect() as idle:
+        idle.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert read_answer(idle)[0] == 200
+        begun.sendall((HEAD % (len(body), b""))[:40])
+        time.sleep(0.1)
+        server.app.draining = server.server.should_exit = True
+        time.sleep(0.3)
+        begun.sendall((HEAD % (len(body), b""))[40:] + body)
+        status, headers, _ = read_answer(begun)
+        assert (status, headers["connection"]) == (200, "close")
+        assert ended(begun)
+        assert ended(idle)
