@@ -85,6 +85,8 @@ def _run_text(folder: Path, as_json: bool) -> str:
     ]
     teachers = record.distillation["teachers"] if record.distillation else []
     lines += [f"learnt from {one.get('folder')}, recipe {one.get('recipe', {}).get('name')}" for one in teachers]
+    if begun := record.begun_from:
+        lines.append(f"begun with the weights of {begun.get('folder')}, recipe {begun.get('recipe')}")
     if record.test:
         lines.append(f"test accuracy: {100 * record.test['accuracy']:.2f} % of {record.test['images']:,} images")
         if "accuracy_flips_averaged" in record.test:

@@ -34,6 +34,7 @@ class Optimizer(StrEnum):
     "edgecifar train --recipe reference --epochs 3 --out runs/reference",
     "edgecifar train --recipe teacher --out runs/teacher",
     "edgecifar train --recipe best --teacher runs/teacher",
+    "edgecifar train --data my_pictures --from runs/NAME",
     "edgecifar train --data synthetic --epochs 1",
 )
 @command
@@ -54,6 +55,12 @@ def train(
     final: Annotated[
         Path | None,
         typer.Option(help="Train as this finished run was, on the images too that it held out; test once."),
+    ] = None,
+    begin_with: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Begin with this finished run's weights; its last layer only where the classes are the same."
+        ),
     ] = None,
     teachers: Annotated[
         list[Path],
@@ -99,7 +106,8 @@ def train(
     settings = {name: value for name, value in settings.items() if value is not None}
     pictures = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}
     pictures = {name: value for name, value in pictures.items() if value is not None}
-    _check_usage({"recipe": recipe, "seed": seed, "teacher": teachers or None, **settings, **pictures}, resume, final)
+    given = {"recipe": recipe, "seed": seed, "from": begin_with, "teacher": teachers or None}
+    _check_usage({**given, **settings, **pictures}, resume, final)
     request = TrainingRequest(
         recipe=recipe.value if recipe else DEFAULT_RECIPE,
         settings=settings,
@@ -110,6 +118,7 @@ def train(
         device=device,
         resume=resume,
         follow=final,
+        begin_with=begin_with,
         teachers=tuple(teachers),
         tensorboard=tensorboard,
     )

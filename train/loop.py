@@ -20,7 +20,7 @@ from torch.nn import functional
 from ..runtime import machine
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation, evaluate
-from . import plots
+from . import initial, plots
 from .answers import ANSWERS, Teachers, Views, describe_distillation, distillation_loss
 from .augment import augment
 from .calibration import fit_temperature
@@ -36,7 +36,7 @@ from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
 from .run import Run, load_state
 from .speed import speed_up
 from .step import DROPOUT, TrainingStep, derive_seed, epoch_plan, load_optimizers
-from .teacher import Teacher, prepare
+from .teacher import Teacher, accuracy_flips_averaged, prepare
 
 WINDOW = 2_000
 """The reference experiment prints the mean loss of so many mini-batches."""
@@ -60,6 +60,7 @@ class TrainingOptions:
         warm_up_steps: steps on a copy of the net before the clock runs, so that loading of CUDA's libraries does not
             count; None for three on CUDA and none elsewhere.
         teachers: runs that the net learns from beside the labels; not used where a run is resumed.
+        begin_with: a run whose weights the net begins with; likewise.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -70,6 +71,7 @@ class TrainingOptions:
     checkpoint_seconds: float = 0.0
     warm_up_steps: int | None = None
     teachers: Teachers | None = None
+    begin_with: Run | None = None
 
 
 def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptions | None = None) -> Evaluation:
@@ -77,7 +79,8 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
 
     Raises:
         RunError: the folder is taken, the net takes no such pictures, the selection run was trained on other data, a
-            teacher cannot teach it, the loss is not finite any more, or memory runs out.
+            teacher cannot teach it, it cannot begin with that run's weights, the loss is not finite any more, or memory
+            runs out.
         OutputError: the folder cannot be written; the last checkpoint stays.
         KeyboardInterrupt: the user stopped; the last checkpoint stays.
     """
@@ -104,10 +107,13 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         started=_now(),
         selection_run=selection,
         distillation=describe_distillation(options.teachers) if options.teachers else None,
+        begun_from=initial.describe(options.begin_with, recipe, dataset) if options.begin_with else None,
     )
     run = Run.create(folder, record) if options.group.is_main else Run(folder)
     with _enough_memory(recipe):
-        return _Training(dataset, run, record, options).complete()
+        training = _Training(dataset, run, record, options)
+        training.begin()
+        return training.complete()
 
 
 def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -> Evaluation:
@@ -129,6 +135,8 @@ def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -
         training = _Training(dataset, run, record, options)
         if state:
             training.restore(state)
+        else:
+            training.begin()
         training.note_conditions()
         return training.complete()
 
@@ -198,6 +206,12 @@ class _Training:
         )
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
         self.kept_epoch, self.kept_at = 0, -math.inf
+
+    def begin(self) -> None:
+        """Take over the weights that the run begins with, where there are such."""
+        if self.record.begun_from:
+            earlier = initial.recorded(self.record.begun_from, self.run.folder)
+            initial.load(self.net, earlier, self.dataset.contract)
 
     def _images(self) -> np.ndarray:
         """Return what is trained on, uint8 [N, size, size, 3]."""
@@ -335,7 +349,9 @@ class _Training:
         result = self._test(temperature)
         figures = result.as_json()
         if isinstance(self.net, Teacher):  # what its students learn from
-            figures["accuracy_flips_averaged"] = self._accuracy_flips_averaged()
+            figures["accuracy_flips_averaged"] = accuracy_flips_averaged(
+                self.net, self.dataset.test_images, self.dataset.test_labels
+            )
         self.record = replace(self.record, status=FINISHED, finished=_now(), temperature=temperature, test=figures)
         if self.group.is_main:
             plots.confusion(result, self.run.folder / "confusion.png")
@@ -343,12 +359,6 @@ class _Training:
             self.run.finish(self.net, self.record, self.metrics)
             shutil.rmtree(self.run.folder / ANSWERS, ignore_errors=True)
         return result
-
-    def _accuracy_flips_averaged(self) -> float:
-        """Return the share of the test images that the mean logits of both sides classify correctly, 0 to 1."""
-        images = self.dataset.test_images
-        both = all_logits(self.net, images) + all_logits(self.net, np.ascontiguousarray(images[:, :, ::-1]))
-        return float((both.argmax(1) == self.dataset.test_labels).mean())
 
     def _validate(self) -> tuple[str, Evaluation]:
         """Return the name of the images that an epoch is validated on, and the evaluation on them.

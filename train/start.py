@@ -14,7 +14,7 @@ import torch
 
 from ..runtime.metrics import Evaluation
 from . import data as datasets
-from . import distributed, loop
+from . import distributed, initial, loop
 from .answers import Teachers
 from .data import Dataset
 from .devices import choose_device, describe_device
@@ -48,6 +48,7 @@ class TrainingRequest:
         device: as `choose_device` takes it.
         resume: whether to go on with the run in `out`. `recipe`, `settings` and `seed` are then the run's.
         follow: a finished run, to train as it was on all images; likewise.
+        begin_with: a finished run whose weights the net begins with; likewise.
         teachers: finished runs whose answers the net learns from, too; a run that goes on or follows has its own.
         tensorboard: whether to write event files for TensorBoard.
     """
@@ -61,6 +62,7 @@ class TrainingRequest:
     device: str = "auto"
     resume: bool = False
     follow: Path | None = None
+    begin_with: Path | None = None
     teachers: tuple[Path, ...] = ()
     tensorboard: bool = False
 
@@ -114,7 +116,7 @@ def start(
     with distributed.joined() as group, ExitStack() as stack:
         device = group.connect(choose_device(request.device))
         run, recipe, selection = _run_of(request, device, group)
-        teachers = _teachers(request)
+        teachers, begin_with = _teachers(request), _begin_with(request, recipe)
         # Early: what is wrong with the run is said before the data is read.
         past = (run.resume_state() or {}).get("metrics", []) if request.resume else []
         writes_events = request.tensorboard and group.is_main
@@ -143,6 +145,7 @@ def start(
             group=group,
             selection_run=selection,
             teachers=teachers,
+            begin_with=begin_with,
             checkpoint_seconds=CUDA_CHECKPOINT_SECONDS if device.type == "cuda" else 0.0,
         )
         if request.resume:
@@ -178,6 +181,18 @@ def _teachers(request: TrainingRequest) -> Teachers | None:
     for folder in request.teachers:
         _ = Run(folder).record  # what is no run is said before the data is read
     return Teachers(tuple(map(Run, request.teachers))) if request.teachers else None
+
+
+def _begin_with(request: TrainingRequest, recipe: Recipe) -> Run | None:
+    """Return the run whose weights a new run begins with: what is asked for, or that of the run that it follows."""
+    if request.follow:
+        begun_from = Run(request.follow).record.begun_from
+        return initial.recorded(begun_from, request.follow) if begun_from else None
+    if request.begin_with is None:
+        return None
+    earlier = Run(request.begin_with)
+    initial.check(earlier, recipe)  # before the data is read
+    return earlier
 
 
 def _trained_on_drawn(earlier: Run) -> str | None:
