@@ -75,6 +75,14 @@ def train(
     held_out: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="Share of the training images kept for decisions.")
     ] = None,
+    balance: Annotated[
+        bool | None,
+        typer.Option(
+            "--balance/--no-balance",
+            help="Whether small classes count as much as large ones. Default: own pictures beyond 3 to 1.",
+            show_default=False,
+        ),
+    ] = None,
     fit: Annotated[Fit | None, typer.Option(help="Own pictures: how each is made square. Default: crop.")] = None,
     val: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="Own pictures: share held out for decisions. Default: 0.1.")
@@ -102,6 +110,7 @@ def train(
         "lr": lr,
         "momentum": momentum,
         "held_out": held_out,
+        "balance": balance,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     pictures = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..runtime import machine
 from ..runtime.errors import RunError
@@ -27,6 +26,7 @@ from .calibration import fit_temperature
 from .data import Dataset
 from .devices import describe_device, enough_memory, precision
 from .distributed import Group
+from .following import recipe_of
 from .inference import all_logits, classify_with
 from .listeners import Listener, Progress, Silent
 from .nets import make_net
@@ -35,7 +35,15 @@ from .recipes import Recipe
 from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
 from .run import Run, load_state
 from .speed import speed_up
-from .step import DROPOUT, TrainingStep, derive_seed, epoch_plan, load_optimizers
+from .step import (
+    DROPOUT,
+    TrainingStep,
+    class_weights,
+    derive_seed,
+    epoch_plan,
+    load_optimizers,
+    weighted_cross_entropy,
+)
 from .teacher import Teacher, accuracy_flips_averaged, prepare
 
 WINDOW = 2_000
@@ -141,45 +149,6 @@ def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -
         return training.complete()
 
 
-def follow(selection: Run) -> tuple[Recipe, SelectionRun]:
-    """Return the recipe of the full-data run that follows `selection`, and what `train` takes over from it.
-
-    A full-data run is trained as its selection run was, but on the images too that this one held out. Nothing is left
-    to decide: epochs, seed and temperature are the selection run's, and the test images are seen once, at the end.
-
-    Raises:
-        RunError: `selection` is not finished, held no images out, or its record is damaged.
-    """
-    record, recipe = selection.record, recipe_of(selection)
-    if not record.is_finished:
-        raise RunError(f"{selection.folder} is not finished: resume it first.", option="resume")
-    if not recipe.held_out:
-        raise RunError(f"{selection.folder} held no images out, so that there are none to add: name a run that did.")
-    taken = SelectionRun(
-        weights_sha256=record.weights_sha256 or "",
-        data_sha256=record.dataset.sha256,
-        held_out=recipe.held_out,
-        seed=record.seed,
-        temperature=record.temperature,
-    )
-    return replace(recipe, held_out=0.0), taken
-
-
-def recipe_of(run: Run) -> Recipe:
-    """Return the recipe that `run` was begun with, to train by it.
-
-    Raises:
-        RunError: run.json is missing or damaged, or the recipe has settings that this version does not know.
-    """
-    record = run.record
-    if record.unknown_settings:
-        unknown = ", ".join(record.unknown_settings)
-        raise RunError(
-            f"{run.folder} was made by another version of edgecifar (its recipe has {unknown}): train again."
-        )
-    return record.recipe
-
-
 class _Training:
     """The state of one run between its steps."""
 
@@ -196,6 +165,9 @@ class _Training:
         self.views = Views.recorded(record, run.folder, self._images(), self.device) if record.distillation else None
         speed_up(self.net, self.device)
         self.optimizers = make_optimizers(self.net, self.recipe)
+        labels = dataset.train_labels[self.trained_on]
+        weights = class_weights(labels, dataset.contract.classes) if self.recipe.balance else None
+        self.class_weights = None if weights is None else weights.to(self.device)
         self.steps_per_epoch = math.ceil(len(self.trained_on) / self.recipe.batch_size)
         self.step = TrainingStep(
             net=self.group.wrap(self.net),
@@ -297,12 +269,13 @@ class _Training:
     def _loss(self, labels: Tensor, batch_size: int, teacher: Tensor | None = None) -> Any:
         """Return the function from this process's logits to the loss, given its labels, and a teacher's logits."""
         smoothing = self.recipe.label_smoothing
+        weights = None if self.class_weights is None else self.class_weights[labels]
 
         def loss_of(logits: Tensor) -> Tensor:
             if teacher is None:
-                loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+                loss = weighted_cross_entropy(logits, labels, weights, smoothing)
             else:
-                loss = distillation_loss(logits, teacher, labels, smoothing)
+                loss = distillation_loss(logits, teacher, labels, smoothing, weights)
             return self.group.scale_loss(loss, len(labels), batch_size)
 
         return loss_of

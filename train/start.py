@@ -15,12 +15,14 @@ import torch
 from ..runtime.metrics import Evaluation
 from . import data as datasets
 from . import distributed, initial, loop
+from .adapting import adapt
 from .answers import Teachers
 from .data import Dataset
 from .devices import choose_device, describe_device
 from .distributed import Group
 from .events import EventFiles
 from .folders import FolderOptions
+from .following import follow, recipe_of
 from .listeners import Listener, Listeners
 from .nets import is_teacher
 from .recipes import RECIPES, Recipe
@@ -39,7 +41,8 @@ class TrainingRequest:
 
     Attributes:
         recipe: a name in `RECIPES`.
-        settings: other settings than the recipe's, by the names of `Recipe`'s fields.
+        settings: other settings than the recipe's, by the names of `Recipe`'s fields. Of own pictures, `adapt` chooses
+            some of those that are not here.
         seed: what all randomness derives from; 0 by default.
         data: as `data.load` takes it. A run that goes on or is followed, and was trained on synthetic data, has those
             by default.
@@ -126,6 +129,8 @@ def start(
         pictures = (earlier and FolderOptions.recorded(earlier.record.dataset.origin)) or request.pictures
         with group.main_process_first():
             dataset = datasets.load(data, options=pictures)
+        if not request.resume and not request.follow:
+            recipe = adapt(recipe, dataset, request.settings)
         plan = TrainingPlan(
             run=run,
             recipe=recipe,
@@ -161,10 +166,10 @@ def _run_of(request: TrainingRequest, device: torch.device, group: Group) -> tup
     """Return the run that a request begins or goes on with, its recipe, and the run that it follows."""
     if request.resume:
         run = Run(request.out) if request.out else Run.newest(unfinished=True)
-        return run, loop.recipe_of(run), None
+        return run, recipe_of(run), None
     selection = None
     if request.follow:
-        recipe, selection = loop.follow(Run(request.follow))
+        recipe, selection = follow(Run(request.follow))
     else:
         recipe = RECIPES[request.recipe].on(device.type).with_settings(request.settings)
     name = f"{recipe.name}{'-final' if selection else ''}-{datetime.now():%Y%m%d-%H%M%S}"

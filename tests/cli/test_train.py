@@ -70,7 +70,9 @@ def test_a_run_is_left_and_said(small):
     }
     correct = record["test"]["correct"]
     table = result.stdout.splitlines()
-    assert table[0] == f"{100 * correct / 20:.2f} % of the 20 synthetic test images ({correct} correct)"
+    low, high = (100 * limit for limit in record["test"]["accuracy_interval"])
+    figures = f"{correct} correct; 95 % interval {low:.1f} to {high:.1f} %"
+    assert table[0] == f"{100 * correct / 20:.2f} % of the 20 synthetic test images ({figures})"
     recalls = [line.split()[:2] for line in table[3:13]]
     assert recalls == [[label, f"{100 * value:.1f}"] for label, value in record["test"]["per_class"].items()]
     said = result.stderr

@@ -87,8 +87,8 @@ def test_what_it_began_with_is_needed_until_the_first_epoch_is_complete(
     whole, recipe, others, tmp_path, no_plots, stopper
 ):
     shutil.copytree(whole, tmp_path / "first")
+    options = TrainingOptions(begin_with=Run(tmp_path / "first"), listener=stopper("progress", 1))
     with pytest.raises(KeyboardInterrupt):
-        options = TrainingOptions(begin_with=Run(tmp_path / "first"), listener=stopper("progress", 1))
         loop.train(recipe, others, tmp_path / "run", options)
     shutil.rmtree(tmp_path / "first")
     with pytest.raises(RunError, match="first"):
