@@ -219,7 +219,3 @@ def _preprocessing_as_json(steps: Preprocessing) -> dict[str, Any]:
 
 CIFAR10 = Contract(("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"), 32)
 """The contract of nets trained on CIFAR-10: its classes in label order, by the reference experiment's names."""
-
-# Until every caller takes a Contract:
-LABELS, SIDE, INPUT_NAME = CIFAR10.labels, CIFAR10.size, CIFAR10.input_name
-PROBABILITIES, LOGITS = CIFAR10.probabilities_name, CIFAR10.logits_name
