@@ -70,6 +70,7 @@ def _count(value: Any) -> str:
 
 
 def _run_text(folder: Path, as_json: bool) -> str:
+    from ..runtime.metrics import wilson_interval
     from ..train.nets import make_net, summarise
     from ..train.run import Run
 
@@ -85,8 +86,14 @@ def _run_text(folder: Path, as_json: bool) -> str:
     ]
     teachers: list[dict[str, Any]] = record.distillation["teachers"] if record.distillation else []
     lines += [f"learnt from {one.get('folder')}, recipe {one.get('recipe', {}).get('name')}" for one in teachers]
+    if begun := record.begun_from:
+        lines.append(f"begun with the weights of {begun.get('folder')}, recipe {begun.get('recipe')}")
     if record.test:
-        lines.append(f"test accuracy: {100 * record.test['accuracy']:.2f} % of {record.test['images']:,} images")
+        low, high = wilson_interval(round(record.test["accuracy"] * record.test["images"]), record.test["images"])
+        lines.append(
+            f"test accuracy: {100 * record.test['accuracy']:.2f} % of {record.test['images']:,} images (95 % interval "
+            f"{100 * low:.1f} to {100 * high:.1f} %)"
+        )
         if "accuracy_flips_averaged" in record.test:
             lines.append(f"with flips averaged: {100 * record.test['accuracy_flips_averaged']:.2f} %")
     return "\n".join(lines)

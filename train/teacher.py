@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .augment import normalise
+from .inference import all_logits
 
 FIRST_WIDTH = 64
 """The first block has so many channels: its pictures are large, and it takes as long as a later, wider one."""
@@ -119,3 +120,15 @@ def prepare(net: nn.Module, images: np.ndarray) -> None:
     """
     if isinstance(net, Teacher):
         net.whiten_with(normalise(torch.from_numpy(images[:: max(1, len(images) // WHITENING_IMAGES)])))
+
+
+def accuracy_flips_averaged(net: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of `images` that the mean logits of both sides, as students learn them, classify correctly.
+
+    Args:
+        net: in whatever mode.
+        images: uint8 [N, size, size, 3].
+        labels: integer [N].
+    """
+    both = all_logits(net, images) + all_logits(net, np.ascontiguousarray(images[:, :, ::-1]))
+    return float((both.argmax(1) == labels).mean())
