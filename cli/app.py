@@ -28,6 +28,10 @@ EXTRAS = {"train": "train", "evaluate": "train", "export": "export", "info": "tr
 """Which extra of the package a command needs beyond the base install; `info` for a run folder only."""
 
 
+_EPILOGS: dict[str, str] = {}
+"""The end of each subcommand's help by its name."""
+
+
 class Fit(StrEnum):
     """How a picture is made square."""
 
@@ -44,11 +48,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         from ..runtime.errors import EdgecifarError
 
         name = function.__name__
+        _show_log()
         try:
             with streams.results():
                 function(*args, **kwargs)
         except EdgecifarError as error:
             fail(str(error))
+        except MemoryError:
+            fail("memory ran out: free some, raise this process's limit (such as 'ulimit -v'), or do less at once.")
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("edgecifar"):
                 raise
@@ -72,7 +79,8 @@ def register(*functions: Callable[..., None]) -> None:
     """Make `functions` the subcommands, in the order of the help text."""
     for function in functions:
         # In the list of commands a line is cut to fit; up to its first comma, colon or semicolon it does.
-        app.command(short_help=re.split("[,:;.]", function.__doc__ or "")[0])(function)
+        short = re.split("[,:;.]", function.__doc__ or "")[0]
+        app.command(short_help=short, epilog=_EPILOGS.get(function.__name__))(function)
 
 
 def fail(sentence: str) -> None:
@@ -84,6 +92,30 @@ def fail(sentence: str) -> None:
 def say(line: str) -> None:
     """Print a line of prose on stderr."""
     print(line, file=sys.stderr)
+
+
+@functools.cache
+def _show_log() -> None:
+    """Let what the library logs from now on appear on stderr, a bare line a message."""
+    import logging  # late: help needs none
+
+    class Bare(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    logger = logging.getLogger("edgecifar")
+    logger.addHandler(Bare())
+    logger.setLevel(logging.INFO)
+
+
+def examples(*lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """End the help of a subcommand with a few ways to call it: a decorator above `command`."""
+
+    def mark(function: Callable[..., None]) -> Callable[..., None]:
+        _EPILOGS[function.__name__] = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+        return function
+
+    return mark
 
 
 def _version(wanted: bool) -> None:

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import streams
-from .app import BundleFolder, Json, Provider, command, fail, finite, say
+from .app import BundleFolder, Json, Provider, command, examples, fail, finite
 
 
+@examples("edgecifar verify", "edgecifar verify runs/NAME/bundle --key my.pub", "edgecifar verify BUNDLE --json")
 @command
 def verify(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle. Default: the one installed.")] = None,
     key: Annotated[
-        Path | None, typer.Option(help="It must be signed: with the private key of this public key, PEM.")
+        Path | None, typer.Option(help="Require a signature made with the private key of this public key, PEM.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a bundle: every digest, no unknown file, and the golden vectors of each variant on this machine."""
     from dataclasses import asdict
 
-    from ..runtime import Bundle
-    from .display import check_table
+    from ..runtime.bundle import Bundle
+    from .display import check_table, json_text
 
     opened = Bundle.open(bundle, key)
     checks = opened.verify(key)
     failed = [check.name for check in checks if not check.passed]
     verdict = {"bundle": str(opened.folder), "passed": not failed, "checks": [asdict(check) for check in checks]}
     with streams.results():  # whoever reads them, the exit code is that of the checks
-        print(json.dumps(verdict, indent=2) if as_json else check_table(checks))
+        print(json_text(verdict) if as_json else check_table(checks))
     if failed:
         fail(f"{opened.folder} failed {len(failed)} of {len(checks)} checks: {', '.join(failed)}.")
 
 
+@examples(
+    "edgecifar benchmark",
+    "edgecifar benchmark --bundle runs/NAME/bundle --variant edge --batch 1 --threads 1 --threads 2",
+    "edgecifar benchmark --provider cuda --json",
+)
 @command
 def benchmark(
     bundle: BundleFolder = None,
@@ -56,16 +61,21 @@ def benchmark(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine: latency and throughput of each variant, batch size and thread count."""
-    from ..runtime import Bundle
+    """Measure this machine: latency and throughput of each variant, batch size and thread count.
+
+    For latency it recommends the row with the smallest p50 times p99: one that is usually quick and at times slow loses
+    to one that is always nearly as quick.
+    """
     from ..runtime.benchmark import measure
-    from .display import benchmark_table
+    from ..runtime.bundle import Bundle
+    from .display import benchmark_table, json_text
 
     opened = Bundle.open(bundle)
-    report = measure(opened, provider, batch or (1, 64), threads, seconds, say, variant)
-    print(json.dumps(report.as_json(), indent=2) if as_json else benchmark_table(report))
+    report = measure(opened, provider, batch or (1, 64), threads, seconds, variant)
+    print(json_text(report.as_json()) if as_json else benchmark_table(report))
 
 
+@examples("edgecifar info", "edgecifar info runs/NAME", "edgecifar info model.onnx --json")
 @command
 def info(
     model: Annotated[
@@ -74,6 +84,6 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Say what a model is: layers, sizes, variants, labels, provenance, accuracy."""
-    from .display import describe_model
+    from .description import describe_model
 
     print(describe_model(model, as_json))

@@ -7,15 +7,14 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.errors import EdgecifarError, PictureError
+from ..runtime.errors import PictureError
 
 if TYPE_CHECKING:
     import torch
 
-    from ..runtime.benchmark import Report
+    from ..runtime.benchmark import Report, Row
     from ..runtime.bundle import Check
     from ..runtime.classifier import Classifier, Prediction
     from ..runtime.metrics import Evaluation
@@ -25,6 +24,11 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 24
 EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def json_text(document: Any) -> str:
+    """Return one JSON document, its letters plain where the output can show them all, else as escapes."""
+    return json.dumps(document, indent=2, ensure_ascii="utf" not in (sys.stdout.encoding or "").lower())
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -42,21 +46,25 @@ def evaluation_table(result: Evaluation, dataset: str) -> str:
         f"NLL {result.nll:.4f}   ECE {100 * result.ece:.2f} %   {result.images_per_second:,.0f} images/s",
         "",
     ]
+    longest = min(30, max(map(len, result.per_class)))
     for label, accuracy in result.per_class.items():
         shown = "    —" if math.isnan(accuracy) else f"{100 * accuracy:5.1f} %  {bar(accuracy)}"
-        lines.append(f"  {label:<6} {shown}")
-    width = max(6, len(str(result.confusion.max())) + 1)
+        lines.append(f"  {padded(label, longest)} {shown}")
+    width = max(longest + 1, len(str(result.confusion.max())) + 1)
     lines += ["", "true (rows) against predicted (columns), images:"]
-    lines.append(" " * 8 + "".join(f"{label:>{width}}" for label in result.per_class))
+    lines.append(" " * (longest + 2) + "".join(f"{label:>{width}}" for label in result.per_class))
     for label, row in zip(result.per_class, result.confusion, strict=True):
-        lines.append(f"  {label:<6}" + "".join(f"{count or '·':>{width}}" for count in row.tolist()))
+        lines.append(f"  {padded(label, longest)}" + "".join(f"{count or '·':>{width}}" for count in row.tolist()))
     return "\n".join(lines)
 
 
 def check_table(checks: list[Check]) -> str:
     """Return the checks of a bundle as lines of text."""
     width = max(len(check.name) for check in checks)
-    return "\n".join(f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<{width}}  {check.detail}" for check in checks)
+    verdicts = ["skip" if check.skipped else "ok  " if check.passed else "FAIL" for check in checks]
+    return "\n".join(
+        f"{verdict}  {check.name:<{width}}  {check.detail}" for verdict, check in zip(verdicts, checks, strict=True)
+    )
 
 
 def benchmark_table(report: Report) -> str:
@@ -79,10 +87,26 @@ def benchmark_table(report: Report) -> str:
     lines += [
         "",
         f"Best on this machine: for latency --variant {soon.variant} --threads {soon.threads} "
-        f"({soon.milliseconds['p50']:.3f} ms at batch {soon.batch}), for throughput --variant {much.variant} "
+        f"({_latency(soon)} at batch {soon.batch}), for throughput --variant {much.variant} "
         f"--threads {much.threads} ({much.images_per_second:,.0f} images/s at batch {much.batch}).",
     ]
     return "\n".join(lines)
+
+
+def _latency(row: Row) -> str:
+    """Return the figures that a row was chosen by."""
+    usual, rare = row.milliseconds["p50"], row.milliseconds["p99"]
+    return f"{usual:.3f} ms" if rare is None else f"p50 {usual:.3f} ms, p99 {rare:.3f}"
+
+
+def padded(text: str, width: int) -> str:
+    """Return `text` with spaces up to `width` columns of a terminal, in which some characters take two or none."""
+    import unicodedata  # seldom needed
+
+    if not text.isascii():
+        wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+        width -= wide - sum(unicodedata.combining(character) > 0 for character in text)
+    return f"{text:<{width}}"
 
 
 def _shown(source: str) -> str:
@@ -90,23 +114,21 @@ def _shown(source: str) -> str:
     return source if source.isprintable() else ascii(source)
 
 
-def _print_text(_classifier: Classifier, _top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
+def _print_text(classifier: Classifier, _top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
+    width = min(30, max(map(len, classifier.contract.labels)))
     for source, result in results:
         if isinstance(result, PictureError):
             continue
         print(_shown(source))
         for label, probability in result.top:
-            print(f"  {label:<6} {100 * probability:5.1f} %  {bar(probability)}")
+            print(f"  {padded(label, width)} {100 * probability:5.1f} %  {bar(probability)}")
 
 
 def _print_json(classifier: Classifier, _top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
-    entries: list[dict[str, Any]] = []
-    for source, result in results:
-        if isinstance(result, PictureError):
-            entries.append({"source": source, "error": str(result)})
-            continue
-        top = [{"label": label, "probability": probability} for label, probability in result.top]
-        entries.append({"source": source, "label": result.label, "probability": result.probability, "top": top})
+    entries = [
+        {"source": source, "error": str(result)} if isinstance(result, PictureError) else result.as_json()
+        for source, result in results
+    ]
     document = {
         "bundle": str(classifier.bundle.folder),
         "dataset": classifier.bundle.manifest.dataset,
@@ -115,7 +137,7 @@ def _print_json(classifier: Classifier, _top_k: int, results: Iterable[tuple[str
         "threads": classifier.threads,
         "predictions": entries,
     }
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(json_text(document))
 
 
 def _print_csv(_classifier: Classifier, top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
@@ -176,7 +198,7 @@ class TrainingDisplay:
             TimeRemainingColumn(),
         )
         self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.console.print(_summary(), markup=False)
+        self.console.print(net_summary(), markup=False)
         self.console.print(
             f"Recipe {recipe.name}: {recipe.epochs} epochs of {len(dataset.train_labels):,} {dataset.name} images"
             f"{f', {100 * recipe.held_out:g} % of them held out' if recipe.held_out else ''}, batch size "
@@ -216,7 +238,7 @@ class TrainingDisplay:
         self.bar.reset(self.task)  # a bar that was full once shows no time left ever after
 
 
-def _summary() -> str:
+def net_summary() -> str:
     """Return the per-layer summary of Net: each layer's output shape, parameters and multiply-accumulates."""
     from torchinfo import summary
 
@@ -225,85 +247,4 @@ def _summary() -> str:
     columns = ("output_size", "num_params", "mult_adds")
     return str(
         summary(Net(), (1, *INPUT_SHAPE), col_names=columns, row_settings=("var_names",), verbose=0, device="cpu")
-    )
-
-
-def describe_model(model: Path | None, as_json: bool) -> str:
-    """Return what `edgecifar info` prints of a run folder, an ONNX file or a bundle.
-
-    Raises:
-        EdgecifarError: it is none of them, or damaged.
-    """
-    if model is not None and (model / "run.json").exists():
-        from ..train.run import Run
-
-        record = Run(model).record
-        return json.dumps(record, indent=2) if as_json else f"{_summary()}\n\n{_run_text(record)}"
-    if model is not None and model.suffix == ".onnx":
-        return _onnx_text(model, as_json)
-    from ..runtime.bundle import Bundle
-    from ..runtime.choice import choose
-
-    if model is not None and not model.is_dir():
-        raise EdgecifarError(
-            f"{model} does not describe itself: name the bundle that it is in."
-            if model.exists()
-            else f"{model} is not there: check the path."
-        )
-    bundle = Bundle.open(model)
-    chosen = {provider: choose(bundle, provider) for provider in ("cpu", "cuda")}
-    if as_json:
-        choices = {where: {"variant": variant.name, "reason": reason} for where, (variant, reason) in chosen.items()}
-        manifest = json.loads(bundle.manifest.as_json())
-        return json.dumps({"bundle": str(bundle.folder), "chosen_here": choices, **manifest}, indent=2)
-    manifest = bundle.manifest
-    lines = [
-        f"{bundle.folder}: a classifier trained on {manifest.dataset}",
-        f"labels: {', '.join(manifest.labels)}",
-        "input:  uint8 [batch, 32, 32, 3] RGB; output: probabilities float32 [batch, 10]",
-        "",
-        f"{'variant':<12} {'file':<22} {'precision':<9} {'bytes':>11} {'accuracy':>9}  arg-max as the net",
-    ]
-    for v in manifest.variants:
-        accuracy = "—" if v.accuracy is None else f"{100 * v.accuracy:.2f} %"
-        agree = f"{v.parity.get('agree', 0):,} of {v.parity.get('images', 0):,}"
-        notes = ["default"] * (v.name == manifest.default_variant) + [f"needs {v.needs}"] * (v.needs != "any")
-        note = f"  ({', '.join(notes)})" if notes else ""
-        lines.append(f"{v.name:<12} {v.file:<22} {v.precision:<9} {v.bytes:>11,} {accuracy:>9}  {agree}{note}")
-    lines += ["", *(f"on {provider}: {reason}" for provider, (_, reason) in chosen.items())]
-    origin = manifest.provenance
-    recipe = origin.get("recipe", {})
-    lines += [
-        "",
-        f"trained: recipe {recipe.get('name')}, {origin.get('epochs_done')} of {recipe.get('epochs')} epochs, "
-        f"seed {origin.get('seed')}, finished {origin.get('finished') or 'not yet'}",
-        f"checkpoint: sha256 {origin.get('checkpoint_sha256')}",
-    ]
-    return "\n".join(lines)
-
-
-def _run_text(record: dict[str, Any]) -> str:
-    recipe, test = record["recipe"], record.get("test")
-    lines = [
-        f"recipe {recipe['name']}: {record.get('epochs_done', 0)} of {recipe['epochs']} epochs, batch size "
-        f"{recipe['batch_size']}, {recipe['optimizer']} at {recipe['lr']:g}, dropout {recipe['dropout']:g}, "
-        f"seed {record['seed']}",
-        f"data: {record['dataset']['name']}; on {record['hardware']} ({record['device']}); {record['status']}",
-    ]
-    if test:
-        lines.append(f"test accuracy: {100 * test['accuracy']:.2f} % of {test['images']:,} images")
-    return "\n".join(lines)
-
-
-def _onnx_text(path: Path, as_json: bool) -> str:
-    from ..runtime.session import Session
-
-    if not path.is_file():
-        raise EdgecifarError(f"{path} is not there: check the path.")
-    described = Session(path.read_bytes(), "cpu", name=str(path)).metadata()
-    document = {"model": str(path), "bytes": path.stat().st_size, **described}
-    if as_json:
-        return json.dumps(document, indent=2)
-    return "\n".join(
-        f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in document.items()
     )

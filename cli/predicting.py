@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import streams
-from .app import BundleFolder, Fit, Json, Provider, Threads, command, say
+from .app import BundleFolder, Fit, Json, Provider, Threads, command, examples, say
+
+if TYPE_CHECKING:
+    from ..runtime.classifier import Prediction
+    from ..runtime.errors import PictureError
+
+TOP_K = 3
+"""How many classes are listed where nothing else is said; fewer where the bundle has fewer."""
 
 
+@examples(
+    "edgecifar predict photo.jpg",
+    "edgecifar predict holiday/ 'more/*.png' --json --top-k 1",
+    "cat photo.jpg | edgecifar predict - --bundle runs/NAME/bundle --variant fp32",
+)
 @command
 def predict(
     images: Annotated[
@@ -17,19 +30,30 @@ def predict(
     ],
     bundle: BundleFolder = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of the bundle. Default: what suits provider and processor.", show_default=False)
+        str | None, typer.Option(help="Of the bundle. Default: what suits the provider.", show_default=False)
     ] = None,
     provider: Provider = "auto",
     threads: Threads = None,
-    top_k: Annotated[int, typer.Option(min=1, max=10, help="How many classes to list.")] = 3,
-    fit: Annotated[Fit, typer.Option(help="How a picture is made square.")] = Fit.crop,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"How many classes to list. Default: {TOP_K}, or all of fewer.", show_default=False),
+    ] = None,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help="How a picture is made square. crop: the subject is in the middle; squash: the whole picture counts, "
+            "its shape does not; pad: whole picture and shape count. Default: as in training.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row a picture instead.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs, and where.")] = False,
 ) -> None:
     """Classify pictures of any format and size; a bad one is reported and the rest are classified."""
-    from ..runtime import Classifier
+    from ..runtime.classifier import Classifier
     from ..runtime.errors import PictureError
+    from ..runtime.manifest import SYNTHETIC
     from ..runtime.pictures import find_pictures
     from .display import PREDICTION_PRINTERS
 
@@ -37,26 +61,29 @@ def predict(
         raise typer.BadParameter("choose one of --json and --csv.")
     sources = find_pictures(images)
     classifier = Classifier(bundle, variant, provider, threads)
+    classes = classifier.contract.classes
+    if top_k and top_k > classes:
+        raise typer.BadParameter(f"--top-k {top_k}: the bundle has {classes} classes, choose 1 to {classes}.")
     if verbose:
         say(
             f"{classifier.bundle.folder}: variant {classifier.variant.name} ({classifier.variant.precision}) on "
             f"{classifier.provider}, {classifier.threads} thread{'s' * (classifier.threads > 1)}"
         )
         say(classifier.reason)
-    dataset = classifier.bundle.manifest.dataset
-    if dataset != "CIFAR-10":
-        say(f"Note: this model was trained on {dataset} data, not on CIFAR-10.")
-    bad = 0
+    if classifier.bundle.manifest.dataset == SYNTHETIC:
+        say("Note: this model was trained on drawn shapes, to try the pipeline; it knows no photographs.")
+    listed, bad = min(top_k or TOP_K, classes), 0
 
-    def results() -> Any:
+    def results() -> Iterator[tuple[str, Prediction | PictureError]]:
         nonlocal bad
-        for source, result in zip(sources, classifier.stream(sources, top_k, fit.value), strict=True):
+        found = classifier.stream(sources, listed, fit.value if fit else None)
+        for source, result in zip(sources, found, strict=True):
             if isinstance(result, PictureError):
                 bad += 1
                 say(f"edgecifar: {result}")
             yield source, result
 
     with streams.results():
-        PREDICTION_PRINTERS["json" if as_json else "csv" if as_csv else "text"](classifier, top_k, results())
+        PREDICTION_PRINTERS["json" if as_json else "csv" if as_csv else "text"](classifier, listed, results())
     if bad:
         raise typer.Exit(1)

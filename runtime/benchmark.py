@@ -12,8 +12,8 @@ import numpy as np
 
 from . import machine
 from .bundle import Bundle
-from .contract import SIDE
 from .errors import VariantError
+from .manifest import ONNX
 from .session import Session
 
 PERCENTILES = (50, 90, 99)
@@ -24,7 +24,7 @@ SETTLE, SETTLE_SECONDS = 2, 0.05
 """Calls, and seconds of them at least, at the start of each turn that are not counted: they fetch what the others'
 turns drove out of the caches, and threads of the one before may still spin for some milliseconds."""
 
-MOST = 45.0
+MAX_SECONDS = 45.0
 """Seconds that all rows together are measured for, unless told how long one is: a person waits for it."""
 
 
@@ -60,9 +60,17 @@ class Report:
 
     @property
     def best(self) -> Row:
-        """The row with the smallest median time of the smallest batch."""
+        """The row of the smallest batch with the smallest product of p50 and p99.
+
+        A call that is usual and one that is rare and slow count alike: a row whose p99 is twice another's must have
+        half its p50. Where too few calls were made to tell every p99, p50 decides alone.
+        """
         smallest = min(row.batch for row in self.rows)
-        return min((row for row in self.rows if row.batch == smallest), key=lambda row: row.milliseconds["p50"] or 0.0)
+        rows = [row for row in self.rows if row.batch == smallest]
+        tails = all(row.milliseconds["p99"] is not None for row in rows)
+        return min(
+            rows, key=lambda row: (row.milliseconds["p50"] or 0) * ((row.milliseconds["p99"] or 0) if tails else 1)
+        )
 
     @property
     def best_throughput(self) -> Row:
@@ -141,7 +149,6 @@ def measure(
     batches: Sequence[int],
     threads: Sequence[int] | None = None,
     seconds: float | None = None,
-    say: Callable[[str], object] = lambda line: None,
     names: Sequence[str] | None = None,
 ) -> Report:
     """Measure variants of `bundle` at every batch size and thread count, in turns.
@@ -151,32 +158,34 @@ def measure(
         provider: as `Session` takes it; one that cannot run every node is an error, never a row.
         batches: images a call.
         threads: by default 1 and all that this process may use.
-        seconds: how long each combination is measured; by default 2, and less where all would take over `MOST`.
-        say: called with a line about what is done.
+        seconds: how long each combination is measured; by default 2, and less where all would take over `MAX_SECONDS`.
         names: of the variants, in the order of the rows; by default all that are ONNX.
 
     Raises:
         VariantError: none of the variants is ONNX, or one that is named is not, or not there.
         ProviderError, BundleError, ModelError: as `Bundle.load` says.
     """
-    variants = [variant for variant in bundle.manifest.variants if variant.format == "onnx"]
+    variants = [variant for variant in bundle.manifest.variants if variant.format == ONNX]
     if names:
         variants = [bundle.variant(name) for name in dict.fromkeys(names)]
     if not variants:
         raise VariantError(f"{bundle.folder} has no ONNX variant to measure: export one with --format onnx.")
+    import logging
+
+    log = logging.getLogger("edgecifar")
     counts = sorted(set(threads or (1, machine.usable_cpus())))
     rng = np.random.default_rng(0)
     combinations, calls = [], []
     for variant in variants:
         for count in counts:
-            say(f"Loading {variant.name}, {count} thread{'s' * (count > 1)} …")
+            log.info("Loading %s, %d thread%s …", variant.name, count, "s" * (count > 1))
             session: Session = bundle.load(variant, provider, count)
             for batch in batches:
-                images = rng.integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
+                images = rng.integers(0, 256, (batch, *bundle.contract.picture_shape), np.uint8)
                 combinations.append((variant.name, session.provider, batch, count))
                 calls.append(functools.partial(session.probabilities, images))
-    seconds = seconds or min(2.0, MOST / len(calls))
-    say(f"Measuring each for {seconds:.2g} s, in turns …")
+    seconds = seconds or min(2.0, MAX_SECONDS / len(calls))
+    log.info("Measuring each for %.2g s, in turns …", seconds)
     rows = []
     for (name, ran_on, batch, count), turns in zip(combinations, take_turns(calls, seconds), strict=True):
         times = np.concatenate(turns)

@@ -1,20 +1,22 @@
-"""Which variant of a bundle runs, and why: by the provider, the processor's features and the manifest's figures."""
+"""Which variant of a bundle runs, and why: by the provider and the manifest's figures."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .session import first_that_runs
+from .manifest import ONNX
+from .providers import first_that_runs
 
 if TYPE_CHECKING:
-    from .bundle import Bundle, Variant
+    from .bundle import Bundle
+    from .manifest import Variant
     from .session import Session
 
 GPUS = ("cuda", "tensorrt", "directml", "coreml")
 """Providers that are given half precision, not int8, for which CPUs have instructions; no GPU has been measured yet."""
 
-LOSS = 0.002
-"""Share of the test images by which what replaces a bundle's default may be less accurate."""
+MAX_ACCURACY_DROP = 0.002
+"""The share of the test images by which the variant that replaces a bundle's default may be less accurate."""
 
 
 def load(bundle: Bundle, name: str | None, provider: str, threads: int | None = None) -> tuple[Variant, str, Session]:
@@ -41,29 +43,26 @@ def load(bundle: Bundle, name: str | None, provider: str, threads: int | None = 
 def choose(bundle: Bundle, provider: str, name: str | None = None) -> tuple[Variant, str]:
     """Return the variant called `name`, by default the one that suits `provider`, and the reason, a sentence.
 
-    On a GPU that is the first fp16, else the first fp32 variant. On a CPU it is the bundle's default where the
-    processor has what that needs. Else it is, of the ONNX variants whose needs are met, fp16 aside, which CPUs compute
-    by way of fp32, the smallest that is at most `LOSS` less accurate than the default; where there is none, the first,
-    which is the most exact.
+    On a GPU that is the first fp16, else the first fp32 variant. On a CPU it is the bundle's default, unless that is
+    fp16, which CPUs compute by way of fp32, or needs torch. Then it is the smallest ONNX variant of another precision
+    that is at most `MAX_ACCURACY_DROP` less accurate; where there is none, the first, which is the most exact.
 
     Raises:
         VariantError: the bundle has no variant of that name.
     """
     given = bundle.variant(name)
-    lacking = "" if provider in GPUS else given.lacks()
-    note = f"; it needs {lacking}: its answers may differ" if lacking else ""
     if name:
-        return given, f"The variant {name} was asked for{note}."
-    models = [variant for variant in bundle.manifest.variants if variant.format == "onnx"]
+        return given, f"The variant {name} was asked for."
+    models = [variant for variant in bundle.manifest.variants if variant.format == ONNX]
     best = _for_gpu(models) if provider in GPUS else _for_cpu(models, given)
     if best is None or best is given:
-        return given, f"The variant {given.name} is the bundle's default{note}."
-    if given.format != "onnx":
+        return given, f"The variant {given.name} is the bundle's default."
+    if given.format != ONNX:
         why = "that needs torch"
     elif provider in GPUS:
         why = f"GPU providers are given {best.precision}, and {given.precision} is for processors"
     else:
-        why = f"that needs {lacking}" if lacking else "half precision is for GPUs"
+        why = "half precision is for GPUs"
     return best, f"The variant {best.name} takes the place of the default, {given.name}: {why}."
 
 
@@ -76,9 +75,9 @@ def _for_gpu(models: list[Variant]) -> Variant | None:
 
 
 def _for_cpu(models: list[Variant], default: Variant) -> Variant | None:
-    fit = [variant for variant in models if variant.precision != "fp16" and not variant.lacks()]
-    if default in fit or not fit:
+    suited = [variant for variant in models if variant.precision != "fp16"]
+    if default in suited or not suited:
         return default
-    least = (default.accuracy or 2) - LOSS  # nothing is close to an accuracy that is not known
-    close = [variant for variant in fit if (variant.accuracy or 0) >= least]
-    return min(close, key=lambda variant: variant.bytes) if close else fit[0]
+    least = (default.accuracy or 2) - MAX_ACCURACY_DROP  # nothing is close to an accuracy that is not known
+    close = [variant for variant in suited if (variant.accuracy or 0) >= least]
+    return min(close, key=lambda variant: variant.bytes) if close else suited[0]

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from . import choice
 from .bundle import Bundle
-from .contract import LABELS, SIDE
+from .contract import Contract
 from .errors import InputError, PictureError
-from .session import AUTO, check_images
+from .providers import AUTO
 
 if TYPE_CHECKING:
-    from .bundle import Variant
+    from PIL import Image
+
+    from .manifest import Variant
+
+Picture: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | np.ndarray"
+"""What one picture may be: a path, "-" for standard input, a file's content, a binary stream, an image of Pillow, or
+an array, uint8 [H, W, 3] RGB of any height and width."""
 
 BATCH = 64
-"""Pictures classified at once where many are given: enough for full throughput, little memory."""
+"""How many pictures are classified at once where many are given: enough for full throughput, little memory."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,29 @@ class Prediction:
     Attributes:
         label: the most probable class.
         probability: its probability, 0 to 1.
-        top: the `top_k` most probable classes with their probabilities, the most probable first.
-        source: the picture's path, or its index where an array was given.
+        top: the most probable classes with their probabilities, the most probable first.
+        source: the picture's path, or its index where it has none.
+        known: whether the picture is like those the net was trained on; None where the model cannot tell.
+        familiarity: the score behind `known`, higher is more alike; None where the model has none.
     """
 
     label: str
     probability: float
     top: tuple[tuple[str, float], ...]
     source: str
+    known: bool | None = None
+    familiarity: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the prediction as JSON values."""
+        return {
+            "source": self.source,
+            "label": self.label,
+            "probability": self.probability,
+            "top": [{"label": label, "probability": probability} for label, probability in self.top],
+            "known": self.known,
+            "familiarity": self.familiarity,
+        }
 
 
 class Classifier:
@@ -63,7 +84,7 @@ class Classifier:
 
         Args:
             bundle: a bundle or its folder; by default the one installed with the package.
-            variant: the name of a variant; by default the one that suits the provider and this processor.
+            variant: the name of a variant; by default the one that suits the provider.
             provider: "cpu", "cuda" and so on; "auto" takes CUDA where it runs, else the CPU.
             threads: by default as many as the affinity mask and the control group's quota allow.
 
@@ -77,9 +98,21 @@ class Classifier:
         self.variant: Variant
         self.variant, self.reason, self._session = choice.load(self.bundle, variant, provider, threads)
         self.provider, self.threads = self._session.provider, self._session.threads
+        self._warned: set[str] = set()
+
+    def __repr__(self) -> str:
+        where = f"{self.provider}, {self.threads} thread{'s' * (self.threads > 1)}"
+        return (
+            f"<Classifier {str(self.bundle.folder)!r}: {self.variant.name} on {where}, {self.contract.classes} classes>"
+        )
+
+    @property
+    def contract(self) -> Contract:
+        """The model's labels, input and outputs, and how a picture becomes the input."""
+        return self.bundle.contract
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Return the probabilities of the ten classes, float32 [N, 10], for `images`, uint8 [N, 32, 32, 3] RGB.
+        """Return the probabilities of all classes for `images`, uint8 [N, size, size, 3] RGB: float32 [N, classes].
 
         Raises:
             InputError: another type, dtype or shape.
@@ -88,81 +121,115 @@ class Classifier:
         return self._session.probabilities(images)
 
     def predict(
-        self, images_or_paths: np.ndarray | str | Path | Sequence[str | Path], top_k: int = 3, fit: str = "crop"
+        self, pictures: Picture | Iterable[Picture], top_k: int = 3, fit: str | None = None
     ) -> list[Prediction]:
         """Return a prediction for each picture, in order.
 
         Args:
-            images_or_paths: uint8 [N, 32, 32, 3] RGB, or paths of pictures of up to `MAX_PIXELS`.
-            top_k: how many classes `Prediction.top` lists, 1 to 10.
-            fit: how a picture is made square: "crop", "squash" or "pad".
+            pictures: one picture or several, of different kinds where you like; see `Picture`. An array
+                uint8 [N, size, size, 3] is a batch of pictures that are ready as they are.
+            top_k: how many classes `Prediction.top` lists, at least 1; there are never more than the model has.
+            fit: how a picture is made square: "crop", "squash" or "pad"; by default as in training.
 
         Raises:
             PictureError: a picture cannot be read.
-            InputError: an array of another dtype or shape, or a `top_k` that is not 1 to 10.
+            InputError: an array of another dtype or shape, what is no picture, or a `top_k` below 1.
         """
-        if isinstance(images_or_paths, np.ndarray):
-            _check_top_k(top_k)
-            check_images(images_or_paths)
-            batches = (images_or_paths[start : start + BATCH] for start in range(0, len(images_or_paths) or 1, BATCH))
-            rows = np.concatenate([self.probabilities(batch) for batch in batches])
-            return [_prediction(row, top_k, str(index)) for index, row in enumerate(rows)]
-        paths = [images_or_paths] if isinstance(images_or_paths, str | Path) else images_or_paths
+        if isinstance(pictures, np.ndarray) and pictures.ndim != 3:
+            return self._predict_batch(pictures, top_k)
+        one = isinstance(pictures, np.ndarray | str | Path | bytes) or not isinstance(pictures, Iterable)
+        if one or hasattr(pictures, "read"):  # a stream can be iterated over too, by its lines
+            pictures = [pictures]  # pyright: ignore[reportAssignmentType]: what is no picture is refused below
         predictions = []
-        for result in self.stream(paths, top_k, fit):
+        for result in self.stream(pictures, top_k, fit):  # pyright: ignore[reportArgumentType]
             if isinstance(result, PictureError):
                 raise result
             predictions.append(result)
         return predictions
 
     def stream(
-        self, paths: Iterable[str | Path], top_k: int = 3, fit: str = "crop"
+        self, pictures: Iterable[Picture], top_k: int = 3, fit: str | None = None
     ) -> Iterator[Prediction | PictureError]:
-        """Yield for each path, in order, its prediction or the reason why the picture cannot be read.
+        """Yield for each picture, in order, its prediction or the reason why it cannot be read.
 
-        Pictures are read and classified in batches, so that memory stays bounded for any number of them.
+        Pictures are read and classified in batches, so that memory stays bounded for any number of them. The arguments
+        are those of `predict`.
 
         Raises:
-            InputError: `top_k` is not 1 to 10, or a path is neither a string nor a `Path`.
+            InputError: as `predict` says.
         """
-        from .pictures import load_picture  # Pillow is not needed for arrays
-
         _check_top_k(top_k)
+        self._warn(fit)
         batch: list[np.ndarray | PictureError] = []
         names: list[str] = []
 
         def flush() -> Iterator[Prediction | PictureError]:
             images = [entry for entry in batch if not isinstance(entry, PictureError)]
-            rows = iter(self.probabilities(np.stack(images)) if images else ())
-            for name, entry in zip(names, batch, strict=True):
-                yield entry if isinstance(entry, PictureError) else _prediction(next(rows), top_k, name)
+            good = [name for name, entry in zip(names, batch, strict=True) if not isinstance(entry, PictureError)]
+            predictions = iter(self._predictions(np.stack(images), good, top_k) if images else ())
+            for entry in batch:
+                yield entry if isinstance(entry, PictureError) else next(predictions)
             batch.clear()
             names.clear()
 
-        for path in paths:
-            if not isinstance(path, str | Path):
-                raise InputError(
-                    f"A picture is named by its path, not by a {type(path).__name__}: give arrays as one, uint8 "
-                    f"[N, {SIDE}, {SIDE}, 3]."
-                )
-            names.append(str(path))
+        for index, picture in enumerate(pictures):
+            names.append(str(picture) if isinstance(picture, str | Path) else str(index))
             try:
-                batch.append(load_picture(path, fit))
+                batch.append(self._read(picture, fit, index))
             except PictureError as error:
                 batch.append(error)
             if len(batch) == BATCH:
                 yield from flush()
         yield from flush()
 
+    def _read(self, picture: Picture, fit: str | None, index: int) -> np.ndarray:
+        from .loading import load_picture  # Pillow is not needed for arrays
 
-def _check_top_k(top_k: int) -> None:
-    if not 1 <= top_k <= len(LABELS):
-        raise InputError(
-            f"The {top_k} most probable of {len(LABELS)} classes cannot be listed: choose 1 to {len(LABELS)}."
+        if not isinstance(picture, str | Path | bytes | np.ndarray) and not hasattr(picture, "read"):
+            kind = type(picture)
+            image = any(base.__module__ == "PIL.Image" for base in kind.__mro__)  # without importing it
+            if not image:
+                raise InputError(
+                    f"A {kind.__name__} is no picture: give a path, bytes, a binary stream, an image of Pillow or an "
+                    "array, uint8 [H, W, 3]."
+                )
+        named = isinstance(picture, str | Path) or isinstance(getattr(picture, "name", None), str)
+        return load_picture(picture, self.contract, fit, name=None if named else f"picture {index}")
+
+    def _predict_batch(self, images: np.ndarray, top_k: int) -> list[Prediction]:
+        _check_top_k(top_k)
+        self.contract.check_images(images)
+        names = [str(index) for index in range(len(images))]
+        found: list[Prediction] = []
+        for start in range(0, len(images), BATCH):
+            found += self._predictions(images[start : start + BATCH], names[start : start + BATCH], top_k)
+        return found
+
+    def _predictions(self, images: np.ndarray, names: list[str], top_k: int) -> list[Prediction]:
+        """Classify `images`, uint8 [N, size, size, 3], whose sources are `names`."""
+        rows, scores = self._session.scores(images)
+        trained = self.variant.familiarity
+        found = []
+        for index, (row, name) in enumerate(zip(rows, names, strict=True)):
+            order = np.argsort(-row, kind="stable")[:top_k]
+            top = tuple((self.contract.labels[i], float(row[i])) for i in order)
+            score = None if scores is None else float(scores[index])
+            known = None if score is None or trained is None else score >= trained.threshold
+            found.append(Prediction(*top[0], top, name, known, score))
+        return found
+
+    def _warn(self, fit: str | None) -> None:
+        """Say once that pictures are made square in another way than those of the training."""
+        if fit in (None, self.contract.fit, *self._warned):
+            return
+        import logging  # seldom needed
+
+        self._warned.add(fit)  # pyright: ignore[reportArgumentType]: not None here
+        logging.getLogger("edgecifar").warning(
+            "The fit is %r, and the model was trained with %r: it may be less accurate.", fit, self.contract.fit
         )
 
 
-def _prediction(row: np.ndarray, top_k: int, source: str) -> Prediction:
-    order = np.argsort(-row, kind="stable")[:top_k]
-    top = tuple((LABELS[index], float(row[index])) for index in order)
-    return Prediction(*top[0], top, source)
+def _check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise InputError(f"The {top_k} most probable classes cannot be listed: choose 1 or more.")

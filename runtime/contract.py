@@ -91,7 +91,7 @@ class Contract:
                 raise ValueError(f"{label!r} is not a label: 1 to {MAX_LABEL_LENGTH} printable characters")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("two labels are alike")
-        if not 1 <= self.size <= 4096 or self.channels != 3:
+        if type(self.size) is not int or not 1 <= self.size <= 4096 or self.channels != 3:
             raise ValueError(f"{self.size} pixels by {self.channels} channels are not a size that is known")
         if self.preprocessing.fit not in FITS:
             raise ValueError(f"there is no fit {self.preprocessing.fit!r}: choose one of {', '.join(FITS)}")
@@ -146,7 +146,6 @@ class Contract:
         outputs = [{"name": name, "dtype": "float32", "shape": ["batch", self.classes]} for name in scores]
         if self.familiarity_name is not None:
             outputs.append({"name": self.familiarity_name, "dtype": "float32", "shape": ["batch"]})
-        steps = self.preprocessing
         return {
             "labels": list(self.labels),
             "input": {
@@ -158,15 +157,7 @@ class Contract:
                 "range": [0, 255],
             },
             "outputs": outputs,
-            "preprocessing": {
-                "decoding": steps.decoding,
-                "orientation": steps.orientation,
-                "colour": steps.colour,
-                "transparency": list(steps.transparency),
-                "fit": steps.fit,
-                "filter": {"name": steps.filter, "a": -0.5, "antialias": True, "reducing_gap": steps.reducing_gap},
-                "padding": list(steps.padding),
-            },
+            "preprocessing": _preprocessing_as_json(self.preprocessing),
         }
 
     @classmethod
@@ -193,6 +184,37 @@ class Contract:
         if contract.as_json() != values:
             raise ValueError("its contract is not one that this version of edgecifar knows")
         return contract
+
+    @classmethod
+    def parse_first(cls, labels: Any, tensors: Any) -> Contract:
+        """Read the form of bundles of schema 1 and of ONNX files of then: the preprocessing was the default one.
+
+        Args:
+            labels: JSON value, the list of labels.
+            tensors: JSON value, an object with the fields "input" and "outputs" of `as_json`.
+
+        Raises:
+            ValueError: as `parse` says.
+        """
+        if not isinstance(labels, list) or not isinstance(tensors, dict):
+            raise ValueError("its labels or its contract are missing or of another type")
+        return cls.parse({"labels": labels, **tensors, "preprocessing": _preprocessing_as_json(Preprocessing())})
+
+    def same_tensors(self, other: Contract) -> bool:
+        """Whether `other` has the same labels, input and outputs, whatever its preprocessing."""
+        return replace(self, preprocessing=other.preprocessing) == other
+
+
+def _preprocessing_as_json(steps: Preprocessing) -> dict[str, Any]:
+    return {
+        "decoding": steps.decoding,
+        "orientation": steps.orientation,
+        "colour": steps.colour,
+        "transparency": list(steps.transparency),
+        "fit": steps.fit,
+        "filter": {"name": steps.filter, "a": -0.5, "antialias": True, "reducing_gap": steps.reducing_gap},
+        "padding": list(steps.padding),
+    }
 
 
 CIFAR10 = Contract(("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"), 32)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .contract import LABELS
-
 BINS = 15
+"""The number of equal-width bins of confidence."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,8 @@ class Evaluation:
     Attributes:
         images: how many images were classified.
         correct: how many of them correctly.
-        confusion: int64 [10, 10]; row: the true class, column: the predicted one.
+        class_names: the classes, in the order of the rows of `confusion`.
+        confusion: int64 [classes, classes]; row: the true class, column: the predicted one.
         nll: mean negative log-likelihood of the true class, in nats.
         ece: expected calibration error over 15 equal-width bins of confidence, 0 to 1.
         images_per_second: throughput of the classifier, decoding not included.
@@ -29,6 +29,7 @@ class Evaluation:
 
     images: int
     correct: int
+    class_names: tuple[str, ...]
     confusion: np.ndarray
     nll: float
     ece: float
@@ -44,8 +45,8 @@ class Evaluation:
     def per_class(self) -> dict[str, float]:
         """Share of each class's images that were classified correctly (its recall); nan where it has none."""
         total = self.confusion.sum(axis=1)
-        recall = np.divide(self.confusion.diagonal(), total, out=np.full(len(LABELS), np.nan), where=total > 0)
-        return {label: float(value) for label, value in zip(LABELS, recall, strict=True)}
+        recall = np.divide(self.confusion.diagonal(), total, out=np.full(len(total), np.nan), where=total > 0)
+        return {label: float(value) for label, value in zip(self.class_names, recall, strict=True)}
 
     def as_json(self) -> dict[str, object]:
         """Return everything but the single predictions, as JSON values."""
@@ -79,21 +80,23 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     return float(np.abs(gap).sum() / len(labels))
 
 
-def score(probabilities: np.ndarray, labels: np.ndarray, seconds: float) -> Evaluation:
-    """Return the metrics of `probabilities`, float [N, 10], against `labels`, integer [N].
+def score(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], seconds: float) -> Evaluation:
+    """Return the metrics of `probabilities`, float [N, classes], against `labels`, integer [N].
 
     Args:
         probabilities: each row sums to 1.
-        labels: the true classes, 0 to 9.
+        labels: the true classes, as indices into `class_names`.
+        class_names: the classes in the order of the columns of `probabilities`.
         seconds: how long the classifier took for them.
     """
     predictions = probabilities.argmax(axis=1)
-    confusion = np.zeros((len(LABELS), len(LABELS)), np.int64)
+    confusion = np.zeros((len(class_names), len(class_names)), np.int64)
     np.add.at(confusion, (labels, predictions), 1)
     true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return Evaluation(
         images=len(labels),
         correct=int(confusion.trace()),
+        class_names=tuple(class_names),
         confusion=confusion,
         nll=float(-np.log(np.maximum(true, np.finfo(np.float32).tiny)).mean()),
         ece=expected_calibration_error(probabilities, labels),
@@ -106,15 +109,17 @@ def evaluate(
     classify: Callable[[np.ndarray], np.ndarray],
     images: np.ndarray,
     labels: np.ndarray,
+    class_names: Sequence[str],
     batch_size: int = 250,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Evaluation:
     """Run a classifier over images and return its metrics.
 
     Args:
-        classify: maps uint8 [batch, 32, 32, 3] to probabilities, float32 [batch, 10].
-        images: uint8 [N, 32, 32, 3].
-        labels: integer [N].
+        classify: maps uint8 [batch, size, size, 3] to probabilities, float32 [batch, classes].
+        images: uint8 [N, size, size, 3].
+        labels: integer [N], indices into `class_names`.
+        class_names: the classes in the order of the classifier's outputs.
         batch_size: how many images a call gets.
         progress: called with the number of images done so far.
     """
@@ -126,4 +131,4 @@ def evaluate(
         rows.append(classify(batch))
         seconds += time.perf_counter() - begin
         progress(start + len(batch))
-    return score(np.concatenate(rows), labels, seconds)
+    return score(np.concatenate(rows), labels, class_names, seconds)

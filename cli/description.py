@@ -1,0 +1,104 @@
+"""What `edgecifar info` says of a run folder, a bundle or an ONNX file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..runtime.errors import EdgecifarError
+from ..runtime.paths import kind_of
+from .display import json_text, net_summary
+
+
+def describe_model(model: Path | None, as_json: bool) -> str:
+    """Return what `edgecifar info` prints of a run folder, an ONNX file or a bundle, by default the installed one.
+
+    Raises:
+        EdgecifarError: it is none of them, or damaged.
+    """
+    kind = "bundle" if model is None else kind_of(model)
+    if model is None or kind == "bundle":
+        return _bundle_text(model, as_json)
+    if kind == "run":
+        return _run_text(model, as_json)
+    if kind == "onnx":
+        return _onnx_text(model, as_json)
+    raise EdgecifarError(f"{model} does not describe itself: name the bundle that it is in.")
+
+
+def _bundle_text(model: Path | None, as_json: bool) -> str:
+    from ..runtime.bundle import Bundle
+    from ..runtime.choice import choose
+
+    bundle = Bundle.open(model)
+    chosen = {provider: choose(bundle, provider) for provider in ("cpu", "cuda")}
+    if as_json:
+        choices = {where: {"variant": variant.name, "reason": reason} for where, (variant, reason) in chosen.items()}
+        manifest = json.loads(bundle.manifest.as_json())
+        return json_text({"bundle": str(bundle.folder), "chosen_here": choices, **manifest})
+    manifest, contract = bundle.manifest, bundle.contract
+    lines = [
+        f"{bundle.folder}: a classifier trained on {manifest.dataset}",
+        f"labels: {', '.join(manifest.labels)}",
+        f"input:  {contract.input_name}, uint8 [batch, {', '.join(map(str, contract.picture_shape))}] RGB, made square "
+        f"by {contract.fit}",
+        f"output: {contract.probabilities_name}, float32 [batch, {contract.classes}]",
+        "",
+        f"{'variant':<12} {'file':<22} {'precision':<9} {'bytes':>11} {'accuracy':>9}  arg-max as the net",
+    ]
+    for v in manifest.variants:
+        accuracy = "—" if v.accuracy is None else f"{100 * v.accuracy:.2f} %"
+        agree = f"{_count(v.parity.get('agree'))} of {_count(v.parity.get('images'))}"
+        note = "  (default)" if v.name == manifest.default_variant else ""
+        lines.append(f"{v.name:<12} {v.file:<22} {v.precision:<9} {v.bytes:>11,} {accuracy:>9}  {agree}{note}")
+    lines += ["", *(f"on {provider}: {reason}" for provider, (_, reason) in chosen.items())]
+    origin = manifest.provenance
+    recipe = origin["recipe"] if isinstance(origin.get("recipe"), dict) else {}
+    lines += [
+        "",
+        f"trained: recipe {recipe.get('name')}, {origin.get('epochs_done')} of {recipe.get('epochs')} epochs, seed "
+        f"{origin.get('seed')}, finished {origin.get('finished') or 'not yet'}",
+        f"checkpoint: sha256 {origin.get('checkpoint_sha256')}",
+    ]
+    return "\n".join(lines)
+
+
+def _count(value: Any) -> str:
+    """Return a number of a manifest whose type nobody checked."""
+    return f"{value:,}" if isinstance(value, int) else "—"
+
+
+def _run_text(folder: Path, as_json: bool) -> str:
+    from ..train.run import Run
+
+    record = Run(folder).record
+    if as_json:
+        return json_text(record)
+    recipe, test = record["recipe"], record.get("test")
+    lines = [
+        f"{net_summary()}\n",
+        f"recipe {recipe['name']}: {record.get('epochs_done', 0)} of {recipe['epochs']} epochs, batch size "
+        f"{recipe['batch_size']}, {recipe['optimizer']} at {recipe['lr']:g}, dropout {recipe['dropout']:g}, "
+        f"seed {record['seed']}",
+        f"data: {record['dataset']['name']}; on {record['hardware']} ({record['device']}); {record['status']}",
+    ]
+    if test:
+        lines.append(f"test accuracy: {100 * test['accuracy']:.2f} % of {test['images']:,} images")
+    return "\n".join(lines)
+
+
+def _onnx_text(path: Path, as_json: bool) -> str:
+    from ..runtime.session import Session
+
+    described = Session(path.read_bytes(), provider="cpu", name=str(path)).metadata()
+    document = {"model": str(path), "bytes": path.stat().st_size, **described}
+    if as_json:
+        return json_text(document)
+    return "\n".join(f"{key}: {_shown(value)}" for key, value in document.items())
+
+
+def _shown(value: Any) -> str:
+    """Return a value of a file's metadata so that it cannot steer a terminal."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else ascii(text)

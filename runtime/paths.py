@@ -1,0 +1,38 @@
+"""What a path is: a run folder, a bundle, or a model file of a known format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from .errors import ModelError
+from .manifest import MANIFEST
+
+Kind = Literal["run", "bundle", "onnx", "torchscript", "pt2"]
+
+RUN_RECORD = "run.json"
+"""The file that makes a folder a run."""
+
+SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2"}
+"""What a model file is, by how its name ends."""
+
+
+def kind_of(path: Path) -> Kind:
+    """Return what the model at `path` is, without opening it.
+
+    Raises:
+        ModelError: there is nothing, or nothing that is known.
+    """
+    if (path / MANIFEST).exists():
+        return "bundle"
+    if (path / RUN_RECORD).exists():
+        return "run"
+    if not path.exists():
+        raise ModelError(f"{path} is not there: check the path.")
+    if path.is_dir():
+        raise ModelError(
+            f"{path} is neither a run folder nor a bundle: name one that 'edgecifar train' or 'edgecifar export' made."
+        )
+    if path.suffix not in SUFFIXES:
+        raise ModelError(f"{path} has an unknown ending: name a run folder, a bundle, or a .pt, .pt2 or .onnx file.")
+    return SUFFIXES[path.suffix]

@@ -1,0 +1,187 @@
+"""onnxruntime's execution providers: which there are, which are installed, and a model started on one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import ModelError, ProviderError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import onnxruntime
+
+_Loaded = TypeVar("_Loaded")
+
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "directml": ("DmlExecutionProvider", "onnxruntime-directml"),
+    "coreml": ("CoreMLExecutionProvider", "onnxruntime"),
+    "xnnpack": ("XnnpackExecutionProvider", "an onnxruntime built with XNNPACK"),
+}
+"""Name on the command line: (onnxruntime's name, the package that brings it)."""
+
+AUTO = "auto"
+
+RECORD_ASSIGNMENT = ("session.record_ep_graph_assignment_info", "1")
+"""Entry of a session's options with which it remembers what runs each node; unknown before onnxruntime 1.24."""
+
+
+def first_that_runs(provider: str, load: Callable[[str], _Loaded]) -> _Loaded:
+    """Return what `load` makes for `provider`; for "auto", for CUDA where that runs, else for the CPU.
+
+    Raises:
+        ProviderError: there is no onnxruntime; or as `load` does.
+    """
+    if provider != AUTO:
+        return load(provider)
+    if PROVIDERS["cuda"][0] in import_onnxruntime().get_available_providers():
+        with contextlib.suppress(ProviderError):
+            return load("cuda")
+    return load("cpu")
+
+
+def assignment(session: onnxruntime.InferenceSession) -> dict[str, int] | None:
+    """As `Session.assignment`, of a session whose options have `RECORD_ASSIGNMENT`."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    counts: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] += len(part.get_nodes())
+    return dict(counts)
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime with its telemetry off.
+
+    Raises:
+        ProviderError: no onnxruntime is installed, or two of its packages overwrote one another.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the library is loaded
+    try:
+        import onnxruntime
+    except ImportError as error:
+        if re.search("failed to map|cannot allocate|out of memory", str(error), re.IGNORECASE):
+            raise ProviderError(
+                f"onnxruntime does not fit into the memory that this process may use ({error}): raise its limit, such "
+                "as that of 'ulimit -v' or of the container."
+            ) from None
+        raise ProviderError(
+            f"onnxruntime cannot be imported ({error}): 'pip install onnxruntime', or onnxruntime-gpu for CUDA."
+        ) from None
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise ProviderError(f"onnxruntime is broken here: {_reinstall()}.")
+    return onnxruntime
+
+
+def _installed() -> list[str]:
+    from importlib import metadata  # only where something is wrong: it takes as long to import as a model to load
+
+    packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+    found = []
+    for package in packages:
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(package)
+    return found
+
+
+def _reinstall(wanted: str = "onnxruntime") -> str:
+    first = f"'pip uninstall -y {' '.join(_installed())}' and then " if _installed() else ""
+    return f"{first}'pip install {wanted}'"
+
+
+def _remedy(provider: str) -> str:
+    """Say what to do where `provider` is not among those of the installed onnxruntime."""
+    package = PROVIDERS[provider][1]
+    installed = _installed()
+    if package in installed and len(installed) > 1:
+        return f"{' and '.join(installed)} are both installed and overwrite one another: {_reinstall(package)}"
+    if package in installed:
+        return "it is not built for this system, choose another provider"
+    if package.startswith("onnxruntime"):
+        replaced = ", which replaces " + " and ".join(installed) if installed else ""
+        return f"it comes with {package}{replaced}: {_reinstall(package)}"
+    return f"it needs {package}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be loaded, whatever provider runs it.
+
+    Attributes:
+        model: the bytes of an ONNX file.
+        threads: of one call.
+        name: what messages call the model.
+        settings: of the provider, by onnxruntime's names.
+    """
+
+    model: bytes
+    threads: int
+    name: str
+    settings: Mapping[str, str]
+
+
+def start(asked: Request, provider: str) -> onnxruntime.InferenceSession:
+    """Load a model on `provider`, every node of it.
+
+    Raises:
+        ProviderError: the provider is unknown, not installed, or cannot run every node.
+        ModelError: the CPU's provider cannot load the model.
+    """
+    if provider not in PROVIDERS:
+        raise ProviderError(f"There is no provider called {provider}: choose auto, {', '.join(PROVIDERS)}.")
+    ort, name, settings = import_onnxruntime(), asked.name, dict(asked.settings)
+    full_name, _ = PROVIDERS[provider]
+    available = ort.get_available_providers()
+    if full_name not in available:
+        raise ProviderError(f"The provider {provider} is not in the onnxruntime installed here: {_remedy(provider)}.")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = asked.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised below, in our own words
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # no processor time between calls
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # nothing else, whatever the bytes look like
+    # A model of bytes alone would take external data from the working directory. Nothing lies below this path.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    options.add_session_config_entry(*RECORD_ASSIGNMENT)  # costs nothing that could be measured
+    if provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if provider == "openvino":  # which has threads of its own, by default as many as there are cores
+        settings = {"num_of_threads": str(asked.threads), **settings}
+    try:
+        wanted = (full_name, settings) if settings else full_name
+        session = ort.InferenceSession(asked.model, options, providers=[wanted], enable_fallback=0)
+    except Exception as error:  # onnxruntime raises a dozen types that share no base of their own
+        if isinstance(error, MemoryError):
+            raise ModelError(f"{name} does not fit into memory: free some, or raise this process's limit.") from None
+        reason = first_sentence(error)
+        if provider == "cpu":
+            raise ModelError(f"{name} is not a model that onnxruntime can load ({reason}): export it again.") from None
+        raise ProviderError(
+            f"The provider {provider} cannot run {name} here ({reason}): install what it needs, choose another "
+            "--variant, or use --provider cpu."
+        ) from None
+    if session.get_providers()[0] != full_name:
+        raise ProviderError(
+            f"The provider {provider} could not be started here, most often because a driver or one of its libraries "
+            "is missing: install them (for CUDA 'pip install onnxruntime-gpu[cuda,cudnn]'), or use --provider cpu."
+        )
+    return session
+
+
+def first_sentence(error: Exception) -> str:
+    """Return the first line of what onnxruntime says of a failure, without its codes."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].split(" : ")[-1].rstrip(".")[:200]

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Bring a bundle of schema 1 to schema 2; its models stay as they are, byte for byte.
+
+    python scripts/upgrade_bundle.py BUNDLE [--out FOLDER]
+
+Without --out the bundle is replaced, in one step. New are the manifest's form and the golden pictures. A signature was
+made over other files and is left out: sign the new bundle again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from edgecifar import Bundle, EdgecifarError
+from edgecifar.runtime import golden
+from edgecifar.runtime.files import new_folder, write_file
+from edgecifar.runtime.folder import write_sums
+from edgecifar.runtime.manifest import MANIFEST, ONNX, SUMS
+
+
+def upgrade(source: Path, out: Path) -> Bundle:
+    """Write the bundle in `source` to `out` in the newest schema and return it; `out` may be `source`.
+
+    Raises:
+        EdgecifarError: the bundle is damaged, or it cannot be written.
+    """
+    bundle = Bundle.open(source)
+    if failed := [check for check in bundle.verify() if not check.passed]:
+        raise EdgecifarError(f"{source} is not intact ({failed[0].name}: {failed[0].detail}): nothing was changed.")
+    models = {
+        variant.name: bundle.load(variant, "cpu").probabilities
+        for variant in bundle.manifest.variants
+        if variant.format == ONNX
+    }
+    with new_folder(out, replace=out.resolve() == source.resolve()) as folder:
+        for name in bundle.sums.keys() - {MANIFEST, SUMS}:
+            write_file(folder / name, (source / name).read_bytes())
+        golden.write(folder, bundle.contract, models)
+        write_file(folder / MANIFEST, bundle.manifest.as_json().encode())
+        write_sums(folder)
+    return Bundle.open(out)
+
+
+def main() -> None:
+    """Parse the arguments, upgrade, and say what was made."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path, help="the bundle to upgrade")
+    parser.add_argument("--out", type=Path, help="the folder to make; by default the bundle is replaced")
+    arguments = parser.parse_args()
+    try:
+        made = upgrade(arguments.bundle, arguments.out or arguments.bundle)
+    except EdgecifarError as error:
+        sys.exit(f"upgrade_bundle: {error}")
+    size = sum(path.stat().st_size for path in made.folder.iterdir())
+    print(f"{made.folder} has schema {made.manifest.schema}, {len(made.sums)} files, {size:,} bytes.")
+
+
+if __name__ == "__main__":
+    main()
