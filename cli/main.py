@@ -6,12 +6,13 @@ from . import streams
 from .app import app, register
 from .bundles import benchmark, info, verify
 from .exporting import export
+from .paging import page
 from .predicting import predict
 from .training import evaluate, train
 
 __all__ = ["app", "main"]
 
-register(train, evaluate, export, predict, verify, benchmark, info)
+register(train, evaluate, export, predict, verify, benchmark, info, page)
 
 
 def main() -> None:
