@@ -74,7 +74,7 @@ async function classifyFile(file) {
     if (turn !== turnOf) return;
     at("shown").src = url;
     at("shown").alt = `The picture ${name}`;
-    at("shown").hidden = false;
+    at("original").hidden = false;
     at("shown-name").textContent = name;
     await show(decoded, turn, time);
     at("error").hidden = true;
@@ -98,7 +98,9 @@ async function show(decoded, turn, decoding) {
   const answer =
     known === false
       ? `Unknown: unlike the pictures that the net was trained on (nearest: ${bundle.labels[top]})`
-      : `${bundle.labels[top]}, ${percent(probabilities[top])}`;
+      : camera // whose answers would be read aloud ten times a second
+        ? bundle.labels[top]
+        : `${bundle.labels[top]}, ${percent(probabilities[top])}`;
   if (at("answer").textContent !== answer) at("answer").textContent = answer;
   drawInput(input);
   drawScores(probabilities);
@@ -151,8 +153,7 @@ async function startCamera() {
   showNote("");
   at("error").hidden = true;
   at("camera").textContent = "Stop the camera";
-  at("shown").hidden = true;
-  at("shown-name").textContent = "";
+  at("original").hidden = true;
   at("video").hidden = false;
   at("video").srcObject = camera;
   camera.getVideoTracks()[0].onended = () => {
