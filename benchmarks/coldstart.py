@@ -93,12 +93,12 @@ import onnxruntime
 done("import onnxruntime")
 import PIL.Image
 done("import Pillow")
-from edgecifar.runtime import Classifier, pictures
+from edgecifar.runtime import Classifier, contract, pictures
 import edgecifar.cli.display
 done("import edgecifar.runtime")
 classifier = Classifier(options["bundle"], options["variant"], options["provider"], options["threads"])
 done("bundle and session")
-image = pictures.load_picture(options["images"][0])[None]
+image = pictures.load_picture(options["images"][0], contract.CIFAR10)[None]
 done("decoding")
 classifier.probabilities(image)
 done("first inference")

@@ -40,7 +40,7 @@ from PIL import Image
 from edgecifar.runtime import Bundle, Classifier, EdgecifarError, pictures
 from edgecifar.runtime.benchmark import WARM_UP
 from edgecifar.runtime.bundle import Variant
-from edgecifar.runtime.contract import INPUT_NAME, LABELS, PROBABILITIES, SIDE
+from edgecifar.runtime.contract import CIFAR10, INPUT_NAME, LABELS, PROBABILITIES, SIDE
 from edgecifar.runtime.errors import VariantError
 from edgecifar.runtime.machine import usable_cpus
 from edgecifar.runtime.session import PROVIDERS, RECORD_ASSIGNMENT, Session, assignment, import_onnxruntime
@@ -290,7 +290,7 @@ def entries_of_photos(bundle: Bundle, threads: int, folder: Path) -> list[Entry]
         decoded = decode(path)
         for call, function in {
             "decode": lambda p=path: decode(p),
-            "resize": lambda image=decoded: pictures._fit(image, "crop"),
+            "resize": lambda image=decoded: pictures.make_square(image, CIFAR10),
             "predict": lambda p=path: classifier.predict(p),
         }.items():
             entries.append(Entry({**labels, "call": f"{call} {path.name}"}, function, details=dict(details)))

@@ -48,7 +48,9 @@ from edgecifar.runtime import Bundle, Classifier, EdgecifarError
 from edgecifar.runtime.bundle import DEFAULT, GOLDEN, MANIFEST, SUMS
 from edgecifar.runtime.errors import BundleError
 from edgecifar.runtime.machine import describe, usable_cpus
-from edgecifar.runtime.pictures import FITS, find_pictures, load_picture
+from edgecifar.runtime.contract import CIFAR10, FITS
+from edgecifar.runtime.pictures import load_picture
+from edgecifar.runtime.sources import find_pictures
 
 TINY = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny_bundle"
 CHUNK = 1000
@@ -183,8 +185,8 @@ def mend_png(data: bytes) -> bytes:
     return mended
 
 
-READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
-OTHERS = ("PPM", "ICO", "TGA", "AVIF", "JPEG2000", "MPO", "PCX", "SGI", "DDS", "QOI", "ICNS", "IM")
+READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "ICO", "TGA", "PPM", "MPO")
+OTHERS = ("PCX", "SGI", "DDS", "QOI", "ICNS", "IM")
 COMPRESSIONS = ("tiff_lzw", "tiff_deflate", "packbits", "jpeg", "group4", "lzma", "zstd")
 FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (56, 40), "red")]}
 
@@ -260,14 +262,14 @@ def looked_at(data: bytes, fit: str, note: str, must: bool = False) -> Case:
 
     def run(world: World) -> None:  # noqa: ARG001
         try:
-            pixels = load_picture(data, fit)
+            pixels = load_picture(data, CIFAR10, fit)
         except EdgecifarError:
             if must:
                 raise WrongAnswer("an intact picture was refused") from None
             raise
         if (pixels.dtype, pixels.shape, pixels.flags.c_contiguous) != (np.uint8, (32, 32, 3), True):
             raise WrongAnswer(f"it became {pixels.dtype} {pixels.shape}")
-        if not np.array_equal(pixels, load_picture(data, fit)):
+        if not np.array_equal(pixels, load_picture(data, CIFAR10, fit)):
             raise WrongAnswer("it is read differently the second time")
 
     return Case(run, {"picture": data}, f"{note}, {fit}")

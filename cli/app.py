@@ -54,8 +54,6 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 function(*args, **kwargs)
         except EdgecifarError as error:
             fail(str(error))
-        except MemoryError:
-            fail("memory ran out: free some, raise this process's limit (such as 'ulimit -v'), or do less at once.")
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("edgecifar"):
                 raise
@@ -64,6 +62,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 f"edgecifar {name} needs {error.name}, which is not installed: pip install '{extra}' in the folder of "
                 "its source."
             )
+        except (MemoryError, ImportError) as error:
+            if isinstance(error, ImportError) and "failed to map segment" not in str(error):
+                raise
+            fail("there is too little memory for this, free some or raise the limit (ulimit -v).")
         except OSError as error:  # what no library function foresaw: a path that may not be read, or is too long
             if error.filename is None:
                 raise

@@ -13,6 +13,7 @@ from ..runtime.errors import PictureError
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
     from ..runtime.benchmark import Report, Row
     from ..runtime.bundle import Check
@@ -27,8 +28,13 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def json_text(document: Any) -> str:
-    """Return one JSON document, its letters plain where the output can show them all, else as escapes."""
-    return json.dumps(document, indent=2, ensure_ascii="utf" not in (sys.stdout.encoding or "").lower())
+    """Return one JSON document, its letters plain where stdout can show them all, else as escapes."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:  # the stream's own escapes are not JSON's
+        text = json.dumps(document, indent=2)
+    return text
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -159,6 +165,11 @@ PREDICTION_PRINTERS: dict[str, Callable[..., None]] = {"text": _print_text, "jso
 """Each takes the classifier, how many classes are listed, and pairs of a source and its result, in order."""
 
 
+def _draws(console: Console) -> bool:
+    """Whether bars may be drawn; rich takes a file for a terminal where FORCE_COLOR is set, which is about colours."""
+    return console.is_terminal and sys.stderr.isatty()
+
+
 @contextlib.contextmanager
 def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on stderr and yield the function that is told how many are done."""
@@ -174,7 +185,7 @@ def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Bar(*columns, console=console, transient=True, disable=not _draws(console)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.update(task, completed=done)
 
@@ -197,7 +208,7 @@ class TrainingDisplay:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar = Bar(*columns, console=self.console, transient=True, disable=not _draws(self.console))
         self.console.print(net_summary(), markup=False)
         self.console.print(
             f"Recipe {recipe.name}: {recipe.epochs} epochs of {len(dataset.train_labels):,} {dataset.name} images"

@@ -54,12 +54,13 @@ def predict(
     from ..runtime.classifier import Classifier
     from ..runtime.errors import PictureError
     from ..runtime.manifest import SYNTHETIC
-    from ..runtime.pictures import find_pictures
+    from ..runtime.sources import LeftOut, find_pictures
     from .display import PREDICTION_PRINTERS
 
     if as_json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")
-    sources = find_pictures(images)
+    left_out = LeftOut()
+    sources = find_pictures(images, left_out)
     classifier = Classifier(bundle, variant, provider, threads)
     classes = classifier.contract.classes
     if top_k and top_k > classes:
@@ -85,5 +86,7 @@ def predict(
 
     with streams.results():
         PREDICTION_PRINTERS["json" if as_json else "csv" if as_csv else "text"](classifier, listed, results())
-    if bad:
+    if left_out.reasons:
+        say(f"{left_out}.")
+    if bad or left_out.unread:
         raise typer.Exit(1)

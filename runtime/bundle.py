@@ -246,7 +246,7 @@ class Bundle:
 
     def _reread(self, picture: GoldenPicture) -> str:
         """Read a golden picture as any other, and hold the array against the one in golden.json."""
-        from .loading import load_picture
+        from .pictures import load_picture
 
         content = self._match(picture.file, self._read(picture.file))
         array = load_picture(content, self.contract, name=picture.file)

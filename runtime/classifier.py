@@ -183,7 +183,7 @@ class Classifier:
         yield from flush()
 
     def _read(self, picture: Picture, fit: str | None, index: int) -> np.ndarray:
-        from .loading import load_picture  # Pillow is not needed for arrays
+        from .pictures import load_picture  # Pillow is not needed for arrays
 
         if not isinstance(picture, str | Path | bytes | np.ndarray) and not hasattr(picture, "read"):
             kind = type(picture)

@@ -15,8 +15,7 @@ from .errors import BundleError
 from .files import sha256 as digest_of
 from .files import write_file
 from .manifest import MODELS, PLAIN_NAME, SUMS
-from .signing import LARGEST as MAX_SIGNATURE_BYTES
-from .signing import SIGNATURE
+from .signing import MAX_SIGNATURE_BYTES, SIGNATURE
 
 MAX_MODEL_BYTES = 1 << 30
 """Bytes above which no model of a bundle is read."""

@@ -18,8 +18,8 @@ import numpy as np
 
 from .contract import Contract
 from .files import write_file
-from .loading import load_picture
 from .manifest import GOLDEN_PICTURES, PLAIN_NAME, refuse_constant, unique_names
+from .pictures import load_picture
 
 JPEG_TOLERANCE = 4
 """Largest difference of a pixel's value between decoders of JPEG, which may round differently; PNG is exact."""
@@ -147,7 +147,7 @@ def parse(text: str, contract: Contract) -> tuple[GoldenPicture, ...]:
         pictures = tuple(_picture(entry, contract) for entry in values.pop("pictures"))
         if values or not pictures or len({picture.file for picture in pictures}) != len(pictures):
             raise ValueError("it has no pictures, one twice, or other fields")
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"it lacks a field or has one of another type ({error})") from None
     return pictures
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,17 +69,25 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        if re.search("failed to map|cannot allocate|out of memory", str(error), re.IGNORECASE):
-            raise ProviderError(
-                f"onnxruntime does not fit into the memory that this process may use ({error}): raise its limit, such "
-                "as that of 'ulimit -v' or of the container."
-            ) from None
+        if lacks_memory(error):
+            raise ProviderError(f"onnxruntime cannot be loaded: {NO_MEMORY}.") from None
         raise ProviderError(
             f"onnxruntime cannot be imported ({error}): 'pip install onnxruntime', or onnxruntime-gpu for CUDA."
         ) from None
     if not hasattr(onnxruntime, "InferenceSession"):
         raise ProviderError(f"onnxruntime is broken here: {_reinstall()}.")
     return onnxruntime
+
+
+NO_MEMORY = "there is too little memory, free some or raise the limit (ulimit -v)"
+"""The part of a sentence that names the reason and the remedy."""
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error of the loader or of onnxruntime comes from a limit on memory or on address space."""
+    said = str(error).lower()
+    signs = ("failed to map segment", "cannot allocate memory", "bad_alloc", "failed to allocate", "pthread_create")
+    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
 
 
 def _installed() -> list[str]:
@@ -164,8 +171,8 @@ def start(asked: Request, provider: str) -> onnxruntime.InferenceSession:
         wanted = (full_name, settings) if settings else full_name
         session = ort.InferenceSession(asked.model, options, providers=[wanted], enable_fallback=0)
     except Exception as error:  # onnxruntime raises a dozen types that share no base of their own
-        if isinstance(error, MemoryError):
-            raise ModelError(f"{name} does not fit into memory: free some, or raise this process's limit.") from None
+        if lacks_memory(error):
+            raise ModelError(f"{name} cannot be loaded: {NO_MEMORY}.") from None
         reason = first_sentence(error)
         if provider == "cpu":
             raise ModelError(f"{name} is not a model that onnxruntime can load ({reason}): export it again.") from None

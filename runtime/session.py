@@ -135,9 +135,9 @@ class Session:
         """Return what the file says of itself: its metadata, the JSON values read, keys without their prefix.
 
         Raises:
-            ModelError: a value of ours is not JSON.
+            ModelError: a text in it is not UTF-8, or a value of ours is not JSON.
         """
-        entries = self._session.get_modelmeta().custom_metadata_map
+        entries = self._entries()
         found: dict[str, Any] = {}
         for key, value in sorted(entries.items()):
             own = key.startswith(METADATA_PREFIX)
@@ -146,6 +146,12 @@ class Session:
             except (ValueError, RecursionError):
                 raise ModelError(f"{self._name} is damaged (its {key} is not JSON): export it again.") from None
         return found
+
+    def _entries(self) -> dict[str, str]:
+        try:
+            return self._session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError:
+            raise ModelError(f"{self._name} is damaged (its metadata is not UTF-8): export it again.") from None
 
     def _agreed(self, given: Contract | None) -> Contract:
         """Return the contract that is given and that the file has, where one of them or both are there and agree."""
@@ -164,7 +170,7 @@ class Session:
 
     def _own_contract(self) -> Contract | None:
         """Return the contract in the file's metadata, in today's form or that of bundles of schema 1."""
-        entries = self._session.get_modelmeta().custom_metadata_map
+        entries = self._entries()
         if METADATA_PREFIX + "contract" not in entries:
             return None
         described = self.metadata()

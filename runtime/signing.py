@@ -20,10 +20,10 @@ from .files import sha256, write_file
 SIGNATURE = "model.sig"
 """The signature's name in a bundle. It is made over all digests, so it is the one file that has none itself."""
 
-LARGEST = 1 << 20
+MAX_SIGNATURE_BYTES = 1 << 20
 """Bytes above which no signature is read; one over ten files has 4,000."""
 
-LARGEST_KEY = 1 << 16
+MAX_KEY_BYTES = 1 << 16
 """Bytes above which no file is taken for a key."""
 
 CURVES = "P-256, P-384 or P-521"
@@ -112,8 +112,8 @@ class Verifier:
 class _Digests:
     """Digests that are known already, for model-signing in place of its `hashing.Config`, which hashes a folder.
 
-    So it is what a bundle says of its files that is signed and checked, not what a second look at the disk finds, and
-    what a signature wants ignored is not ignored. It is no subclass: what is not here must fail, not fall back.
+    So it is what a bundle says of its files that is signed and checked, not what a second look at the disk finds.
+    Ignore lists inside a signature are disregarded. It is no subclass: what is not here must fail, not fall back.
     """
 
     def __init__(self, digests: dict[str, str], name: str = "") -> None:
@@ -149,7 +149,7 @@ def _use(key: Path, read: Callable[[Path], _Used], wanted: str) -> _Used:
     """Return what `read` makes of a key's file, or say that it is not what is `wanted`."""
     try:
         found = key.stat()
-        if found.st_size > LARGEST_KEY or stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+        if found.st_size > MAX_KEY_BYTES or stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
             raise ValueError("it is too large, or may never end")
         return read(key)
     except OSError as error:

@@ -210,3 +210,45 @@ def pictures(small, tmp_path) -> list[Path]:
     for path, image in zip(paths, small.test_images, strict=False):
         Image.fromarray(np.ascontiguousarray(image)).save(path)
     return paths
+
+
+@pytest.fixture
+def tiny() -> Path:
+    """The committed bundle of ten colours, `tests/fixtures/tiny_bundle`; nobody writes into it."""
+    return Path(__file__).parent / "fixtures" / "tiny_bundle"
+
+
+@pytest.fixture
+def tiny_bundle(tiny, tmp_path) -> Path:
+    """A copy of the tiny bundle, to break at will."""
+    return Path(shutil.copytree(tiny, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def make_tiny_bundle():
+    """The script that makes the tiny bundle, as a module: its `make` takes a contract and colours."""
+    import importlib.util
+
+    pytest.importorskip("onnx")
+    path = Path(__file__).parent / "fixtures" / "make_tiny_bundle.py"
+    spec = importlib.util.spec_from_file_location("make_tiny_bundle", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def three_colours() -> dict[str, tuple[int, int, int]]:
+    """Label: the colour, RGB, that the bundle `three_classes` takes for it."""
+    return {"röd": (200, 20, 20), "grün 🌲": (20, 200, 20), "青": (20, 20, 200)}
+
+
+@pytest.fixture(scope="session")
+def three_classes(make_tiny_bundle, three_colours, tmp_path_factory) -> Path:
+    """A bundle of three classes, unicode labels, 40 pixels, the fit "pad" and a familiarity score; do not change it."""
+    from edgecifar.runtime.contract import Contract, Preprocessing
+
+    folder = tmp_path_factory.mktemp("three") / "bundle"
+    contract = Contract(tuple(three_colours), 40, Preprocessing(fit="pad"), familiarity_name="familiarity")
+    make_tiny_bundle.make(folder, contract, three_colours, "three colours")
+    return folder

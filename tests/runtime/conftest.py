@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-TINY = Path(__file__).parents[1] / "fixtures" / "tiny_bundle"
+from edgecifar.runtime.contract import CIFAR10
+
+CONTRACT = json.dumps(CIFAR10.as_json())
+"""What the `Fake`'s models say of themselves."""
 
 COLOURS = {
     "plane": (255, 255, 255),
@@ -30,22 +32,9 @@ COLOURS = {
 
 def seal(folder: Path) -> None:
     """Write SHA256SUMS anew over all files, as whoever makes a bundle would."""
-    from edgecifar.runtime.files import sha256
+    from edgecifar.runtime.folder import write_sums
 
-    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
-    (folder / "SHA256SUMS").write_bytes("".join(f"{sha256(path)}  {path.name}\n" for path in files).encode())
-
-
-@pytest.fixture
-def tiny() -> Path:
-    """The committed bundle; nobody writes into it."""
-    return TINY
-
-
-@pytest.fixture
-def tiny_bundle(tmp_path) -> Path:
-    """A copy of the tiny bundle, to break at will."""
-    return Path(shutil.copytree(TINY, tmp_path / "tiny"))
+    write_sums(folder)
 
 
 @pytest.fixture
@@ -123,6 +112,9 @@ class Fake(types.SimpleNamespace):
             def get_inputs(fake):  # noqa: N805
                 return [types.SimpleNamespace(name="images", type="tensor(uint8)", shape=["batch", 32, 32, 3])]
 
+            def get_modelmeta(fake):  # noqa: N805
+                return types.SimpleNamespace(custom_metadata_map={"io.github.edgecifar.contract": CONTRACT})
+
             def get_outputs(fake):  # noqa: N805
                 names = ("probabilities", "logits")
                 return [types.SimpleNamespace(name=n, type="tensor(float)", shape=["batch", 10]) for n in names]
@@ -140,11 +132,11 @@ class Fake(types.SimpleNamespace):
 @pytest.fixture
 def fake(monkeypatch):
     """Put a `Fake` in onnxruntime's place: `fake(["CUDAExecutionProvider", "CPUExecutionProvider"], fails={...})`."""
-    from edgecifar.runtime import session as sessions
+    from edgecifar.runtime import providers
 
     def install(*arguments, **options) -> Fake:
         made = Fake(*arguments, **options)
-        monkeypatch.setattr(sessions, "import_onnxruntime", lambda: made)
+        monkeypatch.setattr(providers, "import_onnxruntime", lambda: made)
         return made
 
     return install

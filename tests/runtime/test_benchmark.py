@@ -53,8 +53,8 @@ def test_turns_in_rounds():
     assert [clock.calls for clock in clocks] == [benchmark.WARM_UP + benchmark.SETTLE + n for n in (8, 2)]
 
 
-def row(variant: str = "fp32", batch: int = 1, threads: int = 1, median: float = 1.0) -> Row:
-    return Row(variant, "cpu", batch, threads, 10, {"p50": median, "p90": 2.0, "p99": 3.0}, 5.0)
+def row(variant: str = "fp32", batch: int = 1, threads: int = 1, median: float = 1.0, tail: float | None = 3.0) -> Row:
+    return Row(variant, "cpu", batch, threads, 10, {"p50": median, "p90": 2.0, "p99": tail}, 5.0)
 
 
 class TestReport:
@@ -62,6 +62,15 @@ class TestReport:
         rows = (row(median=3), row("edge", median=2), row("edge", threads=2, median=2.5), row(batch=64, median=0.1))
         assert Report({}, rows).best is rows[1]
         assert Report({}, rows[::-1]).best is rows[1]
+
+    def test_a_row_that_is_at_times_slow_loses_to_one_that_is_always_nearly_as_quick(self):
+        steady, erratic = row(threads=1, median=0.202, tail=0.35), row(threads=2, median=0.169, tail=4.3)
+        assert Report({}, (erratic, steady)).best is steady
+        assert Report({}, (row(threads=2, median=0.1, tail=0.4), steady)).best.threads == 2
+
+    def test_where_a_tail_is_not_known_the_median_decides(self):
+        slow, quick = row(threads=1, median=2, tail=2.5), row(threads=2, median=1, tail=None)
+        assert Report({}, (slow, quick)).best is quick
 
     def test_best_throughput_is_that_of_the_largest_batch(self):
         rows = tuple(
@@ -114,14 +123,14 @@ class TestMeasure:
         assert first.images_per_second == pytest.approx(8 * 101 / times.sum())
         assert first.calls == 101
 
-    def test_every_combination(self, bundle, second_a_call):
-        said: list[str] = []
-        report = measure(bundle, "cpu", [1, 3], [2, 1, 2], 0.25, said.append)
+    def test_every_combination(self, bundle, second_a_call, caplog):
+        caplog.set_level("INFO", "edgecifar")
+        report = measure(bundle, "cpu", [1, 3], [2, 1, 2], 0.25)
         combinations = [(v, t, b) for v in ("fp32", "edge") for t in (1, 2) for b in (1, 3)]
         assert [(row.variant, row.threads, row.batch) for row in report.rows] == combinations
         assert second_a_call == [((b, 10), 0.25) for _, _, b in combinations]
         loading = [f"Loading {v}, {t} …" for v in ("fp32", "edge") for t in ("1 thread", "2 threads")]
-        assert said == [*loading, "Measuring each for 0.25 s, in turns …"]
+        assert caplog.messages == [*loading, "Measuring each for 0.25 s, in turns …"]
         assert {row.provider for row in report.rows} == {"cpu"}
         assert [(row.calls, row.images_per_second) for row in report.rows] == [(10, b) for _, _, b in combinations]
         assert report.rows[0].milliseconds == {"p50": 1000, "p90": 1000, "p99": None}  # none of ten lies beyond it

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +16,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecifar.runtime import bundle as bundles
-from edgecifar.runtime.bundle import CONTRACT, Bundle, Manifest, Variant
-from edgecifar.runtime.contract import LABELS
+from edgecifar.runtime.bundle import Bundle
+from edgecifar.runtime.contract import CIFAR10
 from edgecifar.runtime.errors import BundleError, EdgecifarError, VariantError
 from edgecifar.runtime.files import sha256
+from edgecifar.runtime.folder import write_sums
+from edgecifar.runtime.manifest import Variant
 
-FILES = ("README.md", "SHA256SUMS", "golden.npz", "manifest.json", "model.edge.onnx", "model.onnx", "parity.json")
+PICTURES = ("golden.alpha.png", "golden.large.png", "golden.orientation.jpg")
+FILES = (
+    "README.md",
+    "SHA256SUMS",
+    *PICTURES[:1],
+    "golden.json",
+    PICTURES[1],
+    "golden.npz",
+    PICTURES[2],
+    "manifest.json",
+    "model.edge.onnx",
+    "model.onnx",
+    "parity.json",
+)
 GOLDEN_CHECKS = ["golden vectors of fp32", "golden vectors of edge"]
-AGAIN = "copy the bundle again."
 
 
 def refusal(folder: Path | str | None) -> str:
@@ -42,6 +53,11 @@ def refusal(folder: Path | str | None) -> str:
 def failed(bundle: Bundle) -> dict[str, str]:
     """The checks of `verify` that fail: name and reason."""
     return {check.name: check.detail for check in bundle.verify() if not check.passed}
+
+
+def refused(folder: Path, name: str) -> str:
+    """Why the file `name` is refused: by opening the bundle, or by verifying it."""
+    return refusal(folder) if name in ("manifest.json", "SHA256SUMS") else failed(Bundle.open(folder))[name]
 
 
 def found(folder: Path) -> bool:
@@ -69,9 +85,10 @@ class TestFixture:
         assert golden.files == made_golden.files
         for name in golden.files:
             assert np.array_equal(golden[name], made_golden[name]), name
-        for name in set(FILES) - {"golden.npz"}:
+        # Versions of Pillow encode pictures differently; test_golden holds them against what is said of them.
+        for name in set(FILES) - {"golden.npz", "golden.json", *PICTURES}:
             made, kept = (
-                [line for line in (folder / name).read_bytes().splitlines() if not line.endswith(b"  golden.npz")]
+                [line for line in (folder / name).read_bytes().splitlines() if b"  golden." not in line]
                 for folder in (tmp_path / "made", tiny)
             )
             assert made == kept, name
@@ -88,9 +105,9 @@ class TestOpen:
     def test_intact(self, tiny):
         bundle = Bundle.open(str(tiny))
         assert bundle.folder == tiny
-        assert bundle.manifest.labels == LABELS
+        assert bundle.contract == bundle.manifest.contract == CIFAR10
         assert bundle.manifest.dataset == "ten colours"
-        assert bundle.manifest.contract == CONTRACT
+        assert bundle.manifest.schema == 2
         assert [variant.name for variant in bundle.manifest.variants] == ["fp32", "edge"]
         assert bundle.manifest.variants[0] == Variant(
             name="fp32",
@@ -101,8 +118,7 @@ class TestOpen:
             sha256=sha256(tiny / "model.onnx"),
             accuracy=1.0,
             parity={"images": 10, "data": "ten colours", "agree": 10, "accuracy": 1.0},
-            made_by="the nearest of ten colours",
-            needs="any",
+            made_by="the nearest of some colours",
             golden_tolerance=1e-4,
         )
 
@@ -112,7 +128,7 @@ class TestOpen:
 
     def test_none_installed(self, monkeypatch, tmp_path):
         monkeypatch.setattr(bundles, "DEFAULT", tmp_path)
-        assert refusal(None) == ("No bundle is installed with edgecifar: name one that 'edgecifar export' made.")
+        assert "No bundle is installed" in refusal(None)
 
     def test_the_installed_one(self, monkeypatch, tiny):
         monkeypatch.setattr(bundles, "DEFAULT", tiny)
@@ -121,43 +137,41 @@ class TestOpen:
     @pytest.mark.parametrize("name", ["", "missing", "file", "a\0b", "x" * 300])
     def test_not_a_bundle(self, tmp_path, name):
         (tmp_path / "file").touch()
-        assert refusal(tmp_path / name) == (
-            f"{tmp_path / name} is not a bundle (manifest.json is missing): name a folder that 'edgecifar export' made."
-        )
+        assert "is not a bundle (manifest.json is missing)" in refusal(tmp_path / name)
 
     @pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS"])
     def test_a_manifest_that_is_no_file(self, tiny_bundle, name):
         path = tiny_bundle / name
         path.unlink()
         path.mkdir()
-        assert refusal(tiny_bundle) == f"{path} is not a file: copy the bundle again, whole."
+        assert f"{path} is not a file" in refusal(tiny_bundle)
 
     def test_no_sums(self, tiny_bundle):
         (tiny_bundle / "SHA256SUMS").unlink()
-        assert refusal(tiny_bundle) == f"{tiny_bundle / 'SHA256SUMS'} is missing: copy the bundle again, whole."
+        assert "SHA256SUMS is missing" in refusal(tiny_bundle)
 
     def test_another_manifest(self, tiny_bundle):
         path = tiny_bundle / "manifest.json"
         path.write_text(path.read_text().replace("ten colours", "CIFAR-10"))
-        assert refusal(tiny_bundle) == f"{path} is not what SHA256SUMS names: {AGAIN}"
+        assert f"{path} is not what SHA256SUMS names" in refusal(tiny_bundle)
 
     def test_sums_without_the_manifest(self, tiny_bundle):
         path = tiny_bundle / "SHA256SUMS"
         path.write_text("".join(line for line in path.read_text().splitlines(True) if "manifest.json" not in line))
-        assert refusal(tiny_bundle) == f"{tiny_bundle / 'manifest.json'} is not named in SHA256SUMS: {AGAIN}"
+        assert "manifest.json is not named in SHA256SUMS" in refusal(tiny_bundle)
 
     @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
     def test_a_manifest_that_may_not_be_read(self, tiny_bundle):
         path = tiny_bundle / "manifest.json"
         path.chmod(0)
-        assert refusal(tiny_bundle) == f"{path} cannot be read (Permission denied): {AGAIN}"
+        assert f"{path} cannot be read (Permission denied)" in refusal(tiny_bundle)
 
     def test_a_disk_that_fails(self, tiny_bundle, monkeypatch):
         def fail(path: Path) -> bytes:
             raise OSError(5, "Input/output error")
 
         monkeypatch.setattr(Path, "read_bytes", fail)
-        assert refusal(tiny_bundle) == (f"{tiny_bundle / 'manifest.json'} cannot be read (Input/output error): {AGAIN}")
+        assert "manifest.json cannot be read (Input/output error)" in refusal(tiny_bundle)
 
 
 SUMS_DAMAGE = {
@@ -184,12 +198,12 @@ SUMS_DAMAGE = {
 def test_damaged_sums(tiny_bundle, damage):
     path = tiny_bundle / "SHA256SUMS"
     path.write_bytes(damage(path.read_text()).encode())
-    assert refusal(tiny_bundle) == f"{path} is damaged: {AGAIN}"
+    assert f"{path} is damaged" in refusal(tiny_bundle)
 
 
 def test_sums_that_are_not_text(tiny_bundle):
     (tiny_bundle / "SHA256SUMS").write_bytes(b"\xff\xfe\x00")
-    assert refusal(tiny_bundle) == f"{tiny_bundle / 'SHA256SUMS'} is damaged: {AGAIN}"
+    assert "SHA256SUMS is damaged" in refusal(tiny_bundle)
 
 
 def setting(*keys, value):
@@ -203,219 +217,6 @@ def setting(*keys, value):
     return change
 
 
-def deleting(*keys):
-    def change(values: dict) -> None:
-        for key in keys[:-1]:
-            values = values[key]
-        del values[keys[-1]]
-
-    return change
-
-
-WRONG = {
-    "labels missing": (deleting("labels"), "'labels' is missing or not a list"),
-    "labels text": (setting("labels", value="plane"), "'labels' is missing or not a list"),
-    "labels object": (setting("labels", value=dict.fromkeys(LABELS)), "'labels' is missing or not a list"),
-    "labels in another order": (
-        setting("labels", value=list(LABELS[::-1])),
-        "its labels or its input contract are not those of this project",
-    ),
-    "labels fewer": (
-        setting("labels", value=list(LABELS[:9])),
-        "its labels or its input contract are not those of this project",
-    ),
-    "contract BGR": (
-        setting("contract", "input", "colour", value="BGR"),
-        "its labels or its input contract are not those of this project",
-    ),
-    "contract float": (
-        setting("contract", "input", "dtype", value="float32"),
-        "its labels or its input contract are not those of this project",
-    ),
-    "contract missing": (deleting("contract"), "'contract' is missing"),
-    "contract list": (setting("contract", value=[]), "'contract' is a list"),
-    "variants missing": (deleting("variants"), "'variants' is missing or not a list"),
-    "variants object": (setting("variants", value={}), "'variants' is missing or not a list"),
-    "variants empty": (
-        setting("variants", value=[]),
-        "its variants' names or files are not unique, or the default is not among them",
-    ),
-    "variants numbers": (setting("variants", value=[1]), "an object was expected for variant"),
-    "variant null": (setting("variants", 0, value=None), "an object was expected for variant"),
-    "dataset missing": (deleting("dataset"), "'dataset' is missing"),
-    "dataset number": (setting("dataset", value=10), "'dataset' is a int"),
-    "dataset null": (setting("dataset", value=None), "'dataset' is a NoneType"),
-    "provenance list": (setting("provenance", value=[]), "'provenance' is a list"),
-    "provenance missing": (deleting("provenance"), "'provenance' is missing"),
-    "default missing": (deleting("default_variant"), "'default_variant' is missing"),
-    "default unknown": (
-        setting("default_variant", value="int4"),
-        "its variants' names or files are not unique, or the default is not among them",
-    ),
-    "unknown field": (setting("extra", value=1), "'extra' is unknown"),
-    "unknown variant field": (setting("variants", 0, "extra", value=1), "'extra' is unknown"),
-    "schema missing": (deleting("schema"), "it names no schema"),
-    "schema text": (setting("schema", value="1"), "it names no schema"),
-    "schema true": (setting("schema", value=True), "'schema' is a bool"),
-    "schema fraction": (setting("schema", value=1.0), "it names no schema"),
-    "two of one name": (
-        setting("variants", 1, "name", value="fp32"),
-        "its variants' names or files are not unique, or the default is not among them",
-    ),
-    "two of one file": (
-        setting("variants", 1, "file", value="model.onnx"),
-        "its variants' names or files are not unique, or the default is not among them",
-    ),
-    "unknown format": (setting("variants", 0, "format", value="tflite"), "variant 'fp32' has an unknown format"),
-    "format of another ending": (setting("variants", 0, "format", value="pt2"), "variant 'fp32' has an unknown format"),
-    "accuracy above 1": (
-        setting("variants", 0, "accuracy", value=78.1),
-        "variant 'fp32' has an accuracy or a tolerance that is not between 0 and 1",
-    ),
-    "accuracy below 0": (
-        setting("variants", 0, "accuracy", value=-0.1),
-        "variant 'fp32' has an accuracy or a tolerance that is not between 0 and 1",
-    ),
-    "tolerance of everything": (
-        setting("variants", 1, "golden_tolerance", value=1),
-        "variant 'edge' has an accuracy or a tolerance that is not between 0 and 1",
-    ),
-    "tolerance below 0": (
-        setting("variants", 1, "golden_tolerance", value=-1e-4),
-        "variant 'edge' has an accuracy or a tolerance that is not between 0 and 1",
-    ),
-    "escape sequence": (setting("dataset", value="\x1b[2J"), "it holds characters that cannot be shown"),
-    "newline": (setting("dataset", value="a\u2028b"), "it holds characters that cannot be shown"),
-    "control of 8 bits": (setting("dataset", value="\x9b2J"), "it holds characters that cannot be shown"),
-    "half a character": (setting("dataset", value="\ud800"), "it holds characters that cannot be shown"),
-    "in a name": (setting("provenance", "\x07", value=1), "it holds characters that cannot be shown"),
-}
-for _field, _value in {
-    "name": 1,
-    "file": None,
-    "format": ["onnx"],
-    "precision": 32,
-    "bytes": 1.5,
-    "sha256": 0,
-    "accuracy": "0.9",
-    "parity": [],
-    "made_by": {},
-    "needs": None,
-    "golden_tolerance": None,
-}.items():
-    WRONG[f"variant {_field} of another type"] = (
-        setting("variants", 1, _field, value=_value),
-        f"{_field!r} is a {type(_value).__name__}",
-    )
-    WRONG[f"variant {_field} missing"] = (deleting("variants", 1, _field), f"{_field!r} is missing")
-for _field in ("bytes", "accuracy", "golden_tolerance"):
-    WRONG[f"variant {_field} true"] = (setting("variants", 1, _field, value=True), f"{_field!r} is a bool")
-for _name in (
-    "../model.onnx",
-    "/etc/model.onnx",
-    "sub/model.onnx",
-    "..\\model.onnx",
-    "C:model.onnx",
-    ".model.onnx",
-    "",
-    ".onnx",
-    "a b.onnx",
-    "-model.onnx",
-    "x" * 96 + ".onnx",
-    "mödel.onnx",
-):
-    WRONG[f"file {_name[:20]!r}"] = (setting("variants", 0, "file", value=_name), f"{_name!r} is not a plain name")
-for _name in ("", "a b", "../x", "--force", "a/b"):
-    WRONG[f"name {_name!r}"] = (setting("variants", 1, "name", value=_name), f"{_name!r} is not a plain name")
-
-
-class TestManifest:
-    @pytest.mark.parametrize(("change", "reason"), WRONG.values(), ids=WRONG)
-    def test_a_wrong_field(self, resealed, change, reason):
-        folder = resealed(manifest=change)
-        assert refusal(folder) == f"{folder / 'manifest.json'} is damaged ({reason}): {AGAIN}"
-
-    @pytest.mark.parametrize(
-        ("text", "reason"),
-        [
-            (b"", "Expecting value: line 1 column 1 (char 0)"),
-            (b"{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-            (b"[]", "it names no schema"),
-            (b"null", "it names no schema"),
-            (b'{"schema": 1, "schema": 1}', "a name comes twice in an object"),
-            (b'{"schema": NaN}', "NaN is not JSON"),
-            (b'{"schema": 1, "a": [-Infinity]}', "-Infinity is not JSON"),
-            (b"\xff{}", None),
-            (b"\x00", "Expecting value: line 1 column 1 (char 0)"),
-        ],
-    )
-    def test_not_json(self, resealed, text, reason):
-        folder = resealed(**{"manifest.json": text})
-        reason = reason or "not UTF-8"
-        assert refusal(folder) == f"{folder / 'manifest.json'} is damaged ({reason}): {AGAIN}"
-
-    @pytest.mark.parametrize("opening", [b"[", b'{"schema":', b'{"schema": 1, "a": ['])
-    def test_deep_nesting(self, resealed, opening):
-        folder = resealed(**{"manifest.json": opening * 100_000})
-        assert refusal(folder).startswith(f"{folder / 'manifest.json'} is damaged (")
-
-    @pytest.mark.parametrize(("levels", "read"), [(20, True), (40, False), (500, False)])
-    def test_what_is_read_can_be_written_again(self, resealed, levels, read):
-        """To walk through 500 levels takes more stack than there may be."""
-        folder = resealed(manifest=setting("provenance", value={"a": json.loads("[" * levels + "]" * levels)}))
-        if read:
-            assert "[" * levels in re.sub(r"\s", "", Bundle.open(folder).manifest.as_json())
-        else:
-            assert refusal(folder).startswith(f"{folder / 'manifest.json'} is damaged (")
-
-    @pytest.mark.parametrize("schema", [0, 2, -1, 10**30])
-    def test_another_schema(self, resealed, schema):
-        folder = resealed(manifest=setting("schema", value=schema))
-        assert refusal(folder) == (
-            f"{folder / 'manifest.json'} has schema {schema}, this version of edgecifar reads 1: export the bundle "
-            "again, or install the version of edgecifar that made it."
-        )
-
-    def test_a_newer_schema_is_not_called_damaged_when_the_sums_differ(self, tiny_bundle):
-        (tiny_bundle / "manifest.json").write_text('{"schema": 2}')
-        assert "has schema 2, this version of edgecifar reads 1" in refusal(tiny_bundle)
-
-    def test_written_and_read_again(self, tiny):
-        manifest = Bundle.open(tiny).manifest
-        assert Manifest.parse(manifest.as_json(), tiny) == manifest
-        assert manifest.as_json() == (tiny / "manifest.json").read_text()
-
-    JSON = st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-        max_leaves=5,
-    )
-
-    @given(data=st.data())
-    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def test_any_value_anywhere_is_read_or_refused(self, data, tiny):
-        values = json.loads((tiny / "manifest.json").read_text())
-        place, path = values, []
-        while True:
-            key = data.draw(st.sampled_from(range(len(place)) if isinstance(place, list) else sorted(place)))
-            path.append(key)
-            if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
-                break
-            place = place[key]
-        place[key] = data.draw(self.JSON)
-        try:
-            manifest = Manifest.parse(json.dumps(values), tiny)
-        except BundleError:
-            return
-        assert json.loads(manifest.as_json()) == values
-
-    @given(text=st.text() | st.text('{}[]",:0123456789.eE+-truefalsnl \\u'))
-    @settings(max_examples=200, deadline=None)
-    def test_no_text_is_a_manifest_by_chance(self, text):
-        with pytest.raises(BundleError):
-            Manifest.parse(text, Path("manifest.json"))
-
-
 class TestVariant:
     def test_by_name_and_by_default(self, tiny, resealed):
         bundle = Bundle.open(tiny)
@@ -424,9 +225,8 @@ class TestVariant:
         assert Bundle.open(resealed(manifest=setting("default_variant", value="edge"))).variant().name == "edge"
 
     def test_unknown(self, tiny):
-        with pytest.raises(VariantError) as caught:
+        with pytest.raises(VariantError, match="int4: choose one of fp32, edge"):
             Bundle.open(tiny).variant("int4")
-        assert str(caught.value) == f"{tiny} has no variant called int4: choose one of fp32, edge."
 
     def test_one_that_needs_torch(self, resealed):
         changes = {"format": "torchscript", "file": "model.torchscript.pt"}
@@ -434,16 +234,14 @@ class TestVariant:
             manifest=lambda values: values["variants"][1].update(changes), **{"model.torchscript.pt": b"code"}
         )
         bundle = Bundle.open(folder)
-        with pytest.raises(VariantError) as caught:
+        with pytest.raises(VariantError, match=r"needs torch: .* 'edgecifar evaluate .*model\.torchscript\.pt'"):
             bundle.load(bundle.variant("edge"))
-        assert str(caught.value) == (
-            "The variant edge is torchscript, which needs torch: choose an ONNX one, or run "
-            f"'edgecifar evaluate {folder / 'model.torchscript.pt'}' where torch is installed."
-        )
-        # Its digest is checked all the same: it is not what the manifest names.
-        assert failed(bundle) == {
-            "model.torchscript.pt": f"{folder / 'model.torchscript.pt'} is not what manifest.json names: {AGAIN}",
-        }
+        # Its digest is checked all the same: it is not what the manifest names. That it is not run is said.
+        assert list(failed(bundle)) == ["model.torchscript.pt"]
+        (check,) = (check for check in bundle.verify() if check.name == "golden vectors of edge")
+        assert check.skipped
+        assert "needs torch" in check.detail
+        assert not any(check.skipped for check in bundle.verify() if check.name != "golden vectors of edge")
 
 
 class TestRead:
@@ -455,19 +253,16 @@ class TestRead:
         bundle = Bundle.open(tiny_bundle)
         path = tiny_bundle / "model.onnx"
         path.write_bytes(path.read_bytes() + b"\0")
-        with pytest.raises(BundleError) as caught:
+        with pytest.raises(BundleError, match=r"model\.onnx is not what SHA256SUMS names"):
             bundle.read(bundle.variant())
-        assert str(caught.value) == f"{path} is not what SHA256SUMS names: {AGAIN}"
 
     @pytest.mark.parametrize("field", ["bytes", "sha256"])
     def test_not_what_the_manifest_names(self, resealed, field):
         folder = resealed(manifest=setting("variants", 0, field, value={"bytes": 1, "sha256": "0" * 64}[field]))
         bundle = Bundle.open(folder)
-        with pytest.raises(BundleError) as caught:
+        with pytest.raises(BundleError, match=r"model\.onnx is not what manifest\.json names"):
             bundle.load(bundle.variant())
-        assert str(caught.value) == f"{folder / 'model.onnx'} is not what manifest.json names: {AGAIN}"
-        reason = f"{folder / 'model.onnx'} is not what manifest.json names: {AGAIN}"
-        assert failed(bundle) == {"model.onnx": reason, "golden vectors of fp32": reason}
+        assert list(failed(bundle)) == ["model.onnx", "golden vectors of fp32"]
 
     def test_swapped(self, tiny_bundle):
         bundle = Bundle.open(tiny_bundle)
@@ -478,7 +273,7 @@ class TestRead:
         for variant, path in zip(bundle.manifest.variants, (one, other), strict=True):
             with pytest.raises(BundleError, match=r"is not what SHA256SUMS names"):
                 bundle.load(variant)
-            assert failed(bundle)[path.name] == f"{path} is not what SHA256SUMS names: {AGAIN}"
+            assert path.name in failed(bundle)
 
     def test_swapped_with_sums_that_agree(self, tiny, resealed):
         swapped = {
@@ -496,27 +291,13 @@ class TestRead:
 
         reasons = failed(Bundle.open(resealed(manifest=swap)))
         assert sorted(reasons) == sorted(GOLDEN_CHECKS)
-        assert all(
-            "differ by " in reason and "more than 1e-04 on this machine" in reason for reason in reasons.values()
-        )
+        assert all("differ by " in reason for reason in reasons.values())
 
     @pytest.mark.parametrize("name", ["../tiny/model.onnx", "/etc/passwd", "..", ".", "", "a\0b", "x" * 300])
     def test_a_name_that_leaves_the_folder(self, tiny, name):
         bundle = Bundle.open(tiny)
-        with pytest.raises(BundleError) as caught:
+        with pytest.raises(BundleError, match="is not the name of a file in"):
             bundle.read(replace(bundle.variant(), file=name))
-        assert str(caught.value) == f"{name!r} is not the name of a file in {tiny}: {AGAIN}"
-
-    @pytest.mark.parametrize("name", FILES)
-    def test_links_are_refused(self, tiny_bundle, tmp_path, name):
-        path = tiny_bundle / name
-        path.rename(tmp_path / name)
-        path.symlink_to(tmp_path / name)  # the content is right, and still
-        reason = f"{path} is a link: copy the bundle again, whole."
-        if name in ("manifest.json", "SHA256SUMS"):
-            assert refusal(tiny_bundle) == reason
-        else:
-            assert failed(Bundle.open(tiny_bundle))[name] == reason
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
     @pytest.mark.parametrize("name", FILES)
@@ -524,11 +305,7 @@ class TestRead:
         path = tiny_bundle / name
         path.unlink()
         os.mkfifo(path)  # to open it would wait for a writer for ever
-        reason = f"{path} is not a file: copy the bundle again, whole."
-        if name in ("manifest.json", "SHA256SUMS"):
-            assert refusal(tiny_bundle) == reason
-        else:
-            assert failed(Bundle.open(tiny_bundle))[name] == reason
+        assert f"{path} is not a file" in refused(tiny_bundle, name)
 
     @pytest.mark.parametrize("name", FILES)
     def test_oversize_files_are_refused_unread(self, tiny_bundle, never_read, name):
@@ -537,137 +314,74 @@ class TestRead:
         with path.open("ab") as file:
             file.truncate(limit + 1)  # takes no space: a hole
         never_read(path)
-        reason = f"{path} is larger than {limit:,} bytes: this is no bundle of edgecifar."
-        if name in ("manifest.json", "SHA256SUMS"):
-            assert refusal(tiny_bundle) == reason
-        else:
-            assert failed(Bundle.open(tiny_bundle))[name] == reason
+        assert f"{path} is larger than {limit:,} bytes" in refused(tiny_bundle, name)
 
 
-class TestGolden:
-    def test_intact(self, tiny, colours):
-        images, arrays = Bundle.open(tiny).golden()
-        assert (images.dtype, images.shape) == (np.uint8, (3, 32, 32, 3))
-        assert (images[0] == colours["car"]).all()
-        assert sorted(arrays) == ["edge", "fp32"]
-        assert {(array.dtype.name, array.shape) for array in arrays.values()} == {("float32", (3, 10))}
-        with np.load(tiny / "golden.npz") as archive:  # numpy reads the same
-            assert all((archive[name] == array).all() for name, array in {**arrays, "images": images}.items())
+class TestLinks:
+    @pytest.mark.parametrize("name", FILES)
+    def test_that_leave_the_bundle_are_refused(self, tiny_bundle, tmp_path, name):
+        path = tiny_bundle / name
+        path.rename(tmp_path / name)
+        path.symlink_to(tmp_path / name)  # the content is right, and still
+        assert f"{path} is a link that leaves the bundle" in refused(tiny_bundle, name)
 
-    def broken(self, resealed, content: bytes) -> str:
-        folder = resealed(**{"golden.npz": content})
-        bundle = Bundle.open(folder)
-        with pytest.raises(BundleError) as caught:
-            bundle.golden()
-        assert str(caught.value).startswith(f"{folder / 'golden.npz'} is damaged (")
-        assert failed(bundle) == dict.fromkeys(GOLDEN_CHECKS, str(caught.value))
-        return str(caught.value)
+    def test_to_a_folder_whose_name_begins_alike(self, tiny_bundle):
+        beside = tiny_bundle.with_name(f"{tiny_bundle.name}-2")
+        beside.mkdir()
+        (tiny_bundle / "README.md").rename(beside / "README.md")
+        (tiny_bundle / "README.md").symlink_to(beside / "README.md")
+        assert "leaves the bundle" in refused(tiny_bundle, "README.md")
 
-    PICTURES = np.zeros((3, 32, 32, 3), np.uint8)
-    ROWS = np.zeros((3, 10), np.float32)
+    def test_that_lead_nowhere_or_round(self, tiny_bundle):
+        for name, target in (("README.md", "nowhere"), ("parity.json", "parity.json")):
+            (tiny_bundle / name).unlink()
+            (tiny_bundle / name).symlink_to(target)
+        reasons = failed(Bundle.open(tiny_bundle))
+        assert "is missing" in reasons["README.md"]
+        assert "cannot be read" in reasons["parity.json"]
 
-    @pytest.mark.parametrize(
-        "arrays",
-        [
-            {},
-            {"fp32": ROWS},
-            {"images": PICTURES[:0], "fp32": ROWS[:0]},
-            {"images": PICTURES.astype(np.float32), "fp32": ROWS},
-            {"images": PICTURES[:, :31], "fp32": ROWS},
-            {"images": PICTURES[0], "fp32": ROWS},
-            {"images": PICTURES, "fp32": ROWS[:2]},
-            {"images": PICTURES, "fp32": ROWS[:1]},
-            {"images": PICTURES, "fp32": ROWS[:, :1]},
-            {"images": PICTURES, "fp32": ROWS[0]},
-            {"images": PICTURES, "fp32": ROWS.astype(np.float64)},
-            {"images": PICTURES, "fp32": ROWS.astype(">f4")},
-            {"images": PICTURES, "fp32": ROWS, "edge": np.array("text")},
-        ],
-        ids=str,
-    )
-    def test_other_arrays(self, resealed, arrays):
-        self.broken(resealed, npz(**arrays))
+    @pytest.fixture
+    def mounted(self, tiny, tmp_path) -> Path:
+        """The tiny bundle as Kubernetes mounts a ConfigMap: each file a link through `..data`."""
+        folder = tmp_path / "mounted"
+        behind = Path(shutil.copytree(tiny, folder / "..2026_01_02_03_04_05.678"))
+        (folder / "..data").symlink_to(behind.name)
+        for name in FILES:
+            (folder / name).symlink_to(Path("..data") / name)
+        return folder
 
-    def test_a_variant_without_vectors(self, resealed, tiny):
-        with np.load(tiny / "golden.npz") as archive:
-            content = npz(images=archive["images"], fp32=archive["fp32"])
-        assert failed(Bundle.open(resealed(**{"golden.npz": content}))) == {
-            "golden vectors of edge": "golden.npz holds nothing for it"
-        }
+    def test_that_stay_in_the_bundle_are_followed(self, mounted):
+        bundle = Bundle.open(mounted)
+        assert failed(bundle) == {}
+        assert bundle.read(bundle.variant()) == (mounted / "model.onnx").read_bytes()
 
-    def test_no_object_is_unpickled(self, resealed, tmp_path):
-        class Trap:
-            def __reduce__(self):
-                return Path.touch, (tmp_path / "sprung",)
+    def test_an_unknown_file_behind_the_links(self, mounted):
+        (mounted / "..data" / "extra.so").touch()
+        assert list(failed(Bundle.open(mounted))) == ["extra.so"]
 
-        objects = np.empty((3, 10), object)
-        objects[:] = Trap()
-        self.broken(resealed, npz(images=self.PICTURES, fp32=objects))
-        self.broken(resealed, npz(images=objects))
-        assert not (tmp_path / "sprung").exists()
+    def test_a_folder_behind_that_is_elsewhere(self, mounted, tmp_path):
+        (mounted / "..data").resolve().rename(tmp_path / "elsewhere")
+        (mounted / "..data").unlink()
+        (mounted / "..data").symlink_to(tmp_path / "elsewhere")
+        assert "leaves the bundle" in refusal(mounted)
 
-    @pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x04N.", b"\x93NUMPY\x01\x00", b"no archive"])
-    def test_no_archive(self, resealed, content):
-        self.broken(resealed, content)
+    def test_of_the_installed_bundle_are_followed_anywhere(self, tiny, tmp_path, monkeypatch):
+        """As 'uv pip install --link-mode=symlink' links them from its cache."""
+        installed = tmp_path / "installed"
+        installed.mkdir()
+        for name in FILES:
+            (installed / name).symlink_to(tiny / name)
+        assert "leaves the bundle" in refusal(installed)
+        monkeypatch.setattr(bundles, "DEFAULT", installed)
+        for folder in (None, installed):
+            assert failed(Bundle.open(folder)) == {}
 
-    def test_a_single_array(self, resealed):
-        file = io.BytesIO()
-        np.save(file, self.PICTURES)
-        self.broken(resealed, file.getvalue())
 
-    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-    def test_truncated(self, resealed, tiny, share):
-        content = (tiny / "golden.npz").read_bytes()
-        self.broken(resealed, content[: int(share * len(content))])
-
-    def member(self, content: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-        file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", compression) as archive:
-            archive.writestr("images.npy", content)
-        return file.getvalue()
-
-    def test_a_bomb(self, resealed):
-        bomb = self.member(bytes(1 << 25), zipfile.ZIP_DEFLATED)
-        assert len(bomb) < 100_000
-        assert "it unpacks to more than 16,777,216 bytes" in self.broken(resealed, bomb)
-
-    def test_a_bomb_that_lies_about_its_size(self, resealed):
-        bomb = self.member(bytes(1 << 25), zipfile.ZIP_DEFLATED)
-        assert bomb.count((1 << 25).to_bytes(4, "little")) == 2
-        self.broken(resealed, bomb.replace((1 << 25).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
-
-    @pytest.mark.parametrize("shape", ["(1000000000000, 32, 32, 3)", "(-1, 32, 32, 3)", "(3, 32, 32)", "((),)", "()"])
-    def test_an_array_that_claims_another_size(self, resealed, shape):
-        text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-        header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
-        self.broken(resealed, self.member(header + bytes(3 * 3072 + 1)))
-
-    def test_other_vectors(self, resealed, tiny):
-        with np.load(tiny / "golden.npz") as archive:
-            arrays = dict(archive)
-        arrays["edge"] = arrays["edge"].copy()
-        arrays["edge"][1, 4] += 0.0625
-        folder = resealed(**{"golden.npz": npz(**arrays)})
-        reasons = failed(Bundle.open(folder))
-        assert reasons == {"golden vectors of edge": "differ by 6.25e-02, more than 1e-04 on this machine"}
-
-    def test_not_a_number_differs(self, resealed, tiny):
-        with np.load(tiny / "golden.npz") as archive:
-            arrays = dict(archive)
-        arrays["fp32"] = np.full((3, 10), np.nan, np.float32)
-        folder = resealed(**{"golden.npz": npz(**arrays)})
-        reasons = failed(Bundle.open(folder))
-        assert reasons == {"golden vectors of fp32": "differ by nan, more than 1e-04 on this machine"}
-
-    def test_the_manifests_tolerance_counts(self, resealed, tiny):
-        with np.load(tiny / "golden.npz") as archive:
-            arrays = dict(archive)
-        arrays["edge"] = arrays["edge"] + np.float32(0.0625)
-        contents = {"golden.npz": npz(**arrays)}
-        assert failed(Bundle.open(resealed(setting("variants", 1, "golden_tolerance", value=0.07), **contents))) == {}
-        assert list(
-            failed(Bundle.open(resealed(setting("variants", 1, "golden_tolerance", value=0.06), **contents)))
-        ) == ["golden vectors of edge"]
+def test_write_sums_leaves_the_signature_out(tiny_bundle):
+    before = (tiny_bundle / "SHA256SUMS").read_bytes()
+    (tiny_bundle / "model.sig").touch()
+    write_sums(tiny_bundle)
+    assert (tiny_bundle / "SHA256SUMS").read_bytes() == before
 
 
 class TestVerify:
@@ -676,10 +390,12 @@ class TestVerify:
         assert all(check.passed for check in checks)
         sizes = [(name, f"{(tiny / name).stat().st_size:,} bytes") for name in FILES if name != "SHA256SUMS"]
         table = [(check.name, check.detail) for check in checks]
-        assert table[:-2] == [("manifest", "schema 1"), ("SHA256SUMS", "6 files"), *sizes]
-        assert [name for name, _ in table[-2:]] == GOLDEN_CHECKS
+        assert table[: len(sizes) + 2] == [("manifest", "schema 2"), ("SHA256SUMS", "10 files"), *sizes]
+        pictures = ("orientation.jpg", "alpha.png", "large.png")
+        rest = [*(f"preprocessing of golden.{name}" for name in pictures), *GOLDEN_CHECKS]
+        assert [name for name, _ in table[len(sizes) + 2 :]] == rest
         for _, detail in table[-2:]:
-            assert detail.startswith("3 images, largest difference ")
+            assert detail.startswith("6 images, largest difference ")
             assert float(detail.split()[-1]) < 1e-6
 
     @pytest.mark.parametrize("name", FILES)
@@ -690,28 +406,29 @@ class TestVerify:
         if name == "manifest.json":
             assert "is not a bundle (manifest.json is missing)" in refusal(tiny_bundle)
 
-    @pytest.mark.parametrize("name", ["README.md", "golden.npz", "model.edge.onnx", "parity.json"])
+    @pytest.mark.parametrize("name", ["README.md", "golden.json", "golden.npz", "model.edge.onnx", "parity.json"])
     def test_a_file_missing_together_with_its_line(self, tiny_bundle, resealed, name):
         (tiny_bundle / name).unlink()
-        assert (
-            failed(Bundle.open(resealed()))[name] == f"{tiny_bundle / name} is missing: copy the bundle again, whole."
-        )
+        assert f"{tiny_bundle / name} is missing" in failed(Bundle.open(resealed()))[name]
 
     @pytest.mark.parametrize("name", ["README.md", "parity.json"])
     def test_a_line_missing(self, tiny_bundle, name):
         path = tiny_bundle / "SHA256SUMS"
         path.write_text("".join(line for line in path.read_text().splitlines(True) if name not in line))
-        assert failed(Bundle.open(tiny_bundle)) == {name: f"{tiny_bundle / name} is not named in SHA256SUMS: {AGAIN}"}
+        reasons = failed(Bundle.open(tiny_bundle))
+        assert list(reasons) == [name]
+        assert "is not named in SHA256SUMS" in reasons[name]
 
     def test_unknown_files_are_named(self, tiny_bundle):
-        reason = "is in the folder but not in SHA256SUMS: remove it"
         for name in ("notes.txt", ".hidden", "a\nb", "\x1b[2J"):
             (tiny_bundle / name).touch()
         (tiny_bundle / "folder").mkdir()
         (tiny_bundle / "folder" / "model.onnx").touch()
         (tiny_bundle / "link").symlink_to("/nowhere")
         unknown = ["notes.txt", ".hidden", r"'a\nb'", r"'\x1b[2J'", "folder", "link"]
-        assert failed(Bundle.open(tiny_bundle)) == dict.fromkeys(unknown, reason)
+        reasons = failed(Bundle.open(tiny_bundle))
+        assert sorted(reasons) == sorted(unknown)
+        assert all("remove it" in reason for reason in reasons.values())
 
     @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
     def test_an_unknown_file_whose_name_is_no_text(self, tiny_bundle):
@@ -730,8 +447,7 @@ class TestVerify:
         bundle = Bundle.open(tiny_bundle)
         path = tiny_bundle / "manifest.json"
         path.write_bytes(path.read_bytes() + b"\n")
-        reason = f"{path} is not what SHA256SUMS names: {AGAIN}"
-        assert failed(bundle) == {"manifest": reason, "manifest.json": reason}
+        assert list(failed(bundle)) == ["manifest", "manifest.json"]
 
     def test_gone_after_it_was_opened(self, tiny_bundle):
         bundle = Bundle.open(tiny_bundle)
@@ -748,9 +464,7 @@ class TestVerify:
         folder = resealed(manifest=rename, **{"model.onnx": broken})
         reasons = failed(Bundle.open(folder))
         assert list(reasons) == ["golden vectors of fp32"]
-        assert reasons["golden vectors of fp32"].startswith(
-            f"{folder / 'model.onnx'} is not a model that onnxruntime can load ("
-        )
+        assert "is not a model that onnxruntime can load" in reasons["golden vectors of fp32"]
 
 
 class TestFlippedBits:
@@ -764,7 +478,7 @@ class TestFlippedBits:
     @pytest.fixture
     def quick(self, monkeypatch):
         """Leave out the golden vectors: what is found must be found by the digests."""
-        monkeypatch.setattr(Bundle, "_reproduce", lambda bundle, variant: "")
+        monkeypatch.setattr(Bundle, "_golden_checks", lambda bundle: [])
 
     @given(data=st.data())
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

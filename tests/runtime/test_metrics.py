@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from edgecifar.runtime.contract import LABELS
+from edgecifar.runtime.contract import CIFAR10
 from edgecifar.runtime.metrics import evaluate, expected_calibration_error, score
+
+LABELS = CIFAR10.labels
 
 
 def rows(*confident: tuple[int, float]) -> np.ndarray:
@@ -44,7 +46,7 @@ def slow_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> float:
 class TestScore:
     def test_by_hand(self):
         probabilities = rows((0, 0.5), (0, 0.75), (3, 1.0), (9, 0.25))
-        result = score(probabilities, np.array([0, 1, 3, 9]), seconds=0.5)
+        result = score(probabilities, np.array([0, 1, 3, 9]), LABELS, seconds=0.5)
         assert (result.images, result.correct, result.accuracy) == (4, 3, 0.75)
         assert result.images_per_second == 8.0
         assert result.predictions.tolist() == [0, 0, 3, 9]
@@ -58,18 +60,24 @@ class TestScore:
         assert result.ece == (0.5 + 0.75 + 0.0 + 0.75) / 4
 
     def test_row_is_the_truth_and_column_the_prediction(self):
-        result = score(rows((2, 0.9), (2, 0.9), (7, 0.9)), np.array([5, 5, 2]), 1.0)
+        result = score(rows((2, 0.9), (2, 0.9), (7, 0.9)), np.array([5, 5, 2]), LABELS, 1.0)
         assert (result.confusion[5, 2], result.confusion[2, 7], result.confusion.sum()) == (2, 1, 3)
 
     def test_per_class(self):
-        result = score(rows((0, 0.9), (1, 0.9), (1, 0.9), (1, 0.9)), np.array([0, 0, 1, 1]), 1.0)
+        result = score(rows((0, 0.9), (1, 0.9), (1, 0.9), (1, 0.9)), np.array([0, 0, 1, 1]), LABELS, 1.0)
         assert tuple(result.per_class) == LABELS
         assert result.per_class["plane"] == 0.5
         assert result.per_class["car"] == 1.0
         assert all(math.isnan(result.per_class[label]) for label in LABELS[2:])
 
+    def test_other_classes(self):
+        probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], np.float32)
+        result = score(probabilities, np.array([0, 1, 1]), ["ja", "nein"], 1.0)
+        assert result.per_class == {"ja": 1.0, "nein": 0.5}
+        assert result.confusion.tolist() == [[1, 0], [1, 1]]
+
     def test_json(self):
-        result = score(rows((0, 0.5), (1, 0.5)), np.array([0, 2]), 1.0)
+        result = score(rows((0, 0.5), (1, 0.5)), np.array([0, 2]), LABELS, 1.0)
         document = json.loads(json.dumps(result.as_json(), allow_nan=False))
         assert document["per_class"] == {"plane": 1.0, "car": None, "bird": 0.0} | dict.fromkeys(LABELS[3:])
         assert document["confusion"] == result.confusion.tolist()
@@ -84,11 +92,11 @@ class TestScore:
         assert "predictions" not in document
 
     def test_a_probability_of_zero_costs_much_but_not_infinity(self):
-        result = score(rows((0, 1.0)), np.array([1]), 1.0)
+        result = score(rows((0, 1.0)), np.array([1]), LABELS, 1.0)
         assert result.nll == pytest.approx(126 * math.log(2), rel=1e-12)  # float32's smallest normal number is 2**-126
 
     def test_no_time_at_all(self):
-        assert score(rows((0, 1.0)), np.array([0]), 0.0).images_per_second == pytest.approx(1e9)
+        assert score(rows((0, 1.0)), np.array([0]), LABELS, 0.0).images_per_second == pytest.approx(1e9)
 
     @given(st.data())
     @settings(max_examples=50, deadline=None)
@@ -98,7 +106,7 @@ class TestScore:
         raw[:, data.draw(st.integers(0, 9))] += np.float32(0.1)
         probabilities = raw / raw.sum(1, keepdims=True)
         labels = data.draw(npst.arrays(np.int64, count, elements=st.integers(0, 9)))
-        result = score(probabilities, labels, 1.0)
+        result = score(probabilities, labels, LABELS, 1.0)
         table = [[0] * 10 for _ in range(10)]
         costs = []
         for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
@@ -155,7 +163,7 @@ class TestEvaluate:
             sizes.append(len(batch))
             return rows(*[(int(image[0, 0, 0]), 0.9) for image in batch])
 
-        result = evaluate(classify, images, np.array([0, 1, 2, 3, 4, 5, 0]), batch_size=3, progress=done.append)
+        result = evaluate(classify, images, np.array([0, 1, 2, 3, 4, 5, 0]), LABELS, batch_size=3, progress=done.append)
         assert sizes == [1, 3, 3, 1]  # the first call only warms up
         assert done == [3, 6, 7]
         assert result.predictions.tolist() == list(range(7))

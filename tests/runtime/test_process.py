@@ -83,7 +83,7 @@ def test_ctrl_c_ends_predict(pictures):
     process = start(command, subprocess.PIPE)
     first = process.stdout.read(1)
     assert first, process.stderr.read()
-    assert interrupt(process) == "Note: this model was trained on ten colours data, not on CIFAR-10.\nStopped.\n"
+    assert interrupt(process) == "Stopped.\n"
 
 
 def test_ctrl_c_ends_benchmark():

@@ -1,0 +1,273 @@
+"""Decodes the content of a picture file into 8-bit RGB, upright, by Pillow, and by hand only what Pillow gets wrong.
+
+docs/pictures.md is the rule, format by format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import threading
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from .formats import CONVERT, TooLarge, Unsupported, reader
+from .grey import to_grey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL.ImageFile import ImageFile
+
+Colour = tuple[int, int, int]
+
+_quiet_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow from warning of damaged metadata: it is read, or it is refused in our own words.
+
+    Python's filters are the process's before 3.14: one thread at a time, and decoding stays outside where it is long.
+    """
+    with _quiet_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def decode(data: bytes, kind: str, draft: int, max_pixels: int, background: Colour) -> Image.Image:
+    """Decode a picture.
+
+    Args:
+        data: the content of the file.
+        kind: its format, as `formats.recognise` names it.
+        draft: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size while both sides stay at least this long.
+        max_pixels: more are refused from the header.
+        background: what lies behind transparent pixels.
+
+    Returns:
+        8-bit RGB, not yet turned upright; `upright` does so.
+
+    Raises:
+        Unsupported: this kind of picture is not read.
+        TooLarge: there are more than `max_pixels`.
+        Exception: whatever Pillow raises of damaged data.
+    """
+    if kind == "PNG":
+        return _png(data, max_pixels, background)
+    if kind == "TIFF":
+        from . import tiff
+
+        with _quiet():  # whole, as Pillow reads tags when it is opened, and again at the end
+            return to_rgb(tiff.load(data, max_pixels), background)
+    if kind == "JPEG":
+        return to_rgb(_jpeg(data, draft, max_pixels), background)
+    if kind == "GIF":
+        return _gif(data, max_pixels, background)
+    if kind == "BMP":
+        from . import bmp
+
+        return to_rgb(bmp.load(data, max_pixels) or _load(kind, data, max_pixels), background)
+    if kind in ("AVIF", "HEIC"):
+        _refuse_hdr(data, kind)
+    image = _load(kind, data, max_pixels)
+    if kind == "TGA":
+        image = _tga_alpha(image, data)
+    if kind == "ICO" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")  # as Windows shows an icon whose alpha is 0 everywhere
+    return to_rgb(image, background)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF data, or else its XMP data, says; damaged metadata turns nothing."""
+    if not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}:
+        return image
+    from PIL import ImageOps
+
+    with _quiet():
+        for damaged in ("exif", "Raw profile type exif", None):
+            try:
+                return ImageOps.exif_transpose(image)
+            except Exception:  # as in pictures.load_picture: Pillow's parser raises nearly everything
+                image.info.pop(damaged, None)
+                image = image.copy()  # which forgets what was parsed
+    return image
+
+
+def to_rgb(image: Image.Image, background: Colour) -> Image.Image:
+    """Convert from any mode to 8-bit RGB, over `background` where the picture is transparent; keeps `info`."""
+    if image.mode.startswith(("I", "F")):
+        values = np.array(image)
+        grey = Image.fromarray(to_grey(values))
+        if isinstance(image.info.get("transparency"), int):
+            grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+        grey.info = image.info
+        image = grey
+    if image.mode == "La":  # Pillow converts premultiplied grey to nothing else
+        image = image.convert("LA")
+    if image.mode in ("LA", "RGBA", "PA", "RGBa") or "transparency" in image.info:
+        if image.mode != "RGBA":
+            image = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, background)
+        flat.paste(image, mask=image)
+        flat.info = image.info
+        return flat
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _open(kind: str, data: bytes, max_pixels: int) -> ImageFile:
+    """Read the header of a picture."""
+    with _quiet():
+        image = reader(kind)(io.BytesIO(data))
+    if image.width * image.height > max_pixels:
+        raise TooLarge
+    return image
+
+
+def _load(kind: str, data: bytes, max_pixels: int, draft: int | None = None) -> ImageFile:
+    """Decode a picture by Pillow alone."""
+    image = _open(kind, data, max_pixels)
+    if draft is not None:
+        image.draft(None, (draft, draft))
+    image.load()
+    return image
+
+
+def _png(data: bytes, max_pixels: int, background: Colour) -> Image.Image:
+    from . import png
+
+    parsed = png.parse(data)
+    image = _load("PNG", parsed.data, max_pixels)
+    loaded: Image.Image = image
+    mask = png.transparent(image, parsed)
+    if image.mode == "I;16":
+        loaded = Image.fromarray(to_grey(np.array(image)))
+    if mask is not None or parsed.gamma is not None:
+        see_through = mask is not None or image.has_transparency_data
+        loaded = loaded.convert("RGBA" if see_through else "RGB")
+        if mask is not None:
+            loaded.putalpha(mask)
+        if parsed.gamma is not None:
+            loaded = png.to_srgb(loaded, parsed.gamma)
+        loaded.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    elif loaded is not image:
+        loaded.info = image.info
+    return to_rgb(loaded, background)
+
+
+_NOISE = b"\x5a\x33\x96\x69\xa5\x0f\x3c\xc3" * 8
+_END = b"\xff\xd9"
+
+
+def _jpeg(data: bytes, draft: int, max_pixels: int) -> Image.Image:
+    _refuse_jpeg(data)
+    try:
+        return _load("JPEG", data, max_pixels, draft)
+    except OSError as error:
+        if "truncated" not in str(error):
+            raise
+        # Only the end marker may be missing, as camera modules write it. With one appended, libjpeg fills in whatever
+        # is missing and says nothing; so decode twice, with noise before the end marker the second time: the pixels are
+        # the same if and only if no picture data was missing.
+        from PIL import ImageChops
+
+        read, noisy = (_load("JPEG", data + end, max_pixels, draft) for end in (_END, _NOISE + _END))
+        if ImageChops.difference(read, noisy).getbbox() or not _has_all_scans(data, read):
+            raise
+        return read
+
+
+def _frame(data: bytes) -> tuple[int, bytes, int]:
+    """Return a JPEG's start of frame: its marker's second byte, its segment, and where it ends; zeros without one."""
+    place = 2
+    while (start := data.find(b"\xff", place)) >= 0 and start + 4 <= len(data):
+        marker, size = data[start + 1], int.from_bytes(data[start + 2 : start + 4], "big")
+        if marker in (0, 0xFF) or 0xD0 <= marker <= 0xD8:
+            place = start + 1
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return marker, data[start + 4 : start + 2 + size], start + 2 + size
+        if marker in (0xD9, 0xDA):
+            break
+        place = start + 2 + size
+    return 0, b"", 0
+
+
+def _refuse_jpeg(data: bytes) -> None:
+    """Refuse the kinds of JPEG that Pillow or libjpeg does not read."""
+    marker, segment, _ = _frame(data)
+    if len(segment) < 6:
+        return  # Pillow says what is wrong
+    bits, height, layers = segment[0], int.from_bytes(segment[1:3], "big"), segment[5]
+    why = None
+    if marker == 0xF7:
+        why = "JPEG-LS"
+    elif marker in (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF):
+        why = "hierarchical"
+    elif marker in (0xC3, 0xCB):
+        why = "lossless"
+    elif bits != 8 and 2 <= bits <= 16:
+        why = f"{bits}-bit"
+    elif layers == 2:
+        why = "with two channels"
+    elif height == 0:
+        why = "whose height follows the picture"
+    if why:
+        raise Unsupported(f"this kind of JPEG ({why}) is not read; {CONVERT}")
+
+
+def _has_all_scans(data: bytes, image: ImageFile) -> bool:
+    """Whether a progressive JPEG has every coefficient to its last bit; others have but one scan a component."""
+    if "progressive" not in image.info:
+        return True
+    _, segment, place = _frame(data)
+    components = set(segment[6::3])
+    complete: set[tuple[int, int]] = set()
+    for scan in re.finditer(rb"\xff\xda..(.)", data[place:], re.DOTALL):
+        count = scan[1][0]
+        rest = data[place + scan.end() : place + scan.end() + 2 * count + 3]
+        if 1 <= count <= 4 and len(rest) == 2 * count + 3 and rest[-1] & 15 == 0:
+            first, last = rest[-3], rest[-2]
+            complete |= {(name, number) for name in rest[: 2 * count : 2] for number in range(first, last + 1)}
+    return all((name, number) in complete for name in components for number in range(64))
+
+
+def _gif(data: bytes, max_pixels: int, background: Colour) -> Image.Image:
+    image = _open("GIF", data, max_pixels)
+    box = image.tile[0].extents if image.tile else None
+    image.load()
+    flat = to_rgb(image, background)
+    if box is None or tuple(box) == (0, 0, *image.size):
+        return flat
+    # Pillow fills what the first frame does not cover with the first colour; browsers show nothing there.
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(flat.crop(box), box[:2])
+    canvas.info = image.info
+    return canvas
+
+
+def _tga_alpha(image: Image.Image, data: bytes) -> Image.Image:
+    """Drop alpha that is none: the header has no bits for it, or one of 16 bits, or it is 0 everywhere."""
+    if image.mode not in ("RGBA", "LA"):
+        return image
+    alpha_bits, depth = data[17] & 15, data[16]
+    if alpha_bits == 0 or (depth == 16 and image.mode == "RGBA") or image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB" if image.mode == "RGBA" else "L")
+    return image
+
+
+_TRANSFERS = {16: "PQ", 18: "HLG"}
+
+
+def _refuse_hdr(data: bytes, kind: str) -> None:
+    """Refuse an AVIF or HEIC whose numbers mean light as HDR has it: taken for sRGB they are far too dark."""
+    place = data.find(b"colrnclx", 0, 1 << 16)
+    if place >= 0 and len(data) >= place + 12:
+        transfer = int.from_bytes(data[place + 10 : place + 12], "big")
+        if transfer in _TRANSFERS:
+            name = _TRANSFERS[transfer]
+            raise Unsupported(f"it is an HDR picture ({kind}, {name}), which is not read; {CONVERT} in sRGB")

@@ -1,0 +1,168 @@
+"""Finds the pictures that the arguments of a command mean, and counts by reason what a folder holds besides."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import PictureError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["LeftOut", "find_pictures"]
+
+_SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg"),
+    *(".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+
+_HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+_HEIC_REMEDY = "pip install pillow-heif"
+
+_UNREAD_SUFFIXES = {
+    *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".sr2", ".srw"),
+    *(".cur", ".dcm", ".dds", ".dib", ".djvu", ".emf", ".eps", ".exr", ".fits", ".hdr", ".icns", ".jls", ".jng", ".jxl"),
+    *(".jxr", ".mng", ".pam", ".pcx", ".pfm", ".psd", ".qoi", ".sgi", ".svg", ".svgz", ".wdp", ".wmf", ".xbm", ".xcf"),
+    ".xpm",
+}
+"""Names of pictures that are not read: to leave one out makes the command fail."""
+
+
+@dataclass
+class LeftOut:
+    """What folders hold that is not among the pictures.
+
+    Attributes:
+        reasons: how often each occurred, such as {".mov": 4, "unreadable folder": 1}.
+        remedies: what to do about a reason, where there is something.
+        unread: how many of them look like pictures, or may hold some.
+    """
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    remedies: dict[str, str] = field(default_factory=dict)
+    unread: int = 0
+
+    def add(self, reason: str, remedy: str = "", unread: bool = False) -> None:
+        """Count one more."""
+        self.reasons[reason] += 1
+        self.unread += unread
+        if remedy:
+            self.remedies[reason] = remedy
+
+    def __str__(self) -> str:
+        """Say it in one line, the most frequent first."""
+        total = self.reasons.total()
+        parts = []
+        for reason, count in sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])):
+            shown = reason if reason.isprintable() else ascii(reason)
+            plural = "s" * (count > 1 and not reason.startswith("."))
+            remedy = f" ({self.remedies[reason]})" if reason in self.remedies else ""
+            parts.append(f"{count:,} {shown}{plural}{remedy}")
+        return f"{total:,} file{'s' * (total != 1)} left out: {', '.join(parts)}"
+
+
+def find_pictures(arguments: Sequence[str], left_out: LeftOut | None = None) -> list[str]:
+    """Expand the arguments of a command to the pictures they mean, in order; the same one may come twice.
+
+    A folder becomes the picture files (by suffix) in it and its subfolders, sorted, without hidden ones and without
+    pipes and devices, which only those who name them are made to wait for. Linked folders are followed, each folder
+    once. A pattern that the shell left alone (with `*`, `?` or `[`, and no file's name) becomes the files that match,
+    sorted; `**` goes into subfolders. Anything else stays as it is, existing or not: `load_picture` says what is wrong
+    with it.
+
+    Args:
+        arguments: paths, folders, patterns; "-" is standard input.
+        left_out: is told of everything that a folder holds besides.
+
+    Raises:
+        PictureError: a folder has no pictures and nothing that looks like one, or a pattern matches no file.
+    """
+    left_out = LeftOut() if left_out is None else left_out
+    pictures: list[str] = []
+    for argument in arguments:
+        # os.path answers False where pathlib raises: on names that are too long, or in folders that may not be read.
+        if os.path.isdir(argument):  # noqa: PTH112
+            inside = LeftOut()
+            found = _walk(argument, inside)
+            left_out.reasons.update(inside.reasons)
+            left_out.remedies |= inside.remedies
+            left_out.unread += inside.unread
+            why = f"{inside}" if inside.reasons else "it is empty"
+        elif re.search(r"[*?[]", argument) and not os.path.lexists(argument):
+            import glob
+
+            matches = sorted(glob.glob(argument, recursive=True))  # pathlib refuses absolute patterns
+            found, why = [match for match in matches if os.path.isfile(match)], "no file matches it"  # noqa: PTH113
+        else:
+            found, why = [argument], ""
+        if not found:
+            raise PictureError(f"There are no pictures in {argument}: {why}; check the path.")
+        pictures += found
+    return pictures
+
+
+def _walk(folder: str, left_out: LeftOut) -> list[str]:
+    """Return the picture files of a folder: its own first, then those of each subfolder, sorted by name."""
+    found: list[str] = []
+    seen = {_identity(folder)}
+    unreadable = lambda _error: left_out.add("unreadable folder", unread=True)  # noqa: E731
+    for where, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        shown = []
+        for name in sorted(folders):
+            identity = _identity(os.path.join(where, name))  # noqa: PTH118 - thousands of these
+            if name.startswith("."):
+                left_out.add("hidden folder")
+            elif identity in seen:
+                left_out.add("linked folder that is here already")
+            else:
+                seen.add(identity)
+                shown.append(name)
+        folders[:] = shown
+        found += [path for name in sorted(files) if (path := _picture(where, name, left_out))]
+    return found
+
+
+def _identity(folder: str) -> tuple[int, int] | str:
+    """Return what two paths of one folder share."""
+    try:
+        status = os.stat(folder)  # noqa: PTH116 - as above
+    except OSError:
+        return folder
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
+
+
+def _picture(where: str, name: str, left_out: LeftOut) -> str | None:
+    """Return the path of a file that is a picture by its name, or say why it is left out."""
+    path = str(Path(where, name))
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - as above
+    if name.startswith("."):
+        left_out.add("hidden file")
+    elif suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and _reads_heic()):
+        if not _endless(path):
+            return path
+        left_out.add("pipe or device")
+    elif suffix in _HEIC_SUFFIXES:
+        left_out.add(suffix, _HEIC_REMEDY, unread=True)
+    elif suffix in _UNREAD_SUFFIXES:
+        left_out.add(suffix, "not read, convert to PNG", unread=True)
+    else:
+        left_out.add(suffix if suffix.strip(".") else "without suffix")
+    return None
+
+
+@functools.cache
+def _reads_heic() -> bool:
+    from importlib import util
+
+    return util.find_spec("pillow_heif") is not None
+
+
+def _endless(path: str) -> bool:
+    """Whether `path` is a pipe, a device or a socket, which may never end; a broken link is none of them."""
+    return os.path.exists(path) and not os.path.isfile(path)  # noqa: PTH110, PTH113 - as in find_pictures
