@@ -106,7 +106,13 @@ def single_file(files: Mapping[str, bytes]) -> bytes:
 
 
 def write_page(
-    bundle: Bundle, folder: Path, *, wasm: str | Path, variant: str | None = None, single: bool = False, replace: bool = False
+    bundle: Bundle,
+    folder: Path,
+    *,
+    wasm: str | Path,
+    variant: str | None = None,
+    single: bool = False,
+    replace: bool = False,
 ) -> list[Path]:
     """Write the page into a new folder, whole or not at all.
 

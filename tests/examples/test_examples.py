@@ -25,7 +25,9 @@ EXAMPLES, SAMPLES = ROOT / "examples", ROOT / "samples"
 SHORT = 150
 
 
-@pytest.mark.parametrize("path", [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".mjs")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".mjs")], ids=lambda p: p.name
+)
 def test_short(path):
     assert len(path.read_text().splitlines()) < SHORT
 
@@ -162,7 +164,15 @@ class TestCamera:
         assert "Traceback" not in errors
 
     def test_unknown_pictures_and_short_changes(self, camera):
-        seen = [("cat", True), ("cat", True), ("dog", True), ("cat", True), ("cat", False), ("car", False), ("cat", None)]
+        seen = [
+            ("cat", True),
+            ("cat", True),
+            ("dog", True),
+            ("cat", True),
+            ("cat", False),
+            ("car", False),
+            ("cat", None),
+        ]
         answers = iter(
             [[SimpleNamespace(label=label, known=known, probability=0.75)] for label, known in [*seen, seen[-1]]]
         )

@@ -122,9 +122,7 @@ def seen(server, files, node, modules, chromium, tmp_path_factory):
         "shots": str(shots),
     }
     driver = Path(__file__).with_name("drive.mjs")
-    ran = subprocess.run(
-        [node, driver, json.dumps(given)], capture_output=True, text=True, check=False, timeout=600
-    )
+    ran = subprocess.run([node, driver, json.dumps(given)], capture_output=True, text=True, check=False, timeout=600)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
 
@@ -158,7 +156,13 @@ def test_the_device_is_verified(seen):
 
 @pytest.mark.parametrize(
     ("way", "name"),
-    [("chosen", "cat.png"), ("dropped", "ship.jpg"), ("pasted", "cat.png"), ("again", "ship.jpg"), ("offline", "cat.png")],
+    [
+        ("chosen", "cat.png"),
+        ("dropped", "ship.jpg"),
+        ("pasted", "cat.png"),
+        ("again", "ship.jpg"),
+        ("offline", "cat.png"),
+    ],
 )
 def test_a_picture_is_classified(seen, way, name):
     assert_right(seen[way], SAMPLES / name, tolerance=0 if name.endswith("png") else 4)
