@@ -17,7 +17,7 @@ def page(
     wasm: Annotated[
         Path | None,
         typer.Option(
-            help="An unpacked npm package onnxruntime-web, which runs the net in the browser. Default: $EDGECIFAR_WASM.",
+            help="An unpacked npm package onnxruntime-web: it runs the net in the browser. Default: $EDGECIFAR_WASM.",
             envvar="EDGECIFAR_WASM",
             show_envvar=False,
             show_default=False,

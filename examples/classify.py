@@ -9,7 +9,6 @@ docs/contract.md has the formulas.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 

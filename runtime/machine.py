@@ -45,7 +45,7 @@ def cpu_info(proc: Path = Path("/proc")) -> tuple[str, frozenset[str]]:
 
 
 def _text(path: Path) -> str:
-    """Return a file's text without what cannot be shown, such as the zero that ends a device tree's; "" if unreadable."""
+    """Return a file's text, "" if it is unreadable, without what cannot be shown: a device tree's ends with a zero."""
     try:
         text = path.read_bytes().decode(errors="replace")
     except OSError:

@@ -78,7 +78,7 @@ def server(files):
         assert folders[name] != files
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802 - the name that http.server calls
+        def do_GET(self):
             folder, _, name = self.path.lstrip("/").partition("/")
             content = folders.get(folder, {}).get(name or "index.html")
             self.send_response(200 if content is not None else 404)
