@@ -1,4 +1,4 @@
-"""What Pillow gets wrong of a BMP: bit masks and alpha; 2-bit palettes; and which kinds are refused by name."""
+"""What Pillow gets wrong of a BMP: bit masks, alpha, small palettes; and which kinds are refused by name."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class _Header:
 
 
 def load(data: bytes, max_pixels: int) -> Image.Image | None:
-    """Decode the kinds of BMP that Pillow refuses or misreads: those with bit masks, and those of 2 bits a pixel.
+    """Decode the kinds of BMP that Pillow refuses or misreads: with bit masks, and of 2 and 4 bits a pixel.
 
-    Pillow knows a dozen of the possible masks, ignores alpha of 16 bits, and takes an alpha channel that is 0 everywhere
+    Pillow refuses 2 bits, and 4 bits with a palette of the sixteen darkest greys. It knows a dozen of the possible masks, ignores alpha of 16 bits, and takes an alpha channel that is 0 everywhere
     for a transparent picture, which every other reader shows opaque. All others are Pillow's: None is returned.
 
     Raises:
@@ -48,8 +48,8 @@ def load(data: bytes, max_pixels: int) -> Image.Image | None:
     header = _header(data)
     if header.width * header.height > max_pixels:
         raise TooLarge
-    if header.bits == 2:
-        return _two_bits(data, header)
+    if header.bits in (2, 4) and header.compression == _RGB:
+        return _indexed(data, header)
     masked = header.compression in (_BITFIELDS, _ALPHABITFIELDS)
     if masked or (header.bits == 16 and header.compression == _RGB):
         return _masked(data, header, _masks(data, header) if masked else (0x7C00, 0x3E0, 0x1F, 0))
@@ -117,13 +117,13 @@ def _masked(data: bytes, header: _Header, masks: tuple[int, int, int, int]) -> I
     return Image.fromarray(pixels)
 
 
-def _two_bits(data: bytes, header: _Header) -> Image.Image:
-    """Decode four pixels a byte, the leftmost in the highest bits, by a palette of up to four colours."""
-    size = 3 if header.length == 12 else 4
-    start, count = 14 + header.length, min(header.colours or 4, 4)
-    palette = np.zeros((4, 3), np.uint8)
+def _indexed(data: bytes, header: _Header) -> Image.Image:
+    """Decode 2 or 4 bits a pixel, the leftmost in the highest bits, by a palette."""
+    size, most = 3 if header.length == 12 else 4, 1 << header.bits
+    start, count = 14 + header.length, min(header.colours or most, most)
+    palette = np.zeros((most, 3), np.uint8)
     entries = np.frombuffer(data, np.uint8, size * count, start).reshape(count, size)
     palette[:count] = entries[:, 2::-1]
     rows = _rows(data, header)
-    indices = (rows[:, :, None] >> np.array([6, 4, 2, 0], np.uint8)) & 3
+    indices = (rows[:, :, None] >> np.arange(8 - header.bits, -1, -header.bits, np.uint8)) & (most - 1)
     return Image.fromarray(palette[indices.reshape(header.height, -1)[:, : header.width]])

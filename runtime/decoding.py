@@ -86,15 +86,16 @@ def upright(image: Image.Image) -> Image.Image:
     """Turn a picture as its EXIF data, or else its XMP data, says; damaged metadata turns nothing."""
     if not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}:
         return image
-    from PIL import ImageOps
+    from PIL import ExifTags, ImageOps
 
-    with _quiet():
-        for damaged in ("exif", "Raw profile type exif", None):
-            try:
-                return ImageOps.exif_transpose(image)
-            except Exception:  # as in pictures.load_picture: Pillow's parser raises nearly everything
-                image.info.pop(damaged, None)
-                image = image.copy()  # which forgets what was parsed
+    for damaged in ("exif", "Raw profile type exif", None):
+        try:
+            with _quiet():
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+                return ImageOps.exif_transpose(image) if turned else image
+        except Exception:  # as in pictures.load_picture: Pillow's parser raises nearly everything
+            image.info.pop(damaged, None)
+            image = image.copy()  # which forgets what was parsed
     return image
 
 
@@ -167,9 +168,8 @@ def _jpeg(data: bytes, draft: int, max_pixels: int) -> Image.Image:
     _refuse_jpeg(data)
     try:
         return _load("JPEG", data, max_pixels, draft)
-    except OSError as error:
-        if "truncated" not in str(error):
-            raise
+    except OSError:
+        data = data.removesuffix(b"\xff")  # half of the end marker
         # Only the end marker may be missing, as camera modules write it. With one appended, libjpeg fills in whatever
         # is missing and says nothing; so decode twice, with noise before the end marker the second time: the pixels are
         # the same if and only if no picture data was missing.

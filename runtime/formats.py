@@ -36,7 +36,7 @@ _SIGNATURES = (
     (rb"II[*+]\0|MM\0[*+]", "TIFF"),
     (rb"GIF8[79]a", "GIF"),
     (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG 2000"),
-    (rb"\0\0\1\0(?!\0\0)", "ICO"),
+    (rb"\0\0\x01\0(?!\0\0)", "ICO"),
     (rb"P[1-6][\s#]|Pf\s", "PPM"),
 )
 
@@ -57,10 +57,10 @@ _READERS = {
 _VIDEO = "save one of its pictures as PNG first, for instance with 'ffmpeg -i VIDEO -frames:v 1 picture.png'"
 
 _KNOWN = (  # first bytes, what it is, what to do
-    (rb"\xef?\xbb?\xbf?\s*<(\?xml|!--|!DOCTYPE svg|svg)(?=.*<svg\b)", "an SVG drawing", "export it as PNG first"),
+    (rb"\xef?\xbb?\xbf?\s*<(svg\b|(\?xml|!)(?=.*<svg\b))", "an SVG drawing", "export it as PNG first"),
     (rb".{0,1024}?%PDF-", "a PDF document", "save the page as PNG first, for instance with 'pdftoppm -png'"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document", CONVERT),
-    (rb"RIFF.{4}AVI |\x1aE\xdf\xa3|FLV\1|OggS|\0\0\1[\xba\xb3]|0&\xb2u\x8ef\xcf\x11", "a video", _VIDEO),
+    (rb"RIFF.{4}AVI |\x1aE\xdf\xa3|FLV\x01|OggS|\0\0\x01[\xba\xb3]|0&\xb2u\x8ef\xcf\x11", "a video", _VIDEO),
     (rb".{4}(moov|mdat|wide|free|skip|pnot)", "a video", _VIDEO),
     (rb"8BPS", "a Photoshop file", "export it as PNG"),
     (rb"gimp xcf", "a GIMP file", "export it as PNG"),
@@ -75,14 +75,14 @@ _KNOWN = (  # first bytes, what it is, what to do
     (rb"qoif", "a QOI picture", CONVERT),
     (rb"DDS ", "a DDS texture", CONVERT),
     (rb"icns", "an ICNS icon", CONVERT),
-    (rb"\0\0\2\0(?!\0\0)", "a CUR cursor", CONVERT),
-    (rb"\xd7\xcd\xc6\x9a|\1\0\0\0.{36} EMF", "a Windows metafile", CONVERT),
+    (rb"\0\0\x02\0(?!\0\0)", "a CUR cursor", CONVERT),
+    (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "a Windows metafile", CONVERT),
     (rb"SIMPLE  =", "a FITS picture", CONVERT),
     (rb".{128}DICM", "a DICOM picture", CONVERT),
     (rb"AT&TFORM", "a DjVu document", CONVERT),
     (rb"\s*<(!DOCTYPE html|html)(?i:)", "a web page", "download the picture itself"),
     (rb"version https://git-lfs", "a Git LFS pointer", "fetch the picture with 'git lfs pull'"),
-    (rb"PK\3\4|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ", "an archive", "unpack it first"),
+    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ", "an archive", "unpack it first"),
 )
 
 _AVIF_BRANDS = {b"avif", b"avis"}

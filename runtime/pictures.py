@@ -71,8 +71,7 @@ def load_picture(source: Source, contract: Contract, fit: str | None = None, nam
             data = _read(source, name)
             kind = recognise(data)
             image = decode(data, kind, _DRAFT * contract.size, MAX_PIXELS, background)
-        # As good after the scaling as before, and without turning a copy of the whole picture.
-        return np.array(upright(make_square(image, contract, fit)))
+        return np.array(make_square(upright(image), contract, fit))
     except PictureError:
         raise
     except Unsupported as error:
@@ -87,7 +86,7 @@ def load_picture(source: Source, contract: Contract, fit: str | None = None, nam
 
 
 def make_square(image: Image.Image, contract: Contract, fit: str | None = None) -> Image.Image:
-    """Scale an RGB picture to the contract's size, by `fit` or as the contract says; keeps `info`."""
+    """Scale an upright RGB picture to the contract's size, by `fit` or as the contract says."""
     width, height = image.size
     size, steps = contract.size, contract.preprocessing
     fit = contract.fit if fit is None else fit
@@ -96,7 +95,6 @@ def make_square(image: Image.Image, contract: Contract, fit: str | None = None) 
         inner = max(1, round(size * width / longer)), max(1, round(size * height / longer))
         square = Image.new("RGB", (size, size), steps.padding)
         square.paste(_scale(image, inner, steps), ((size - inner[0]) // 2, (size - inner[1]) // 2))
-        square.info = image.info
         return square
     if fit == "crop" and width != height:
         shorter = min(width, height)

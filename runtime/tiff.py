@@ -77,7 +77,8 @@ def load(data: bytes, max_pixels: int) -> Image.Image:
     """Decode the first picture of a TIFF, turned upright.
 
     By hand, because Pillow gets it wrong without a word or refuses it: 16-bit WhiteIsZero (not inverted), 12 bits (16
-    times too dark), a palette of 8-bit values (black), big-endian floats that are compressed (bytes swapped),
+    times too dark), 8-bit WhiteIsZero with its bits turned round (unknown), a palette of 8-bit values (black), big-endian
+    numbers of 32 bits that are compressed (bytes swapped),
     uncompressed planes of 16 bits (misread), unsigned integers of 32 bits (negative), YCbCr that is not compressed
     (taken for not subsampled).
 
@@ -90,7 +91,7 @@ def load(data: bytes, max_pixels: int) -> Image.Image:
     if kind.width * kind.length > max_pixels:
         raise TooLarge
     _check(kind)
-    inverted = kind.photometric == 0 and max(kind.bits) > 8
+    inverted = kind.photometric == 0 and len(kind.bits) == 1 and kind.bits[0] >= 8 and kind.photometric_at is not None
     if inverted:  # Pillow knows these as BlackIsZero only: told so, it gives the stored numbers
         order = ">" if kind.big_endian else "<"
         data = data[: kind.photometric_at] + struct.pack(order + "H", 1) + data[kind.photometric_at + 2 :]
@@ -102,17 +103,16 @@ def load(data: bytes, max_pixels: int) -> Image.Image:
     image.load()
     if kind.photometric == 3 and max(kind.colour_map, default=0) < 256:  # 8-bit values, as libtiff takes them too
         image.putpalette(np.array(kind.colour_map, np.uint8).reshape(3, -1).T.tobytes())
+    image.info = {}  # which may hold another orientation: Pillow has turned it as its tag says
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
-        return image
+        return image.point([255 - value for value in range(256)]) if inverted else image
     values = np.array(image)
     if kind.bits == (32,) and kind.sample_format == _UNSIGNED:
         values = values.view(np.uint32)
-    if kind.big_endian and kind.sample_format == _FLOAT and kind.compression != 1:
+    if kind.big_endian and kind.bits == (32,) and kind.compression != 1:
         values = values.byteswap()
     grey = to_grey(values, bits=12 if kind.bits == (12,) else 16)
-    upright = Image.fromarray(255 - grey if inverted else grey)
-    upright.info = image.info
-    return upright
+    return Image.fromarray(255 - grey if inverted else grey)
 
 
 def _kind(data: bytes) -> _Kind:

@@ -52,6 +52,13 @@ def test_help_lists_every_command():
         assert f" {name} " in out
 
 
+@pytest.mark.parametrize("name", ["predict", "verify", "benchmark", "info"])
+def test_help_ends_with_examples(edgecifar, name):
+    lines = edgecifar(name, "--help").stdout.rstrip().splitlines()
+    examples = [line.strip() for line in lines[-3:]]
+    assert all(f"edgecifar {name}" in example for example in examples)
+
+
 def test_version_imports_nothing_heavy():
     out, prose, modules = imported("--version")
     assert out == f"edgecifar {importlib.metadata.version('edgecifar')}\n"
@@ -59,21 +66,22 @@ def test_version_imports_nothing_heavy():
     assert not modules & set(HEAVY)
 
 
-def test_predict_imports_nothing_of_torch(own_bundle, pictures):
-    out, _, modules = imported("predict", *pictures, "--bundle", own_bundle, "--json")
+def test_predict_imports_nothing_of_torch(tiny_bundle, pictures):
+    out, _, modules = imported("predict", *pictures, "--bundle", tiny_bundle, "--json")
     assert len(json.loads(out)["predictions"]) == 5
     assert {"numpy", "PIL", "onnxruntime"} <= modules  # or this would show nothing
     assert not modules & set(TORCH)
 
 
 @pytest.mark.parametrize("command", ["verify", "info"])
-def test_neither_do_verify_and_info(own_bundle, command):
-    _, _, modules = imported(command, own_bundle)
+def test_neither_do_verify_and_info(tiny_bundle, command):
+    _, _, modules = imported(command, tiny_bundle)
     assert not modules & set(TORCH)
 
 
-def test_python_m_is_the_command():
-    command = [sys.executable, "-m", "edgecifar.cli", "--version"]
+@pytest.mark.parametrize("name", ["edgecifar", "edgecifar.cli"])
+def test_python_m_is_the_command(name):
+    command = [sys.executable, "-m", name, "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("edgecifar ")
 
 

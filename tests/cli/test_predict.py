@@ -11,41 +11,47 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from edgecifar.export import models
-from edgecifar.runtime.contract import LABELS
+from edgecifar.runtime.bundle import Bundle
+from edgecifar.runtime.contract import CIFAR10
+from edgecifar.runtime.folder import write_sums
+from edgecifar.runtime.pictures import load_picture
 
-NOTE = "Note: this model was trained on synthetic data, not on CIFAR-10."
-
-
-@pytest.fixture
-def expected(bundle, small):
-    """The edge variant's own probabilities of the five pictures."""
-    return models.load(bundle.folder / "model.edge.onnx", provider="cpu").probabilities(small.test_images[:5])
+LABELS = CIFAR10.labels
 
 
 @pytest.fixture
-def predict(edgecifar, own_bundle):
-    return lambda *arguments, **options: edgecifar("predict", *arguments, "--bundle", own_bundle, **options)
+def expected(tiny, pictures):
+    """The default variant's own probabilities of the five pictures."""
+    bundle = Bundle.open(tiny)
+    images = np.stack([load_picture(path, bundle.contract) for path in pictures])
+    return bundle.load(bundle.variant(), "cpu").probabilities(images)
 
 
-def test_json(predict, pictures, expected, own_bundle):
+@pytest.fixture
+def predict(edgecifar, tiny_bundle):
+    return lambda *arguments, **options: edgecifar("predict", *arguments, "--bundle", tiny_bundle, **options)
+
+
+def test_json(predict, pictures, expected, tiny_bundle):
     result = predict(*pictures, "--json", "--top-k", 2, "--threads", 1)
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     head = {key: value for key, value in document.items() if key != "predictions"}
     assert head == {
-        "bundle": str(own_bundle),
-        "dataset": "synthetic",
-        "variant": "edge",
+        "bundle": str(tiny_bundle),
+        "dataset": "ten colours",
+        "variant": "fp32",
         "provider": "cpu",
         "threads": 1,
     }
     assert [entry["source"] for entry in document["predictions"]] == [str(path) for path in pictures]
     for entry, row in zip(document["predictions"], expected, strict=True):
         assert entry["label"] == LABELS[row.argmax()]
+        assert entry["known"] is entry["familiarity"] is None  # the bundle has no such score
         assert entry["probability"] == pytest.approx(row.max(), abs=1e-5)
         assert len(entry["top"]) == 2
         assert entry["top"][0] == {"label": entry["label"], "probability": entry["probability"]}
@@ -80,9 +86,46 @@ def test_text_draws_bars_by_probability(predict, pictures):
     assert lengths[0] > lengths[-1]
 
 
-def test_synthetic_data_are_named_on_stderr(predict, pictures):
-    result = predict(pictures[0], "--json")
-    assert result.stderr.splitlines() == [NOTE]
+def test_drawn_training_pictures_are_named_on_stderr(predict, pictures, tiny_bundle):
+    assert predict(pictures[0], "--json").stderr == ""
+    path = tiny_bundle / "manifest.json"
+    path.write_text(path.read_text().replace("ten colours", "synthetic"))
+    write_sums(tiny_bundle)
+    (line,) = predict(pictures[0], "--json").stderr.splitlines()
+    assert "drawn shapes" in line
+
+
+@pytest.mark.parametrize("top_k", ["0", "11"])
+def test_more_classes_than_there_are_is_wrong_usage(predict, pictures, top_k):
+    result = predict(pictures[0], "--top-k", top_k)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "--top-k" in result.stderr
+
+
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_three_unicode_classes(edgecifar, three_classes, three_colours, tmp_path, form):
+    """Fewer classes than are listed by default, another size, and the bundle's own fit."""
+    for label, colour in three_colours.items():
+        Image.new("RGB", (60, 60), colour).save(tmp_path / f"{label}.png")
+    paths = [tmp_path / f"{label}.png" for label in three_colours]
+    options = [] if form == "text" else [f"--{form}"]
+    result = edgecifar("predict", *paths, "--bundle", three_classes, *options)
+    assert (result.exit_code, result.stderr) == (0, "")
+    if form == "json":
+        entries = json.loads(result.stdout)["predictions"]
+        assert [entry["label"] for entry in entries] == list(three_colours)
+        assert {len(entry["top"]) for entry in entries} == {3}
+        assert [entry["known"] for entry in entries] == [True] * 3
+    elif form == "csv":
+        header, *rows = csv.reader(io.StringIO(result.stdout))
+        assert len(header) == 2 + 2 * 3
+        assert [row[2] for row in rows] == list(three_colours)
+    else:
+        lines = result.stdout.splitlines()
+        assert lines[::4] == [str(path) for path in paths]
+        assert all(line.strip().startswith(label) for line, label in zip(lines[1::4], three_colours, strict=True))
+    assert edgecifar("predict", *paths, "--bundle", three_classes, "--top-k", 4).exit_code == 2
 
 
 def test_order_is_that_of_the_arguments(predict, pictures):
@@ -108,14 +151,14 @@ def test_standard_input(predict, pictures):
 
 
 @pytest.mark.parametrize("form", ["text", "csv"])
-def test_a_name_cannot_steer_a_terminal(own_bundle, pictures, form):
+def test_a_name_cannot_steer_a_terminal(tiny_bundle, pictures, form):
     pty = pytest.importorskip("pty", reason="there are no terminals here")
     picture = pictures[0].rename(pictures[0].with_name("red\x1b[31m.png"))
     options = ["--csv"] if form == "csv" else []
     terminal, process_end = pty.openpty()
     with os.fdopen(terminal, "rb", buffering=0) as reader:
         subprocess.run(
-            [sys.executable, "-m", "edgecifar.cli", "predict", picture, "--bundle", own_bundle, *options],
+            [sys.executable, "-m", "edgecifar.cli", "predict", picture, "--bundle", tiny_bundle, *options],
             stdout=process_end,
             stderr=subprocess.DEVNULL,
             check=True,
@@ -139,22 +182,24 @@ def test_fit(predict, tmp_path):
     picture.save(tmp_path / "wide.png")
     answers = {fit: predict(tmp_path / "wide.png", "--fit", fit, "--csv").stdout for fit in ("crop", "squash", "pad")}
     assert len(set(answers.values())) == 3
-    assert predict(tmp_path / "wide.png", "--csv").stdout == answers["crop"]
+    result = predict(tmp_path / "wide.png", "--csv")
+    assert (result.stdout, result.stderr) == (answers["crop"], "")
+    assert "'pad'" in predict(tmp_path / "wide.png", "--csv", "--fit", "pad").stderr
 
 
-def test_verbose_says_what_runs(predict, pictures, own_bundle):
+def test_verbose_says_what_runs(predict, pictures, tiny_bundle):
     result = predict(pictures[0], "--verbose", "--threads", 1, "--csv")
     said = result.stderr.splitlines()
-    assert said[0] == f"{own_bundle}: variant edge (int8) on cpu, 1 thread"
-    assert said[1] == "The variant edge is the bundle's default."
+    assert said[0] == f"{tiny_bundle}: variant fp32 (fp32) on cpu, 1 thread"
+    assert "default" in said[1]
     asked = predict(pictures[0], "--verbose", "--threads", 2, "--variant", "edge", "--csv").stderr.splitlines()
     assert asked[0].endswith(" on cpu, 2 threads")
-    assert asked[1] == "The variant edge was asked for."
+    assert "asked for" in asked[1]
     assert "variant" not in result.stdout
 
 
 BAD = {
-    "text": (b"hello\n", "is not a PNG"),
+    "text": (b"hello\n", "it is"),
     "empty": (b"", "is empty"),
     "missing": (None, "no such file"),
     "damaged": (b"\x89PNG\r\n\x1a\n" + bytes(50), "damaged or incomplete"),
@@ -177,7 +222,7 @@ def test_a_bad_picture_among_good_ones(predict, pictures, bad, form):
     arguments = [] if form == "text" else [f"--{form}"]
     result = predict(pictures[0], path, pictures[1], *arguments)
     assert result.exit_code == 1
-    (line,) = (line for line in result.stderr.splitlines() if line != NOTE)
+    (line,) = result.stderr.splitlines()
     assert line.startswith(f"edgecifar: Could not read {path}: ")
     assert reason in line
     assert "Traceback" not in result.stderr
@@ -195,51 +240,56 @@ def test_a_bad_picture_among_good_ones(predict, pictures, bad, form):
         assert result.stdout == alone.stdout
 
 
-def test_only_a_bad_picture(refused, own_bundle, bad):
+def test_only_a_bad_picture(refused, tiny_bundle, bad):
     path, reason = bad
-    assert reason in refused("predict", path, "--bundle", own_bundle)
+    assert reason in refused("predict", path, "--bundle", tiny_bundle)
 
 
-def test_a_truncated_jpeg(refused, own_bundle, pictures, tmp_path):
+def test_a_truncated_jpeg(refused, tiny_bundle, pictures, tmp_path):
     path = tmp_path / "cut.jpg"
     Image.open(pictures[0]).resize((300, 300)).save(path)
     path.write_bytes(path.read_bytes()[:-1000])
-    assert "JPEG data is damaged or incomplete" in refused("predict", path, "--bundle", own_bundle)
+    assert "JPEG data is damaged or incomplete" in refused("predict", path, "--bundle", tiny_bundle)
 
 
-def test_a_folder_without_pictures(refused, own_bundle):
-    sentence = refused("predict", own_bundle, "--bundle", own_bundle)
-    assert sentence.startswith(f"There are no pictures in {own_bundle}: ")
+def test_a_folder_without_pictures(refused, tiny_bundle, tmp_path):
+    (tmp_path / "empty").mkdir()
+    sentence = refused("predict", tmp_path / "empty", "--bundle", tiny_bundle)
+    assert sentence.startswith(f"There are no pictures in {tmp_path / 'empty'}: ")
 
 
-def test_a_glob_without_matches(refused, own_bundle, tmp_path):
-    assert "no file matches it" in refused("predict", tmp_path / "*.png", "--bundle", own_bundle)
+def test_a_glob_without_matches(refused, tiny_bundle, tmp_path):
+    assert "no file matches it" in refused("predict", tmp_path / "*.png", "--bundle", tiny_bundle)
 
 
-def test_empty_standard_input(refused, own_bundle):
-    assert refused("predict", "-", "--bundle", own_bundle, input=b"").startswith("Could not read standard input: ")
+def test_empty_standard_input(refused, tiny_bundle):
+    assert refused("predict", "-", "--bundle", tiny_bundle, input=b"").startswith("Could not read standard input: ")
 
 
-def test_an_unknown_variant(refused, own_bundle, pictures):
-    sentence = refused("predict", pictures[0], "--bundle", own_bundle, "--variant", "tiny")
-    assert sentence == f"{own_bundle} has no variant called tiny: choose one of edge."
+def test_an_unknown_variant(refused, tiny_bundle, pictures):
+    sentence = refused("predict", pictures[0], "--bundle", tiny_bundle, "--variant", "tiny")
+    assert "no variant called tiny: choose one of fp32, edge" in sentence
 
 
-def test_a_variant_that_needs_torch(refused, bundle, pictures):
-    sentence = refused("predict", pictures[0], "--bundle", bundle.folder, "--variant", "pt2")
-    assert "pt2, which needs torch: choose an ONNX one" in sentence
+def test_a_variant_that_needs_torch(refused, tiny_bundle, pictures):
+    values = json.loads((tiny_bundle / "manifest.json").read_text())
+    values["variants"][1].update(format="pt2", file="model.pt2")
+    (tiny_bundle / "manifest.json").write_text(json.dumps(values))
+    write_sums(tiny_bundle)
+    sentence = refused("predict", pictures[0], "--bundle", tiny_bundle, "--variant", "edge")
+    assert "pt2, which needs torch" in sentence
 
 
-def test_an_unknown_provider(refused, own_bundle, pictures):
-    sentence = refused("predict", pictures[0], "--bundle", own_bundle, "--provider", "abacus")
+def test_an_unknown_provider(refused, tiny_bundle, pictures):
+    sentence = refused("predict", pictures[0], "--bundle", tiny_bundle, "--provider", "abacus")
     assert sentence.startswith("There is no provider called abacus: choose auto, cpu, cuda, ")
 
 
-def test_a_provider_that_is_not_there(refused, own_bundle, pictures):
+def test_a_provider_that_is_not_there(refused, tiny_bundle, pictures):
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CoreMLExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("CoreML is there")
-    sentence = refused("predict", pictures[0], "--bundle", own_bundle, "--provider", "coreml")
+    sentence = refused("predict", pictures[0], "--bundle", tiny_bundle, "--provider", "coreml")
     assert sentence.startswith("The provider coreml is not in the onnxruntime installed here")
 
 
@@ -248,17 +298,17 @@ def test_a_missing_bundle(refused, pictures, tmp_path):
     assert sentence.startswith(f"{tmp_path / 'none'} is not a bundle (manifest.json is missing)")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "model.edge.onnx"])
-def test_a_changed_bundle(refused, own_bundle, pictures, name):
-    content = (own_bundle / name).read_bytes()
-    (own_bundle / name).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
-    assert "copy the bundle again" in refused("predict", pictures[0], "--bundle", own_bundle)
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
+def test_a_changed_bundle(refused, tiny_bundle, pictures, name):
+    content = (tiny_bundle / name).read_bytes()
+    (tiny_bundle / name).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    assert "copy the bundle again" in refused("predict", pictures[0], "--bundle", tiny_bundle)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "model.edge.onnx", "SHA256SUMS"])
-def test_an_incomplete_bundle(refused, own_bundle, pictures, name):
-    (own_bundle / name).unlink()
-    assert name in refused("predict", pictures[0], "--bundle", own_bundle)
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "SHA256SUMS"])
+def test_an_incomplete_bundle(refused, tiny_bundle, pictures, name):
+    (tiny_bundle / name).unlink()
+    assert name in refused("predict", pictures[0], "--bundle", tiny_bundle)
 
 
 def test_json_and_csv_together_are_wrong_usage(predict, pictures):
@@ -268,21 +318,21 @@ def test_json_and_csv_together_are_wrong_usage(predict, pictures):
     assert "choose one of --json and --csv" in result.stderr
 
 
-def test_the_bundle_is_not_written_to(predict, pictures, own_bundle):
-    before = {path: path.stat().st_mtime_ns for path in (own_bundle, *own_bundle.iterdir())}
+def test_the_bundle_is_not_written_to(predict, pictures, tiny_bundle):
+    before = {path: path.stat().st_mtime_ns for path in (tiny_bundle, *tiny_bundle.iterdir())}
     predict(*pictures)
-    assert {path: path.stat().st_mtime_ns for path in (own_bundle, *own_bundle.iterdir())} == before
+    assert {path: path.stat().st_mtime_ns for path in (tiny_bundle, *tiny_bundle.iterdir())} == before
 
 
-def test_a_copy_elsewhere_answers_the_same(edgecifar, predict, pictures, own_bundle, tmp_path):
-    shutil.copytree(own_bundle, tmp_path / "device")
+def test_a_copy_elsewhere_answers_the_same(edgecifar, predict, pictures, tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "device")
     moved = edgecifar("predict", *pictures, "--csv", "--bundle", tmp_path / "device")
     assert moved.stdout == predict(*pictures, "--csv").stdout
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_a_full_disk_behind_stdout(own_bundle, pictures):
-    command = [sys.executable, "-m", "edgecifar.cli", "predict", *map(str, pictures), "--bundle", str(own_bundle)]
+def test_a_full_disk_behind_stdout(tiny_bundle, pictures):
+    command = [sys.executable, "-m", "edgecifar.cli", "predict", *map(str, pictures), "--bundle", str(tiny_bundle)]
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1

@@ -36,9 +36,9 @@ def shell(request, tmp_path):
 
 
 @pytest.fixture
-def damaged(own_bundle):
-    (own_bundle / "README.md").write_text("changed")
-    return own_bundle
+def damaged(tiny_bundle):
+    (tiny_bundle / "README.md").write_text("changed")
+    return tiny_bundle
 
 
 @pytest.mark.parametrize("end", ["| true", ">/dev/full", ">&-", "2>/dev/full", "2>&-", "2> >(exit)"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import json
 import os
@@ -43,6 +44,28 @@ def test_all_is_what_is_exported():
     exported = sorted(name for name in vars(edgecifar.runtime) if not name.startswith("_"))
     classes = [name for name in exported if not inspect.ismodule(getattr(edgecifar.runtime, name))]
     assert sorted(edgecifar.runtime.__all__) == classes == ["Bundle", "Classifier", "EdgecifarError", "Prediction"]
+
+
+def test_the_face_has_the_public_names():
+    code = """
+import json, sys
+import edgecifar
+early = sorted(sys.modules)
+names = {name: getattr(edgecifar, name) for name in edgecifar.__all__}
+listed = dir(edgecifar)
+from edgecifar import Bundle, Classifier, EdgecifarError, Prediction, load_picture
+import edgecifar.runtime
+same = [names[name] is getattr(edgecifar.runtime, name) for name in edgecifar.runtime.__all__]
+missing = hasattr(edgecifar, "nothing")
+print(json.dumps([sorted(names), early, sorted(set(names) - set(listed)), same, missing, names["__version__"]]))
+"""
+    names, early, unlisted, same, missing, version = interpret(code)
+    assert names == ["Bundle", "Classifier", "EdgecifarError", "Prediction", "__version__", "load_picture"]
+    assert [name for name in ("numpy", "onnxruntime", "PIL", "importlib.metadata") if name in early] == []
+    assert unlisted == []
+    assert all(same)
+    assert missing is False
+    assert version == importlib.metadata.version("edgecifar")
 
 
 def test_everything_exported_is_documented():
