@@ -28,14 +28,14 @@ TURN = {  # by EXIF orientation
 }
 
 
-def decode(file: Path, behind: list[int]) -> tuple[np.ndarray, int]:
-    """Return the picture over `behind` as it is stored, int64 [height, width, 3], and its EXIF orientation."""
+def decode(file: Path, behind: list[int]) -> np.ndarray:
+    """Return the picture upright and over `behind`, int64 [height, width, 3]."""
     with Image.open(file) as image:
         orientation = image.getexif().get(0x0112, 1)
         rgba = np.array(image.convert("RGBA"), np.int64)
     alpha = rgba[..., 3:]
     mixed = np.array(behind) * (255 - alpha) + rgba[..., :3] * alpha + 128
-    return (mixed + (mixed >> 8)) >> 8, orientation  # that is, divided by 255 and rounded
+    return TURN.get(orientation, lambda x: x)((mixed + (mixed >> 8)) >> 8)  # divided by 255 and rounded
 
 
 def average(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def prepare(file: Path, contract: dict) -> np.ndarray:
     size, steps = contract["input"]["shape"][1], contract["preprocessing"]
     if steps["decoding"] != 1 or steps["filter"]["name"] != "bicubic":
         raise SystemExit("This example does not know the bundle's preprocessing.")
-    picture, orientation = decode(file, steps["transparency"])
+    picture = decode(file, steps["transparency"])
     height, width, _ = picture.shape
     if steps["fit"] == "pad":
         w, h = (max(1, round(size * side / max(width, height))) for side in (width, height))
@@ -99,7 +99,7 @@ def prepare(file: Path, contract: dict) -> np.ndarray:
             top, left = (height - side) // 2, (width - side) // 2
             picture = picture[top : top + side, left : left + side]
         square = scale(picture, size, size, steps)
-    return TURN.get(orientation, lambda x: x)(square).astype(np.uint8)
+    return square.astype(np.uint8)
 
 
 def main(folder: Path, files: list[Path]) -> int:

@@ -33,9 +33,9 @@ class Bundle {
     Object.assign(this, { labels, size: input.shape[1], preprocessing, names: { input: input.name, probabilities, familiarity } });
   }
 
-  /** Make what `decode` returned the model's input, bytes in rows of R, G, B. */
-  prepare({ picture, orientation }) {
-    return toInput(picture, orientation, this.size, this.preprocessing);
+  /** Make an upright RGB picture the model's input, bytes in rows of R, G, B. */
+  prepare(picture) {
+    return toInput(picture, this.size, this.preprocessing);
   }
 
   decode(blob) {

@@ -67,7 +67,7 @@ async function classifyFile(file) {
   const name = file.name || "pasted picture";
   try {
     const began = performance.now();
-    const decoded = await bundle.decode(file);
+    const picture = await bundle.decode(file);
     const time = performance.now() - began;
     const url = URL.createObjectURL(file);
     at("shown").onload = at("shown").onerror = () => URL.revokeObjectURL(url);
@@ -76,7 +76,7 @@ async function classifyFile(file) {
     at("shown").alt = `The picture ${name}`;
     at("original").hidden = false;
     at("shown-name").textContent = name;
-    await show(decoded, turn, time);
+    await show(picture, turn, time);
     at("error").hidden = true;
   } catch (error) {
     if (turn !== turnOf) return;
@@ -86,10 +86,10 @@ async function classifyFile(file) {
   }
 }
 
-/** Classify what was decoded and show everything about it. `decoding`: its milliseconds, null for a camera. */
-async function show(decoded, turn, decoding) {
+/** Classify an RGB picture and show everything about it. `decoding`: milliseconds that it took, null for a camera. */
+async function show(picture, turn, decoding) {
   const began = performance.now();
-  const input = bundle.prepare(decoded);
+  const input = bundle.prepare(picture);
   const prepared = performance.now();
   const { probabilities, known } = await bundle.classify(input);
   const done = performance.now();
@@ -165,7 +165,7 @@ async function startCamera() {
     const { videoWidth, videoHeight } = at("video");
     if (videoWidth) {
       const picture = grab(at("video"), videoWidth, videoHeight, bundle.preprocessing.transparency);
-      await show({ picture, orientation: 1 }, turn, null);
+      await show(picture, turn, null);
     }
     await new Promise((resume) => setTimeout(resume, 100));
   }

@@ -45,12 +45,8 @@ export function turn({ width, height, data }, orientation) {
   return { width: newWidth, height: newHeight, data: turned };
 }
 
-/** Make an RGB picture, stored with an EXIF orientation, the model's input: size * size * 3 bytes, a Uint8Array. */
-export function toInput(picture, orientation, size, steps) {
-  return turn({ width: size, height: size, data: fitted(picture, size, steps) }, orientation).data;
-}
-
-function fitted(picture, size, { fit, filter, padding }) {
+/** Make an upright RGB picture the model's input. Returns a Uint8Array of size * size * 3 bytes. */
+export function toInput(picture, size, { fit, filter, padding }) {
   const { width, height } = picture;
   if (fit === "pad") {
     const longer = Math.max(width, height);

@@ -49,7 +49,7 @@ export async function decodePng(bytes, maxPixels) {
       above = line;
     }
   }
-  return { width, height, data, orientation: chunks.eXIf ? exifOrientation(chunks.eXIf[0]) : 1 };
+  return { width, height, data, orientation: orientationOf(chunks) };
 }
 
 function readChunks(bytes) {
@@ -59,11 +59,12 @@ function readChunks(bytes) {
     const size = view.getUint32(place);
     const type = String.fromCharCode(...bytes.subarray(place + 4, place + 8));
     const end = place + 12 + size;
-    if (end > bytes.length) break;
-    if (PIXEL_CHUNKS.includes(type) && crc32(bytes.subarray(place + 4, end - 4)) !== view.getUint32(end - 4)) {
+    if (type === "CgBI") throw new Error("it is a PNG that Xcode changed, which is not read");
+    if (end > bytes.length && type !== "IDAT") break; // of an IDAT without its end the pixels may be complete
+    if (end <= bytes.length && PIXEL_CHUNKS.includes(type) && crc32(bytes.subarray(place + 4, end - 4)) !== view.getUint32(end - 4)) {
       throw new Error(`it is damaged: the checksum of ${type} is wrong`);
     }
-    (chunks[type] ??= []).push(bytes.subarray(place + 8, end - 4));
+    (chunks[type] ??= []).push(bytes.subarray(place + 8, place + 8 + size));
     if (type === "IEND") break;
     place = end;
   }
@@ -151,10 +152,9 @@ function pixelWriter(chunks, depth, colour) {
     const view = new DataView(clear.buffer, clear.byteOffset, clear.length);
     key = Array.from({ length: channels }, (_, at) => view.getUint16(2 * at) & most);
   }
-  // Grey of 16 bits is scaled; other samples of 16 bits lose their low byte; fewer than 8 bits are spread out.
   let to8 = (value) => value;
-  if (depth < 8) to8 = (value) => Math.floor((value * 255) / most);
-  if (depth === 16) to8 = colour === 0 ? (value) => Math.round((value * 255) / 65535) : (value) => value >> 8;
+  if (depth < 8) to8 = (value) => (value * 255) / most; // whole: 255 is a multiple of 1, 3 and 15
+  if (depth === 16) to8 = (value) => value >> 8;
   return (line, x, data, to) => {
     const first = x * channels;
     data[to] = curve[to8(sample(line, first))];
@@ -165,25 +165,44 @@ function pixelWriter(chunks, depth, colour) {
   };
 }
 
-/** The table from the file's samples to sRGB's: only gAMA changes them; ICC profiles are ignored. */
+/** The table from the file's samples to sRGB's: cICP and gAMA change them; ICC profiles are ignored. */
 function toSrgb(chunks) {
-  if (chunks.cICP) {
-    const [, transfer, matrix, full] = chunks.cICP[0];
-    if (![1, 2, 6, 13, 14, 15].includes(transfer) || matrix || !full) throw new Error("its colours are of a kind that is not read; convert it to sRGB");
-  }
-  const identity = Uint8Array.from({ length: 256 }, (_, value) => value);
-  if (chunks.cICP || chunks.iCCP || chunks.sRGB || !chunks.gAMA) return identity;
-  const bytes = chunks.gAMA[0];
-  const gamma = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0) / 100000;
-  if (gamma === 0 || Math.abs(gamma * 2.2 - 1) <= 0.05) return identity; // near sRGB's is sRGB's
+  const gamma = gammaOf(chunks);
   return Uint8Array.from({ length: 256 }, (_, value) => {
+    if (gamma === null) return value;
     const light = (value / 255) ** (1 / gamma);
     return Math.round(255 * (light <= 0.0031308 ? 12.92 * light : 1.055 * light ** (1 / 2.4) - 0.055));
   });
 }
 
+/** The exponent of the samples' encoding; null if it is sRGB's, or near it. */
+function gammaOf(chunks) {
+  if (chunks.cICP) {
+    const [, transfer, matrix, full] = chunks.cICP[0];
+    const power = { 4: 1 / 2.2, 5: 1 / 2.8, 8: 1 }[transfer];
+    const likeSrgb = [1, 2, 6, 13, 14, 15].includes(transfer);
+    if (matrix || !full || !(power || likeSrgb)) throw new Error("its colours are of a kind that is not read; convert it to sRGB");
+    return power ?? null;
+  }
+  if (chunks.iCCP || chunks.sRGB || !chunks.gAMA) return null;
+  const bytes = chunks.gAMA[0];
+  const gamma = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0) / 100000;
+  return gamma === 0 || Math.abs(gamma * 2.2 - 1) <= 0.05 ? null : gamma;
+}
+
+/** The orientation, 1 to 8: EXIF's, or else XMP's. */
+function orientationOf(chunks) {
+  if (chunks.eXIf) return exifOrientation(chunks.eXIf[0]);
+  for (const chunk of chunks.iTXt ?? []) {
+    const text = new TextDecoder("latin1").decode(chunk);
+    const found = text.startsWith("XML:com.adobe.xmp\0") && /tiff:Orientation(?:="|>)([1-8])/.exec(text);
+    if (found) return Number(found[1]);
+  }
+  return 1;
+}
+
 /** The orientation, 1 to 8, in EXIF data (a TIFF header and its first directory). */
-export function exifOrientation(exif) {
+function exifOrientation(exif) {
   const view = new DataView(exif.buffer, exif.byteOffset, exif.length);
   try {
     const little = view.getUint16(0) === 0x4949;
