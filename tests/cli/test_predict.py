@@ -199,7 +199,7 @@ def test_verbose_says_what_runs(predict, pictures, tiny_bundle):
 
 
 BAD = {
-    "text": (b"hello\n", "it is"),
+    "text": (b"hello\n", "is not a PNG"),
     "empty": (b"", "is empty"),
     "missing": (None, "no such file"),
     "damaged": (b"\x89PNG\r\n\x1a\n" + bytes(50), "damaged or incomplete"),
