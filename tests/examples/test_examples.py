@@ -107,7 +107,7 @@ class TestCamera:
     def camera(self, monkeypatch, cv2):
         """The example as a module."""
         monkeypatch.syspath_prepend(str(EXAMPLES))
-        import camera
+        import camera  # pyright: ignore[reportMissingImports]
 
         return camera
 
@@ -145,7 +145,8 @@ class TestCamera:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         lines: Queue[str] = Queue()
-        threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
+        reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout or ()], daemon=True)
+        reader.start()
         try:
             with pytest.raises(Empty):
                 lines.get(timeout=0.5)

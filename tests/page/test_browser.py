@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgecifar.runtime.bundle import Bundle
-from edgecifar.runtime.loading import load_picture
+from edgecifar.runtime.pictures import load_picture
 from edgecifar.serve.page import page_files, single_file
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -87,7 +87,7 @@ def server(files):
             self.end_headers()
             self.wfile.write(content or b"")
 
-        def log_message(self, *args):
+        def log_message(self, format, *args):  # noqa: A002 - the name that http.server has
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:

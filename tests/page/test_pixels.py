@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from PIL import Image
 from edgecifar.runtime.contract import CIFAR10, FITS
 from edgecifar.runtime.errors import PictureError
 from edgecifar.runtime.pictures import load_picture
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "pictures"))
 
 
 @pytest.fixture
@@ -73,9 +70,10 @@ def test_every_size_fit_and_orientation(in_javascript, tmp_path):
         np.testing.assert_array_equal(found, expected, err_msg=f"{file} {contract.fit} {contract.size}")
 
 
-def test_every_kind_of_png(in_javascript, tmp_path):
+def test_every_kind_of_png(in_javascript, tmp_path, monkeypatch):
     """The corpus's: all depths, palettes, transparent colours, gamma, interlaced, damaged metadata."""
-    from corpus import variants
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "pictures"))
+    from corpus import variants  # pyright: ignore[reportMissingImports]
 
     found = [variant for variant in variants() if variant.format in ("PNG", "APNG")]
     assert len(found) > 150
