@@ -147,6 +147,14 @@ for (const name of given.broken) {
   await page.context().close();
 }
 
+// Other labels, another size and fit, and a familiarity score: a picture that is known and one that is not.
+page = await open(`${given.origin}/three/`);
+seen.three = { badge: await badge(page), known: await choose(page, given.pictures.known) };
+seen.three.unknown = await choose(page, given.pictures.unknown);
+await shot(page, "unknown");
+seen.violations.unknown = await violations(page);
+await page.context().close();
+
 // Not https, not localhost: no camera, and the page says why.
 page = await open(`${given.insecure}/intact/`);
 seen.insecure = { ...(await shown(page)), disabled: await page.isDisabled("#camera"), badge: await badge(page) };

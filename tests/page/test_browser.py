@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.pictures import load_picture
@@ -71,11 +72,12 @@ def files(modules):
 
 
 @pytest.fixture(scope="module")
-def server(files):
-    """Serve the page, and its broken forms, each under its name; the result is the port."""
+def server(files, three_classes, modules):
+    """Serve the page, its broken forms, and that of another bundle, each under its name; the result is the port."""
     folders = {"intact": files, **{name: change(files) for name, change in BROKEN.items()}}
-    for name in ("filter", "channels", "model", "bundle", "runtime"):
+    for name in BROKEN:
         assert folders[name] != files
+    folders["three"] = page_files(Bundle.open(three_classes), wasm=modules / "onnxruntime-web")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -103,6 +105,8 @@ def seen(server, files, node, modules, chromium, tmp_path_factory):
     (folder / "single.html").write_bytes(single_file(files))
     (folder / "notes.txt").write_text("no picture at all")
     (folder / "oriented.jpg").write_bytes(Bundle.open().file("golden.orientation.jpg"))
+    for name, colour in {"known.png": (200, 25, 20), "unknown.png": (255, 255, 255)}.items():
+        Image.new("RGB", (90, 60), colour).save(folder / name)
     shots = Path(os.environ.get("EDGECIFAR_SHOTS") or folder)
     shots.mkdir(exist_ok=True)
     pictures = {
@@ -110,6 +114,8 @@ def seen(server, files, node, modules, chromium, tmp_path_factory):
         "ship": SAMPLES / "ship.jpg",
         "oriented": folder / "oriented.jpg",
         "bad": folder / "notes.txt",
+        "known": folder / "known.png",
+        "unknown": folder / "unknown.png",
     }
     given = {
         "modules": str(modules),
@@ -179,6 +185,18 @@ def test_what_is_no_picture_is_named(seen):
     assert seen["bad"]["answer"] is None
 
 
+def test_a_bundle_of_another_kind(seen, three_colours):
+    """Unicode labels, 40 pixels, bars at the sides, and a score of familiarity."""
+    found = seen["three"]
+    assert "good" in found["badge"]["className"], found["badge"]
+    red, *_ = three_colours
+    assert found["known"]["answer"].startswith(red)
+    assert found["known"]["input"][:3] == [128, 128, 128]
+    assert len(found["known"]["input"]) == 40 * 40 * 3
+    assert {row[0] for row in found["known"]["rows"]} == set(three_colours)
+    assert found["unknown"]["answer"].startswith("Unknown")
+
+
 def test_the_camera_by_keyboard(seen):
     assert seen["focus"] == ["SUMMARY", "file", "camera"]
     assert seen["camera"]["answer"]
@@ -220,7 +238,7 @@ def test_nothing_leaves_the_page(seen, server):
 
 
 def test_accessible(seen):
-    assert seen["violations"] == {"wide": [], "error": [], "phone": [], "broken": []}
+    assert seen["violations"] == {"wide": [], "error": [], "phone": [], "broken": [], "unknown": []}
 
 
 def test_a_phone_needs_no_scrolling_sideways(seen):
