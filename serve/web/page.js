@@ -6,6 +6,7 @@ import { read, startRuntime } from "./files.js";
 
 const ROWS = 10; // classes shown
 const at = (id) => document.getElementById(id);
+const size = (bytes) => (bytes < 1e5 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 const milliseconds = (time) => `${time < 10 ? time.toFixed(1) : time.toFixed(0)} ms`;
 
 let bundle;
@@ -19,7 +20,7 @@ async function start() {
   bundle = await openBundle((name) => read(`bundle/${name}`), ort, variant);
   const { dataset } = bundle.manifest;
   at("about").textContent =
-    `Variant ${bundle.variant.name} (${bundle.variant.precision}, ${(bundle.variant.bytes / 1e6).toFixed(1)} MB), ` +
+    `Variant ${bundle.variant.name} (${bundle.variant.precision}, ${size(bundle.variant.bytes)}), ` +
     `trained on ${dataset}, ${bundle.labels.length} classes; onnxruntime-web ${ort.env.versions.web} (WebAssembly).`;
   showVerdict(await bundle.verify(), performance.now() - began);
   at("file").disabled = false;
