@@ -192,8 +192,15 @@ at("file").addEventListener("change", (event) => {
   event.target.value = ""; // so that the same file may be chosen again
 });
 at("camera").addEventListener("click", () => {
-  if (camera) turnOf++, stopCamera();
-  else startCamera();
+  if (camera) {
+    turnOf++;
+    stopCamera();
+    return;
+  }
+  startCamera().catch((error) => {
+    stopCamera();
+    showNote(`The camera's picture cannot be classified: ${error.message}.`);
+  });
 });
 document.addEventListener("paste", (event) => take(event.clipboardData, event));
 document.addEventListener("dragover", (event) => {

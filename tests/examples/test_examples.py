@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Queue
 from types import SimpleNamespace
@@ -19,6 +20,8 @@ import pytest
 from PIL import Image
 
 from edgecifar.runtime.bundle import DEFAULT
+from edgecifar.runtime.contract import CIFAR10, FITS
+from edgecifar.runtime.pictures import load_picture
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, SAMPLES = ROOT / "examples", ROOT / "samples"
@@ -61,6 +64,23 @@ class TestPython:
         lines = ran.stdout.splitlines()
         assert len(lines) == len(list(bundle.glob("golden.*.png")))
         assert all("pixels differ by 0" in line and line.endswith("ok") for line in lines)
+
+    def test_every_fit_and_orientation(self, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        import classify  # pyright: ignore[reportMissingImports]
+
+        rng = np.random.default_rng(7)
+        for number in range(60):
+            width, height = (int(np.exp(rng.uniform(0, np.log(700)))) for _ in range(2))
+            exif = Image.Exif()
+            exif[0x0112] = number % 9
+            noise = rng.integers(0, 256, (height, width, 3 + number % 2), np.uint8)
+            file = tmp_path / f"{number}.png"
+            Image.fromarray(noise).save(file, compress_level=1, exif=exif)
+            contract = replace(CIFAR10.with_fit(FITS[number % 3]), size=(32, 48)[number // 3 % 2])
+            np.testing.assert_array_equal(
+                classify.prepare(file, contract.as_json()), load_picture(file, contract), err_msg=f"{width}x{height}"
+            )
 
     def test_a_difference_is_seen(self, bundle):
         spoil(bundle)
