@@ -1,7 +1,7 @@
 """The build, described in pyproject.toml; here is only what that cannot say.
 
-setuptools copies the packages into `build/` and packs all that it finds there: what an earlier version of the source left,
-too, and then the installed bundle does not verify. So the folder is made anew.
+setuptools copies the packages into `build/` and packs all that it finds there: what an earlier version of the source
+left, too, and then the installed bundle does not verify. So the folder is made anew.
 """
 
 import shutil

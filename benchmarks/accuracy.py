@@ -1,13 +1,13 @@
 """What is left of the accuracy: every model of a bundle, and its run, on clean and on corrupted test images.
 
-    python benchmarks/accuracy.py RUN/bundle --run RUN --picture
+    python benchmarks/accuracy.py RUN/bundle --run RUN --save
     python benchmarks/accuracy.py RUN/bundle --model fp32 --model edge --corrupted 2000
 
 The corrupted copies are made here, of the first `--corrupted` test images, in memory: noise, two blurs, JPEG,
 brightness and contrast, each in five severities. Formulas and constants are those of CIFAR-10-C (Hendrycks and
 Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR 2019;
-github.com/hendrycks/robustness, make_cifar_c.py), that set's truncation to whole numbers included; the noise is drawn
-anew, so that figures are like those on CIFAR-10-C's six of the same names, and not the same to the last image.
+github.com/hendrycks/robustness, make_cifar_c.py), with its truncation to whole numbers. The noise is drawn anew, so
+that figures are close to those on CIFAR-10-C's corruptions of the same names, but not equal.
 
     accuracy      share of the images classified correctly
     ECE           expected calibration error, 15 bins
@@ -25,11 +25,11 @@ from typing import Any
 
 import harness
 import numpy as np
+import report
 from PIL import Image
 
 from edgecifar.export import models
 from edgecifar.runtime import Bundle, EdgecifarError
-from edgecifar.runtime.files import write_file
 from edgecifar.runtime.metrics import Evaluation, evaluate
 from edgecifar.train import data as datasets
 
@@ -99,10 +99,10 @@ CORRUPTIONS: dict[str, tuple[Callable[..., np.ndarray], Sequence[Any]]] = {
 
 
 def corrupt(images: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
-    """Return corrupted copies of `images`, uint8 [N, 32, 32, 3]; equal for equal arguments.
+    """Return corrupted copies of `images`, uint8 [N, H, W, 3]; equal for equal arguments.
 
     Args:
-        images: uint8 [N, 32, 32, 3] RGB.
+        images: uint8 [N, H, W, 3] RGB.
         name: of `CORRUPTIONS`.
         severity: 1 to 5.
         seed: of the noise, which is another one for every corruption and severity.
@@ -168,11 +168,7 @@ def find(bundle: Path, run: Path | None, wanted: Sequence[str]) -> dict[str, mod
 
 
 def measure(
-    found: dict[str, models.Model],
-    dataset: datasets.Dataset,
-    clean: int,
-    corrupted: int,
-    say: Callable[[str], object] = harness.say,
+    found: dict[str, models.Model], dataset: datasets.Dataset, clean: int, corrupted: int
 ) -> list[dict[str, Any]]:
     """Return a row a model: figures on the first `clean` test images and on copies of the first `corrupted`.
 
@@ -181,16 +177,16 @@ def measure(
     rows: dict[str, dict[str, Any]] = {
         name: {"model": name, "runs_on": model.provider} for name, model in found.items()
     }
-    images, labels = dataset.test_images[:clean], dataset.test_labels[:clean]
-    say(f"{len(images):,} clean images …")
-    for name, figures in _all(found, images, labels).items():
+    images, labels, names = dataset.test_images[:clean], dataset.test_labels[:clean], dataset.contract.labels
+    harness.say(f"{len(images):,} clean images …")
+    for name, figures in _all(found, images, labels, names).items():
         rows[name]["clean"] = figures
         rows[name]["corrupted"] = {}
     images, labels = dataset.test_images[:corrupted], dataset.test_labels[:corrupted]
     for corruption in CORRUPTIONS if len(images) else ():
         for severity in SEVERITIES:
-            say(f"{len(images):,} images with {corruption}, severity {severity} …")
-            for name, figures in _all(found, corrupt(images, corruption, severity), labels).items():
+            harness.say(f"{len(images):,} images with {corruption}, severity {severity} …")
+            for name, figures in _all(found, corrupt(images, corruption, severity), labels, names).items():
                 rows[name]["corrupted"].setdefault(corruption, []).append(figures)
     for row in rows.values():
         every = [figures for severities in row["corrupted"].values() for figures in severities]
@@ -199,11 +195,13 @@ def measure(
     return [*rows.values()]
 
 
-def _all(found: dict[str, models.Model], images: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Evaluate every model on the same images; the first is the one that the others agree with, or not."""
+def _all(
+    found: dict[str, models.Model], images: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Evaluate every model on the same images; agreement is with the first."""
     results: dict[str, Evaluation] = {}
     for name, model in found.items():
-        results[name] = evaluate(model.probabilities, images, labels)
+        results[name] = evaluate(model.probabilities, images, labels, names)
     first = next(iter(results.values()))
     return {
         name: {
@@ -220,57 +218,26 @@ def _all(found: dict[str, models.Model], images: np.ndarray, labels: np.ndarray)
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as lines of text: the means of all, then accuracy by corruption and severity."""
-    exact, copies = rows[0], [row for row in rows if row["mean_corrupted"]]
-    lines = [
-        f"{'':<12} {'clean, %':>9} {'ECE, %':>7} {'agrees, %':>10}   "
-        f"{'corrupted, %':>12} {'ECE, %':>7} {'agrees, %':>10}   images"
-    ]
+    copies = [row for row in rows if row["mean_corrupted"]]
+    header = ["model", "clean, %", "ECE, %", "agrees, %", "corrupted, %", "ECE, %", "agrees, %", "images", "copies"]
+    lines = [header]
     for row in rows:
-        cells = [f"{row['model']:<12} {_percent(row['clean'], 9, 7, 10)}"]
-        counted = f"{row['clean']['images']:,}"
-        if row in copies:
-            cells.append(_percent(row["mean_corrupted"], 12, 7, 10))
-            counted += f", {next(iter(row['corrupted'].values()))[0]['images']:,} a corruption and severity"
-        lines.append("   ".join([*cells, counted]))
-    lines += ["", f"Agreement is with {exact['model']}."]
-    if copies:
-        lines += ["", f"{'accuracy, % at severity':<28} {'0':>6}" + "".join(f"{s:>7}" for s in SEVERITIES)]
-    for corruption in CORRUPTIONS if copies else ():
+        copied = next(iter(row["corrupted"].values()))[0]["images"] if row in copies else 0
+        corrupted = _percent(row["mean_corrupted"]) if row in copies else [""] * 3
+        lines.append([row["model"], *_percent(row["clean"]), *corrupted, f"{row['clean']['images']:,}", f"{copied:,}"])
+    text = f"{report.table(lines)}\n\nAgreement is with {rows[0]['model']}."
+    if not copies:
+        return text
+    lines = [["corruption", "model", "clean", *(f"severity {severity}" for severity in SEVERITIES)]]
+    for corruption in CORRUPTIONS:
         for row in copies:
             shown = [row["clean"], *row["corrupted"][corruption]]
-            lines.append(
-                f"{corruption:<16}{row['model']:<12}"
-                + "".join(f"{100 * figures['accuracy']:7.2f}" for figures in shown)
-            )
-    return "\n".join(lines)
+            lines.append([corruption, row["model"], *(f"{100 * figures['accuracy']:.2f}" for figures in shown)])
+    return f"{text}\nCopies are of each corruption and severity; accuracy in %:\n\n{report.table(lines, 2)}"
 
 
-def _percent(figures: dict[str, float], *widths: int) -> str:
-    keys = ("accuracy", "ece", "agreement")
-    return " ".join(f"{100 * figures[key]:{width}.2f}" for key, width in zip(keys, widths, strict=True))
-
-
-def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw accuracy over severity, axes a corruption, a line a model, into a PNG; severity 0 is the clean images."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
-    every = figure.subplots(2, 3, sharex=True, sharey=True)
-    for axes, corruption in zip(every.flat, CORRUPTIONS, strict=True):
-        for row in rows:
-            shown = [row["clean"], *row["corrupted"][corruption]]
-            axes.plot([100 * figures["accuracy"] for figures in shown], marker=".", label=row["model"], alpha=0.8)
-        axes.set_title(corruption, fontsize=9)
-        axes.grid(alpha=0.3)
-    for axes in every[-1]:
-        axes.set_xlabel("severity", fontsize=8)
-    for axes in every[:, 0]:
-        axes.set_ylabel("accuracy, %", fontsize=8)
-    every.flat[0].legend(fontsize=7)
-    write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=110))
+def _percent(figures: dict[str, float]) -> list[str]:
+    return [f"{100 * figures[key]:.2f}" for key in ("accuracy", "ece", "agreement")]
 
 
 def main() -> None:
@@ -282,14 +249,12 @@ def main() -> None:
     parser.add_argument("--data", help="folder with the CIFAR-10 files; by default $EDGECIFAR_DATA")
     parser.add_argument("--images", type=int, default=10_000, help="the first N test images (default: all 10,000)")
     parser.add_argument("--corrupted", type=int, default=1_000, help="of them, with each corruption (default: 1,000)")
-    harness.add_picture(parser, __file__)
+    report.add_save(parser, "accuracy")
     given = parser.parse_args()
     if given.images < 1 or given.corrupted < 0:
         parser.error("--images must be at least 1 and --corrupted at least 0")
-    if given.picture and not given.corrupted:
-        parser.error("without corrupted images there is nothing to draw: leave out --picture")
     found = find(given.bundle, given.run, given.model)
-    dataset = datasets.load(given.data, say=harness.say)
+    dataset = datasets.load(given.data)
     for name, model in found.items():
         if model.dataset not in (None, dataset.name):
             harness.say(f"Note: {name} was trained on {model.dataset} data, not on {dataset.name}.")
@@ -301,10 +266,7 @@ def main() -> None:
         "corruptions": {name: list(constants) for name, (_, constants) in CORRUPTIONS.items()},
         "agreement_with": rows[0]["model"],
     }
-    document = harness.document("accuracy", [], settings)
-    print(table(rows))
-    title = f"{dataset.name} test images, corrupted as in CIFAR-10-C"
-    harness.finish({**document, "rows": rows}, given.picture, lambda path: draw(rows, path, title))
+    report.finish(report.document("accuracy", settings, rows), table(rows), given.save)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@
     edgecifar predict PICTURE   against   a script of ten lines with onnxruntime and Pillow (`SHORTEST` below)
     edgecifar --help            against   python -c "import typer"
 
-The two of a pair follow one another and change places from pair to pair; a ratio is taken within each pair. Wall time
-is from the start of the process to its end; memory is the most that it had resident, as the kernel says at its end.
-Then the phases of `edgecifar predict`, each by itself, inside processes that stop the time between them: what a device
-waits for before the first answer.
+The two processes of a pair run one after the other, and change places from pair to pair; a ratio is taken within each
+pair. Wall time is from the start of a process to its end; memory is its peak of resident memory. Then the phases of
+`edgecifar predict`, timed inside processes: what a device waits for before the first answer.
 
-Every process finds the bytecode of its modules cached, as after a first start: it is kept in a temporary folder for the
-time of the benchmark, also where PYTHONDONTWRITEBYTECODE is set. The first pair, which writes it, is not counted.
+Every process finds the bytecode of its modules cached, as after a first start: it is kept in a temporary folder during
+the benchmark, also if PYTHONDONTWRITEBYTECODE is set. The first pair, which writes it, is not counted.
 """
 
 from __future__ import annotations
@@ -31,28 +30,29 @@ from typing import Any
 
 import harness
 import numpy as np
+import report
 
 from edgecifar.runtime import Bundle, EdgecifarError
-from edgecifar.runtime.contract import LABELS
+from edgecifar.runtime.contract import Contract
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "cat.png"
 
-SHORTEST = f"""\
+SHORTEST = """\
 import sys
 import numpy as np
 import onnxruntime
 from PIL import Image
 
-labels = {" ".join(LABELS)!r}.split()
-picture = Image.open(sys.argv[2]).convert("RGB").resize((32, 32))
+labels = {labels!r}
+picture = Image.open(sys.argv[2]).convert("RGB").resize({size!r})
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-probabilities = session.run(["probabilities"], {{"images": np.asarray(picture)[None]}})[0][0]
+probabilities = session.run([{output!r}], {{{input!r}: np.asarray(picture)[None]}})[0][0]
 for index in (-probabilities).argsort()[:3]:
     print(labels[index], f"{{100 * probabilities[index]:.1f}} %")
 """
 
-# What starts the others: small, because a child's peak of memory is at least what its parent had when it started it.
-# It reads a command a line, and answers when it was started and ended, its processor time, its peak and what it wrote.
+# Starts the others. It is small, because a child's peak of memory is at least what its parent had when it forked.
+# It reads a command a line, and answers its start, end, processor time, peak memory, exit code and outputs.
 LAUNCHER = """\
 import json, os, sys, tempfile, time
 
@@ -93,12 +93,13 @@ import onnxruntime
 done("import onnxruntime")
 import PIL.Image
 done("import Pillow")
-from edgecifar.runtime import Classifier, contract, pictures
+from edgecifar.runtime import Classifier
+from edgecifar import load_picture
 import edgecifar.cli.display
 done("import edgecifar.runtime")
 classifier = Classifier(options["bundle"], options["variant"], options["provider"], options["threads"])
 done("bundle and session")
-image = pictures.load_picture(options["images"][0], contract.CIFAR10)[None]
+image = load_picture(options["images"][0], classifier.contract)[None]
 done("decoding")
 classifier.probabilities(image)
 done("first inference")
@@ -108,9 +109,19 @@ print(json.dumps([float(sys.argv[1]), ended]))
 """
 
 
+def shortest_script(contract: Contract) -> str:
+    """Return `SHORTEST` for a model of `contract`."""
+    return SHORTEST.format(
+        labels=contract.labels,
+        size=(contract.size, contract.size),
+        input=contract.input_name,
+        output=contract.probabilities_name,
+    )
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One process that ran: when it began and ended and its processor time, in seconds; its peak in MiB; its stdout."""
+    """One process that ran: its start, end and processor time in seconds, its peak in MiB, its stdout."""
 
     begin: float
     end: float
@@ -125,12 +136,14 @@ class Sample:
 
 
 class Launcher:
-    """Runs commands in processes of their own and says what they took; of another, small process."""
+    """Runs commands in processes of their own, started by a small process, and measures them."""
 
     def __init__(self, cache: Path) -> None:
-        """Start it; `cache` is the folder for the bytecode of whatever it runs."""
+        """Start the small process; `cache` is the folder for the bytecode of what it runs."""
         if not hasattr(os, "posix_spawn"):
-            raise EdgecifarError("Processes are measured by means that this system lacks: use Linux or macOS.")
+            raise EdgecifarError(
+                "Processes are measured with posix_spawn, which this system lacks: use Linux or macOS."
+            )
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", LAUNCHER],
@@ -139,6 +152,9 @@ class Launcher:
             text=True,
             env={**kept, "PYTHONPYCACHEPREFIX": str(cache)},
         )
+        if self._process.stdout is None:
+            raise ValueError("a pipe was asked for")
+        self._answers = self._process.stdout
 
     def __call__(self, command: Sequence[str]) -> Sample:
         """Run `command`; "{begin}" in it becomes the time at its start, by `time.perf_counter`.
@@ -147,7 +163,7 @@ class Launcher:
             EdgecifarError: it fails.
         """
         print(json.dumps([*command]), file=self._process.stdin, flush=True)
-        begin, end, cpu, peak, code, output, prose = json.loads(self._process.stdout.readline())
+        begin, end, cpu, peak, code, output, prose = json.loads(self._answers.readline())
         if code:
             shown, (*_, last) = " ".join(command)[:200], prose.splitlines() or ["it says nothing"]
             raise EdgecifarError(f"'{shown}' ends with the exit code {code} ({last}): run it by hand.")
@@ -206,7 +222,7 @@ def _figures(name: str, seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def same_answer(ours: str, shortest: str) -> None:
-    """Require that both outputs put the same class first, or the two did not do the same."""
+    """Require that both outputs put the same class first; otherwise the two did not do the same."""
     first, answer = ours.splitlines()[1].split()[0], shortest.split()[0]
     if first != answer:
         raise EdgecifarError(f"edgecifar says {first}, the shortest script {answer}: they cannot be compared.")
@@ -214,18 +230,17 @@ def same_answer(ours: str, shortest: str) -> None:
 
 def table(rows: Sequence[dict[str, Any]], parts: Sequence[dict[str, Any]]) -> str:
     """Return the rows of whole processes and of phases as lines of text."""
-    lines = [f"{'process':<20} {'p50 ms':>8} {'p90 ms':>8} {'CPU ms':>8} {'MiB':>6}  times as much time, CPU, memory"]
+    measures = ("time", "cpu", "memory")
+    lines = [["process", "p50 ms", "p90 ms", "CPU ms", "MiB", *(f"ratio of {name}" for name in measures)]]
     for entry in rows:
         high = entry["milliseconds"]["p90"]
-        ratios = [f"{r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in entry["ratios"].values()]
-        lines.append(
-            f"{entry['what']:<20} {entry['milliseconds']['p50']:8.1f} {'' if high is None else f'{high:.1f}':>8} "
-            f"{entry['cpu_milliseconds']:8.1f} {entry['peak_mib']:6.1f}  {', '.join(ratios)}".rstrip()
-        )
-    lines += ["", f"{'phase of predict':<24} {'p50 ms':>8}"]
-    lines += [f"{part['what']:<24} {part['milliseconds']['p50']:8.1f}" for part in parts]
-    lines += ["", f"Pairs: {rows[0]['n']}. Of the ratios, the median and in brackets the quartiles."]
-    return "\n".join(lines)
+        figures = [entry["milliseconds"]["p50"], entry["cpu_milliseconds"], entry["peak_mib"]]
+        p50, cpu, mib = (f"{value:.1f}" for value in figures)
+        ratios = [report.shown(entry["ratios"].get(name), 2) for name in measures]
+        lines.append([entry["what"], p50, "" if high is None else f"{high:.1f}", cpu, mib, *ratios])
+    phases = [["phase of predict", "p50 ms"], *([p["what"], f"{p['milliseconds']['p50']:.1f}"] for p in parts)]
+    note = f"{rows[0]['n']} pairs. Ratios are the median and the quartiles of the pairs."
+    return f"{report.table(lines)}\n\n{report.table(phases)}\n\n{note}"
 
 
 def main() -> None:
@@ -235,6 +250,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="by default the one that is installed")
     parser.add_argument("--variant", help="by default the bundle's own choice")
     parser.add_argument("--pairs", type=int, default=30, help="of processes, of each comparison (default: 30)")
+    report.add_save(parser, "coldstart")
     given = parser.parse_args()
     if given.pairs < 2:
         parser.error("--pairs must be at least 2")
@@ -246,7 +262,7 @@ def main() -> None:
     arguments = [str(given.picture), "--bundle", str(bundle.folder), "--variant", variant.name, "--provider", "cpu"]
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "shortest.py")
-        script.write_text(SHORTEST)
+        script.write_text(shortest_script(bundle.contract), encoding="utf-8")
         launcher = Launcher(Path(folder, "bytecode"))
         try:
             ours = [str(command), "predict", *arguments]
@@ -270,10 +286,9 @@ def main() -> None:
     ]
     parts = phases(inside)
     settings = {"bundle": str(bundle.folder), "variant": variant.name, "pairs": given.pairs}
-    document = harness.document("coldstart", [], settings, typer=metadata.version("typer"))
-    print(table(rows, parts))
-    print()
-    print(json.dumps({**document, "rows": rows, "phases": parts}, allow_nan=False, ensure_ascii=False))
+    versions = {"typer": metadata.version("typer")}
+    found = report.document("coldstart", settings, rows, versions=versions, phases=parts)
+    report.finish(found, table(rows, parts), given.save)
 
 
 if __name__ == "__main__":

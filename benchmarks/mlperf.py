@@ -32,6 +32,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import report
 
 from edgecifar.runtime import Classifier, EdgecifarError
 from edgecifar.runtime.benchmark import time_calls
@@ -47,12 +48,17 @@ SCENARIOS = {
 """Scenario: what LoadGen's summary calls the figure that it is about."""
 MODES = {"performance": "PerformanceOnly", "accuracy": "AccuracyOnly"}
 BUSY = 0.5
-"""Share of the throughput in batches that Server asks for, unless told otherwise."""
+"""Share of the throughput in batches that Server asks for, unless --qps says otherwise."""
+
 MARGIN = 2.0
-"""How many times as fast as in a short trial LoadGen is told that the system is: it prepares its queries before, and a
-run that has answered them all before its time is over is not valid."""
+"""LoadGen is told this multiple of the speed in a short trial: it prepares its queries before the run, and a run that
+has answered them all before its time is over is not valid."""
+
 QUALITY = 0.99
 """Share of the exact model's accuracy that MLPerf's image classification must keep."""
+
+NO_CLASS = 0xFFFF
+"""The answer to an image that could not be classified; LoadGen waits for ever for what is not answered."""
 
 
 def loadgen() -> Any:
@@ -68,7 +74,7 @@ def loadgen() -> Any:
 
 
 class System:
-    """The system under test: classifies the images that LoadGen names and answers with their classes, a byte each."""
+    """The system under test: classifies the images that LoadGen names and answers with their classes, 16 bits each."""
 
     def __init__(self, lg: Any, classifier: Classifier, images: np.ndarray, batch: int, queued: bool) -> None:
         """Make it ready; to be used as a context, which ends its thread.
@@ -76,10 +82,10 @@ class System:
         Args:
             lg: LoadGen's module.
             classifier: what answers.
-            images: uint8 [N, 32, 32, 3]; LoadGen names them by their index.
+            images: uint8 [N, size, size, 3]; LoadGen names them by their index.
             batch: the most images a call.
-            queued: whether queries are put in line for a thread, which takes those that wait together. Otherwise each
-                is answered before the next can come.
+            queued: whether queries go into a queue for a thread, which answers together what waits. Otherwise each is
+                answered before the next can come.
         """
         self._lg, self._classifier, self._images, self._batch = lg, classifier, images, batch
         self._line: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -116,15 +122,15 @@ class System:
             self._answer(together)
 
     def _answer(self, samples: Sequence[Any]) -> None:
-        classes = np.full(len(samples), 255, np.uint8)  # no class: LoadGen waits for ever for what is not answered
+        classes = np.full(len(samples), NO_CLASS, "<u2")
         try:
             if not self.error:
                 images = self._images[[sample.index for sample in samples]]
-                classes = self._classifier.probabilities(images).argmax(axis=1).astype(np.uint8)
+                classes = self._classifier.probabilities(images).argmax(axis=1).astype("<u2")
         except Exception as error:  # LoadGen's own threads call this, where nobody would catch it
             self.error = error
         answers = [
-            self._lg.QuerySampleResponse(sample.id, classes[place:].ctypes.data, 1)
+            self._lg.QuerySampleResponse(sample.id, classes[place:].ctypes.data, classes.itemsize)
             for place, sample in enumerate(samples)
         ]
         self._lg.QuerySamplesComplete(answers)  # copies what it keeps
@@ -193,22 +199,22 @@ def share_correct(folder: Path, labels: np.ndarray) -> float:
     entries = json.loads((folder / "mlperf_log_accuracy.json").read_text())
     if sorted(entry["qsl_idx"] for entry in entries) != list(range(len(labels))):
         raise EdgecifarError(f"{folder} has not one answer an image: look at mlperf_log_detail.txt there.")
-    return sum(int(entry["data"], 16) == labels[entry["qsl_idx"]] for entry in entries) / len(labels)
+    answers = [int.from_bytes(bytes.fromhex(entry["data"]), "little") for entry in entries]
+    return sum(answer == labels[entry["qsl_idx"]] for answer, entry in zip(answers, entries, strict=True)) / len(labels)
 
 
 def table(rows: Sequence[dict[str, Any]], quality: float | None) -> str:
     """Return the rows as lines of text."""
-    lines = [f"{'scenario':<13} {'LoadGen says':<13} {'accuracy, %':>11}  figure"]
+    lines = [["scenario", "LoadGen says", "accuracy, %", "figure"]]
     for row in rows:
         figure = f"{row['figure']}: {row['value']:,.0f}"
-        lines.append(f"{row['scenario']:<13} {row['verdict']:<13} {100 * row['accuracy']:11.2f}  {figure}")
+        lines.append([row["scenario"], row["verdict"], f"{100 * row['accuracy']:.2f}", figure])
+    text = report.table(lines, 2)
     if quality is not None:
         kept = min(row["accuracy"] for row in rows) >= quality
-        lines += [
-            "",
-            f"Accuracy {'holds' if kept else 'misses'} {100 * quality:.2f} %, {QUALITY:.0%} of the exact model's.",
-        ]
-    return "\n".join([*lines, "", "MLPerf-style, not an MLPerf result: nothing here was submitted or reviewed."])
+        verb = "holds" if kept else "misses"
+        text += f"\n\nAccuracy {verb} {100 * quality:.2f} %, {QUALITY:.0%} of the exact model's."
+    return f"{text}\n\nMLPerf-style, not an MLPerf result: nothing here was submitted or reviewed."
 
 
 def main() -> None:
@@ -229,11 +235,12 @@ def main() -> None:
     parser.add_argument("--data", help="folder with the CIFAR-10 files; by default $EDGECIFAR_DATA")
     parser.add_argument("--images", type=int, default=10_000, help="the first N test images (default: all 10,000)")
     parser.add_argument("--logs", type=Path, help="folder for LoadGen's logs (default: runs/mlperf-TIME)")
+    report.add_save(parser, "mlperf")
     given = parser.parse_args()
     if min(given.seconds, given.queries, given.batch, given.latency, given.images, given.qps or 1) <= 0:
         parser.error("--seconds, --queries, --batch, --latency, --images and --qps must be more than 0")
     lg = loadgen()
-    dataset = datasets.load(given.data, say=harness.say)
+    dataset = datasets.load(given.data)
     images, labels = dataset.test_images[: given.images], dataset.test_labels[: given.images]
     classifier = Classifier(given.bundle, given.variant, given.provider, given.threads)
     trial = np.resize(images, (given.batch, *images.shape[1:]))
@@ -274,11 +281,9 @@ def main() -> None:
         "quality": quality,
         "logs": str(folder),
     }
-    loaded = metadata.version("mlcommons-loadgen")
-    document = harness.document("mlperf", [], settings, **{"mlcommons-loadgen": loaded})
-    print(table(rows, quality))
-    print(f"LoadGen's logs are in {folder}.\n")
-    print(json.dumps({**document, "rows": rows}, allow_nan=False, ensure_ascii=False))
+    versions = {"mlcommons-loadgen": metadata.version("mlcommons-loadgen")}
+    found = report.document("mlperf", settings, rows, versions=versions)
+    report.finish(found, f"{table(rows, quality)}\nLoadGen's logs are in {folder}.", given.save)
 
 
 if __name__ == "__main__":

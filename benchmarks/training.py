@@ -3,44 +3,47 @@
     python benchmarks/training.py --recipe reference:3 --recipe fast --recipe best --seeds 3 --out training-runs
 
 Trains each recipe (`NAME:EPOCHS` for other epochs than its own; `NAME,SETTING=VALUE,…` for other settings, as an
-ablation needs) with each seed, in turn, into a folder of its own under --out, then reports. What is finished there
-already is not trained again, what was interrupted is resumed: the same command goes on after any stop. Finished or
-unfinished runs from elsewhere are added by --run FOLDER.
+ablation needs) with each seed, in turn, into a folder of its own under --out, then reports. Finished runs are not
+trained again, interrupted ones are resumed: the same command goes on after any stop. `--run FOLDER` adds a run from
+elsewhere, finished or not.
 
-A time counts training alone: steps and augmentation, not the evaluation after each epoch, nor reading the data. An
-accuracy counts as reached at the end of the first epoch whose images outside of training (the held-out ones; the
-test images for a recipe that holds none out, as the reference does) are classified that well. Nothing is compiled.
-
-Prints a table, draws accuracy over time with --picture, and ends with one line of JSON.
+Times count training alone: steps and augmentation, not the evaluation after each epoch, nor reading the data. An
+accuracy counts as reached at the end of the first epoch whose images outside of training are classified that well.
+These are the held-out images; the test images for a recipe that holds none out, as the reference. Nothing is compiled.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from dataclasses import asdict, fields, replace
 from itertools import accumulate
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 import harness
+import report
 
-from edgecifar.runtime import machine
-from edgecifar.runtime.errors import EdgecifarError, RunError
-from edgecifar.runtime.files import write_file
+from edgecifar.runtime.errors import RunError
 from edgecifar.train import data, loop
+from edgecifar.train.devices import choose_device
+from edgecifar.train.listeners import Silent
 from edgecifar.train.recipes import RECIPES, Recipe
-from edgecifar.train.run import FINISHED, METRICS, RECORD, Run, judged
+from edgecifar.train.record import validation_accuracy
+from edgecifar.train.run import RECORD, Run
 
 LEVELS = (60.0, 78.0, 90.0)
-"""Accuracies in per cent: one that the reference reaches in minutes, its last one, and one beyond it."""
+"""Accuracies in per cent: one that the reference reaches in minutes, its final one, and a higher one."""
 
 
-class Line(loop.Silent):
+Finished = tuple[dict[str, Any], list[dict[str, Any]]]
+"""A run: its record, and the lines of its metrics."""
+
+
+class Line(Silent):
     """Prints a line an epoch."""
 
     def __init__(self, name: str) -> None:
@@ -48,12 +51,12 @@ class Line(loop.Silent):
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Print the epoch's accuracy."""
-        print(f"  {self.name}: epoch {metrics['epoch']}, {100 * accuracy(metrics):.2f} %", file=sys.stderr, flush=True)
+        harness.say(f"  {self.name}: epoch {metrics['epoch']}, {100 * accuracy(metrics):.2f} %")
 
 
 def accuracy(line: dict[str, Any]) -> float:
-    """Return the accuracy that a line of metrics.jsonl holds, 0 to 1; NaN in a final run, judged at its end."""
-    found = judged(line)
+    """Return the accuracy in a line of metrics.jsonl, 0 to 1; NaN in a full-data run, which is tested at its end."""
+    found = validation_accuracy(line)
     return found[1] if found else nan
 
 
@@ -109,12 +112,12 @@ def _comparable(row: dict[str, Any]) -> str:
     return json.dumps([row[name] for name in ("hardware", "device", "processes", "threads", "cpu_features", "data")])
 
 
-def report(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], levels: list[float]) -> list[dict[str, Any]]:
-    """Return a row for the runs that differ in nothing but the seed, each given as its record and its metrics.
+def summarise(runs: list[Finished], levels: list[float]) -> list[dict[str, Any]]:
+    """Return a row for all runs that differ in nothing but the seed.
 
-    A time to a level is given where every run of the row reached it; held-out accuracy is that after the last epoch.
+    The time to a level is None unless every run of the row reached it. Held-out accuracy is that of the last epoch.
     """
-    groups: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = defaultdict(list)
+    groups: dict[str, list[Finished]] = defaultdict(list)
     for record, metrics in runs:
         groups[json.dumps({"recipe": record["recipe"], **conditions(record)}, sort_keys=True)].append((record, metrics))
     rows = []
@@ -157,7 +160,7 @@ def _shown(value: dict[str, Any] | None, digits: int) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as text, with how many times sooner than the reference each reaches a level."""
+    """Return the rows as text, with each speed-up relative to the reference."""
     reference: dict[tuple[str, str], float] = {}
     for row in rows:
         for level, reached in row["seconds_to"].items():
@@ -187,27 +190,19 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells.append(_shown(row["training_seconds"], 0))
         cells += [_shown(row[name], 2) for name in ("held_out_accuracy", "test_accuracy", "ece")]
         lines.append(cells)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return report.table(lines)
 
 
-def picture(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], path: Path) -> None:
-    """Draw accuracy over seconds of training, a curve a run, into a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    names = sorted({record["recipe"]["name"] + _settings(changed(record["recipe"])) for record, _ in runs})
-    for record, metrics in runs:
-        name = record["recipe"]["name"] + _settings(changed(record["recipe"]))
-        seconds, reached = zip(*course(metrics), strict=True)
-        axes.plot(seconds, reached, marker=".", color=f"C{names.index(name)}", label=f"{name}, seed {record['seed']}")
-    axes.set(xlabel="seconds of training", ylabel="accuracy outside of training, %", xscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=110))
+def curves(runs: list[Finished]) -> list[dict[str, Any]]:
+    """Return accuracy in per cent over seconds of training for each run, which `draw.py` draws."""
+    return [
+        {
+            "recipe": record["recipe"]["name"] + _settings(changed(record["recipe"])),
+            "seed": record["seed"],
+            "points": [[seconds, None if isnan(reached) else reached] for seconds, reached in course(metrics)],
+        }
+        for record, metrics in runs
+    ]
 
 
 def _recipe(text: str) -> Recipe:
@@ -242,18 +237,19 @@ def _folder(recipe: Recipe, seed: int) -> str:
 
 
 def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, device: str) -> Run:
-    run, where = Run(folder), loop.choose_device(device)
+    run, where = Run(folder), choose_device(device)
+    options = loop.TrainingOptions(where, seed, Line(folder.name))
     if not (folder / RECORD).exists():
-        loop.train(recipe, dataset, folder, where, seed, Line(folder.name))
+        loop.train(recipe, dataset, folder, options)
         return run
     made = run.record
-    if made["dataset"]["sha256"] != dataset.digest or made["device"] != str(where):
+    if made.dataset.sha256 != dataset.digest or made.conditions.device != str(where):
         raise RunError(
-            f"{folder} was trained on other data or another device ({made['dataset']['name']}, {made['device']}): "
+            f"{folder} was trained on other data or another device ({made.dataset.name}, {made.conditions.device}): "
             "choose another --out."
         )
-    if made["status"] != FINISHED:
-        loop.resume(run, dataset, where, Line(folder.name))
+    if not made.is_finished:
+        loop.resume(run, dataset, options)
     return run
 
 
@@ -267,33 +263,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="folder of the CIFAR-10 files, as 'edgecifar train' takes it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("training-runs"), help="where the runs go")
-    harness.add_picture(parser, __file__)
+    report.add_save(parser, "training")
     options = parser.parse_args(arguments)
-    try:
-        found = [Run(folder) for folder in options.run]
-        if options.recipe:
-            recipes = [recipe.on(loop.choose_device(options.device).type) for recipe in options.recipe]
-            dataset = data.load(options.data, say=lambda line: print(line, file=sys.stderr))
-            found += [
-                _train(recipe, seed, dataset, options.out / _folder(recipe, seed), options.device)
-                for seed in range(options.seeds)  # seeds outside: a slow hour hits every recipe
-                for recipe in recipes
-            ]
-        runs = [(run.record, _metrics(run)) for run in found]
-    except EdgecifarError as error:
-        sys.exit(f"training.py: {error}")
+    found = [Run(folder) for folder in options.run]
+    if options.recipe:
+        recipes = [recipe.on(choose_device(options.device).type) for recipe in options.recipe]
+        dataset = data.load(options.data)
+        found += [
+            _train(recipe, seed, dataset, options.out / _folder(recipe, seed), options.device)
+            for seed in range(options.seeds)  # seeds outside: a slow hour hits every recipe
+            for recipe in recipes
+        ]
+    runs = [(run.record.as_json(), run.metrics) for run in found]
     runs = [(record, metrics) for record, metrics in runs if metrics]
     if not runs:
         parser.error("there is nothing to report: name a --recipe, or a --run with at least one complete epoch")
-    rows = report(runs, options.level or list(LEVELS))
-    print(table(rows))
-    document = {"benchmark": "training", "machine": machine.describe(), "rows": rows}
-    harness.finish(document, options.picture, lambda path: picture(runs, path))
-
-
-def _metrics(run: Run) -> list[dict[str, Any]]:
-    path = run.folder / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = summarise(runs, options.level or list(LEVELS))
+    settings = {"levels": options.level or list(LEVELS), "seeds": options.seeds}
+    report.finish(report.document("training", settings, rows, curves=curves(runs)), table(rows), options.save)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import streams
+
+if TYPE_CHECKING:
+    from ..runtime.errors import EdgecifarError
 
 app = typer.Typer(
     help="Train a CIFAR-10 classifier, prove its exports equal, and serve it without torch.",
@@ -27,6 +30,9 @@ app = typer.Typer(
 EXTRAS = {"train": "train", "evaluate": "train", "export": "export", "info": "train"}
 """Which extra of the package a command needs beyond the base install; `info` for a run folder only."""
 
+
+FLAGS = {"replace": "--force"}
+"""Flags of library options by another name than the option's own."""
 
 _EPILOGS: dict[str, str] = {}
 """The end of each subcommand's help by its name."""
@@ -53,7 +59,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             with streams.results():
                 function(*args, **kwargs)
         except EdgecifarError as error:
-            fail(str(error))
+            fail(_with_flag(error))
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("edgecifar"):
                 raise
@@ -89,6 +95,14 @@ def fail(sentence: str) -> None:
     """Print a failure and end the command with exit code 1."""
     print(f"edgecifar: {sentence}", file=sys.stderr)
     raise typer.Exit(1)
+
+
+def _with_flag(error: EdgecifarError) -> str:
+    """Return an error's sentence, which is in the library's terms, with the flag of the option that mends it."""
+    if error.option is None:
+        return str(error)
+    flag = FLAGS.get(error.option, "--" + error.option.replace("_", "-"))
+    return f"{str(error).removesuffix('.')} ({flag})."
 
 
 def say(line: str) -> None:

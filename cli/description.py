@@ -8,7 +8,7 @@ from typing import Any
 
 from ..runtime.errors import EdgecifarError
 from ..runtime.paths import kind_of
-from .display import json_text, net_summary
+from .display import json_text
 
 
 def describe_model(model: Path | None, as_json: bool) -> str:
@@ -70,21 +70,21 @@ def _count(value: Any) -> str:
 
 
 def _run_text(folder: Path, as_json: bool) -> str:
+    from ..train.nets import make_net, summarise
     from ..train.run import Run
 
     record = Run(folder).record
     if as_json:
-        return json_text(record)
-    recipe, test = record["recipe"], record.get("test")
+        return json_text(record.as_json())
+    recipe, contract, where = record.recipe, record.contract, record.conditions
     lines = [
-        f"{net_summary()}\n",
-        f"recipe {recipe['name']}: {record.get('epochs_done', 0)} of {recipe['epochs']} epochs, batch size "
-        f"{recipe['batch_size']}, {recipe['optimizer']} at {recipe['lr']:g}, dropout {recipe['dropout']:g}, "
-        f"seed {record['seed']}",
-        f"data: {record['dataset']['name']}; on {record['hardware']} ({record['device']}); {record['status']}",
+        f"{summarise(make_net(recipe.net, contract), contract.size)}\n",
+        f"recipe {recipe.name}: {record.epochs_done} of {recipe.epochs} epochs, batch size {recipe.batch_size}, "
+        f"{recipe.optimizer} at {recipe.lr:g}, dropout {recipe.dropout:g}, seed {record.seed}",
+        f"data: {record.dataset.name}; on {where.hardware} ({where.device}); {record.status}",
     ]
-    if test:
-        lines.append(f"test accuracy: {100 * test['accuracy']:.2f} % of {test['images']:,} images")
+    if record.test:
+        lines.append(f"test accuracy: {100 * record.test['accuracy']:.2f} % of {record.test['images']:,} images")
     return "\n".join(lines)
 
 

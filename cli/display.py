@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.errors import PictureError
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
 
     from ..runtime.benchmark import Report, Row
     from ..runtime.bundle import Check
     from ..runtime.classifier import Classifier, Prediction
-    from ..runtime.metrics import Evaluation
-    from ..train.data import Dataset
-    from ..train.loop import Progress
-    from ..train.recipes import Recipe
 
 BAR_WIDTH = 24
 EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -43,25 +37,6 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
         return "#" * round(share * width)
     whole, part = divmod(round(share * width * 8), 8)
     return ("█" * whole + EIGHTHS[part]).rstrip()
-
-
-def evaluation_table(result: Evaluation, dataset: str) -> str:
-    """Return an evaluation as lines of text: the figures, a line a class, and the confusion matrix."""
-    lines = [
-        f"{100 * result.accuracy:.2f} % of the {result.images:,} {dataset} test images ({result.correct:,} correct)",
-        f"NLL {result.nll:.4f}   ECE {100 * result.ece:.2f} %   {result.images_per_second:,.0f} images/s",
-        "",
-    ]
-    longest = min(30, max(map(len, result.per_class)))
-    for label, accuracy in result.per_class.items():
-        shown = "    —" if math.isnan(accuracy) else f"{100 * accuracy:5.1f} %  {bar(accuracy)}"
-        lines.append(f"  {padded(label, longest)} {shown}")
-    width = max(longest + 1, len(str(result.confusion.max())) + 1)
-    lines += ["", "true (rows) against predicted (columns), images:"]
-    lines.append(" " * (longest + 2) + "".join(f"{label:>{width}}" for label in result.per_class))
-    for label, row in zip(result.per_class, result.confusion, strict=True):
-        lines.append(f"  {padded(label, longest)}" + "".join(f"{count or '·':>{width}}" for count in row.tolist()))
-    return "\n".join(lines)
 
 
 def check_table(checks: list[Check]) -> str:
@@ -166,7 +141,7 @@ PREDICTION_PRINTERS: dict[str, Callable[..., None]] = {"text": _print_text, "jso
 """Each takes the classifier, how many classes are listed, and pairs of a source and its result, in order."""
 
 
-def _draws(console: Console) -> bool:
+def draws(console: Console) -> bool:
     """Whether bars may be drawn; rich takes a file for a terminal where FORCE_COLOR is set, which is about colours."""
     return console.is_terminal and sys.stderr.isatty()
 
@@ -186,77 +161,6 @@ def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, transient=True, disable=not _draws(console)) as progress:
+    with Bar(*columns, console=console, transient=True, disable=not draws(console)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.update(task, completed=done)
-
-
-class TrainingDisplay:
-    """A `train.loop.Listener` that shows a bar an epoch on stderr, then a line; only lines where it is no terminal."""
-
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device, processes: int, again: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        from ..train.loop import describe_device
-
-        self.recipe, self.again = recipe, again
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Bar(*columns, console=self.console, transient=True, disable=not _draws(self.console))
-        self.console.print(net_summary(), markup=False)
-        self.console.print(
-            f"Recipe {recipe.name}: {recipe.epochs} epochs of {len(dataset.train_labels):,} {dataset.name} images"
-            f"{f', {100 * recipe.held_out:g} % of them held out' if recipe.held_out else ''}, batch size "
-            f"{recipe.batch_size}, on {describe_device(device)} ({device})"
-            f"{f', {processes} processes' if processes > 1 else ''}. Ctrl-C stops; --resume goes on.",
-            markup=False,
-        )
-
-    def __enter__(self) -> TrainingDisplay:
-        self.bar.start()
-        self.task = self.bar.add_task("", total=None, note="")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.bar.stop()
-        if isinstance(error, KeyboardInterrupt):
-            self.console.print(f"To go on from the last complete epoch: {self.again}", markup=False)
-
-    def progress(self, progress: Progress) -> None:
-        """Move the bar."""
-        note = f"loss {progress.loss:.3f}  {progress.images_per_second:,.0f} images/s"
-        name = f"epoch {progress.epoch}/{self.recipe.epochs}"
-        self.bar.update(self.task, description=name, total=progress.steps, completed=progress.step, note=note)
-
-    def epoch(self, metrics: dict[str, Any]) -> None:
-        """Print the line of a finished epoch."""
-        from ..train.run import judged
-
-        found = judged(metrics)
-        accuracy = f"{found[0]} {100 * found[1]:.2f} %  " if found else ""
-        windows = "".join(f", first 2,000 batches {loss:.3f}" for loss in metrics["loss_per_2000"][:1])
-        self.console.print(
-            f"epoch {metrics['epoch']:>3}/{self.recipe.epochs}  loss {metrics['loss']:.3f}{windows}  "
-            f"{accuracy}{metrics['seconds']:.0f} s  {metrics['images_per_second']:,.0f} images/s",
-            markup=False,
-        )
-        self.bar.reset(self.task)  # a bar that was full once shows no time left ever after
-
-
-def net_summary() -> str:
-    """Return the per-layer summary of Net: each layer's output shape, parameters and multiply-accumulates."""
-    from torchinfo import summary
-
-    from ..train.net import INPUT_SHAPE, Net
-
-    columns = ("output_size", "num_params", "mult_adds")
-    return str(
-        summary(Net(), (1, *INPUT_SHAPE), col_names=columns, row_settings=("var_names",), verbose=0, device="cpu")
-    )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Data, command, finite, say
+from .app import Data, command, examples, finite, say
 
 
 class Format(StrEnum):
@@ -30,6 +30,11 @@ class VariantName(StrEnum):
     all = "all"
 
 
+@examples(
+    "edgecifar export                                  the newest finished run, exactly, into RUN/bundle",
+    "edgecifar export runs/NAME --format all --variant all --fine-tune 20",
+    "edgecifar export runs/NAME --variant edge --budget 0.3 --out bundle --sign my.key",
+)
 @command
 def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest finished under runs/.")] = None,
@@ -40,6 +45,13 @@ def export(
     ] = [VariantName.fp32],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="The bundle to make. Default: RUN/bundle.")] = None,
     data: Data = None,
+    without_data: Annotated[
+        bool,
+        typer.Option(
+            "--without-data",
+            help="Export though the run's data set is not at hand: parity on drawn pictures, no accuracy.",
+        ),
+    ] = False,
     budget: Annotated[
         float,
         typer.Option(
@@ -59,44 +71,53 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
 ) -> None:
     """Export a run into a bundle, after proving that each model in it agrees with the net."""
+    from ..runtime.errors import ModelError
+    from ..runtime.paths import kind_of
     from ..runtime.signing import Signer
 
     signer = Signer(sign) if sign else None  # first: a key that cannot sign is said before the long work
-    from ..export.build import export as build
-    from ..train import data as datasets
-    from ..train.run import FINISHED, Run
+    if run and run.exists() and kind_of(run) != "run":
+        raise ModelError(f"{run} is not a run folder: name one that 'edgecifar train' made.")
+    _check_usage(formats, variants, fine_tune, data if without_data else None)
 
+    from ..export.build import export as build
+    from ..export.options import ExportOptions
+    from ..train import data as datasets
+    from ..train.run import Run
+
+    source = Run(run) if run else Run.newest()
+    record = source.record
+    if not record.is_finished:
+        say(f"Note: {source.folder} is not finished: {record.epochs_done} of {record.recipe.epochs} epochs.")
+    elif not run:
+        say(f"The newest finished run: {source.folder}")
+    dataset = None if without_data else datasets.load_for_export(record.dataset.name, data)
+    options = ExportOptions(
+        formats=_expand(formats, Format),
+        variants=_expand(variants, VariantName),
+        budget=budget,
+        fine_tune=fine_tune,
+        device=device,
+        without_data=without_data,
+        replace=force,
+        signer=signer,
+    )
+    bundle, _ = build(source, out or source.folder / "bundle", dataset, options)
+    say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
+
+
+def _check_usage(formats: list[Format], variants: list[VariantName], fine_tune: int, data: str | None) -> None:
+    """Refuse options that contradict one another; `data` is given only beside --without-data."""
     if set(variants) != {VariantName.fp32} and not {Format.onnx, Format.all} & set(formats):
         raise typer.BadParameter("--variant chooses among the ONNX models: add --format onnx.")
     if fine_tune and not {VariantName.edge, VariantName.tiny, VariantName.all} & set(variants):
         raise typer.BadParameter("--fine-tune is for the lossy variants: add --variant edge or --variant tiny.")
-    source = Run(run) if run else Run.newest(say=say)
-    record, name = source.record, source.record["dataset"]["name"]
-    if record["status"] != FINISHED:
-        done, all_ = record.get("epochs_done", 0), record["recipe"]["epochs"]
-        say(f"Note: {source.folder} is not finished: {done} of {all_} epochs.")
-    elif not run:
-        say(f"The newest finished run: {source.folder}")
-    dataset = datasets.load_for_export(name, data, say)
-    target = out or source.folder / "bundle"
-    bundle, _ = build(
-        source,
-        target,
-        _expand(formats, Format),
-        _expand(variants, VariantName),
-        dataset,
-        budget,
-        force,
-        signer,
-        say,
-        fine_tune,
-        device,
-    )
-    say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
+    if data:
+        raise typer.BadParameter("--data and --without-data exclude one another: give one of them.")
 
 
-def _expand(chosen: list[Any], kind: type[StrEnum]) -> list[str]:
+def _expand(chosen: list[Any], kind: type[StrEnum]) -> tuple[str, ...]:
     """Return the values chosen, in the order they are declared, "all" spelt out."""
     names = [member.value for member in kind if member.value != "all"]
     wanted = {member.value for member in chosen}
-    return [name for name in names if "all" in wanted or name in wanted]
+    return tuple(name for name in names if "all" in wanted or name in wanted)

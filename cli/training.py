@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .app import Data, Json, Provider, command, say
+from .app import Data, Json, Provider, command, examples, say
 
 
 class RecipeName(StrEnum):
@@ -29,6 +28,11 @@ class Optimizer(StrEnum):
     muon = "muon"
 
 
+@examples(
+    "edgecifar train",
+    "edgecifar train --recipe reference --epochs 3 --out runs/reference",
+    "edgecifar train --data synthetic --epochs 1",
+)
 @command
 def train(
     recipe: Annotated[RecipeName | None, typer.Option(help="How to train. Default: fast.")] = None,
@@ -61,21 +65,14 @@ def train(
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into the run's folder, too.")
     ] = False,
 ) -> None:
-    """Train Net and leave a run folder: weights, settings, metrics, pictures."""
-    from contextlib import ExitStack
-    from dataclasses import replace
-    from datetime import datetime
-
+    """Train a net and leave a run folder: weights, settings, metrics, pictures."""
     import matplotlib  # noqa: F401  draws last: that it is missing must be known first
 
-    from ..train import data as datasets
-    from ..train import distributed, loop
-    from ..train.events import EventFiles
-    from ..train.recipes import RECIPES
-    from ..train.run import RUNS, Run
-    from .display import TrainingDisplay, evaluation_table
+    from ..train.recipes import RecipeError
+    from ..train.start import DEFAULT_RECIPE, TrainingRequest, start
+    from .training_display import TrainingDisplay, evaluation_table
 
-    chosen = {
+    settings = {
         "epochs": epochs,
         "optimizer": optimizer and optimizer.value,
         "batch_size": batch_size,
@@ -83,62 +80,44 @@ def train(
         "momentum": momentum,
         "held_out": held_out,
     }
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    given = {"recipe": recipe, "seed": seed, **chosen}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    _check_usage({"recipe": recipe, "seed": seed, **settings}, resume, final)
+    request = TrainingRequest(
+        recipe=recipe.value if recipe else DEFAULT_RECIPE,
+        settings=settings,
+        seed=seed or 0,
+        data=data,
+        out=out,
+        device=device,
+        resume=resume,
+        follow=final,
+        tensorboard=tensorboard,
+    )
+    try:
+        trained = start(request, TrainingDisplay)
+    except RecipeError as error:
+        raise typer.BadParameter(f"{error}.") from None
+    if trained:
+        plan, result = trained
+        print(evaluation_table(result, plan.dataset.name))
+        say(f"\nThe run is in {plan.run.folder}. Next: {plan.export_command}")
+
+
+def _check_usage(given: dict[str, Any], resume: bool, final: Path | None) -> None:
+    """Refuse settings of a run that has its own: one that goes on, or follows another."""
     fixed = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    with distributed.joined() as group, ExitStack() as stack:
-        if resume and (fixed or final):
-            fixed += ["--final"] if final else []
-            raise typer.BadParameter(f"a run is resumed as it was begun: leave out {', '.join(fixed)}.")
-        if final and fixed:
-            raise typer.BadParameter(f"a final run is trained as {final} was: leave out {', '.join(fixed)}.")
-        where = group.connect(loop.choose_device(device))
-        past, trial = [], None
-        if resume:
-            run = begun = Run(out) if out else Run.newest(unfinished=True, say=say)
-            past = (run.resume_state() or {}).get("metrics", [])  # first: what is wrong is said before the data is read
-            settings = loop.recipe_of(run)
-        else:
-            begun = Run(final) if final else None
-            if begun:
-                settings, trial = loop.final_of(begun)
-            else:
-                settings = RECIPES[recipe.value if recipe else "fast"].on(where.type)
-                if lr is not None:
-                    chosen["filter_lr"] = settings.filter_lr * lr / settings.lr
-                try:
-                    settings = replace(settings, **chosen)
-                except ValueError as error:
-                    raise typer.BadParameter(f"{error}.") from None
-            name = f"{settings.name}{'-final' if final else ''}-{datetime.now():%Y%m%d-%H%M%S}"
-            run = Run(out or RUNS / group.agree(name))
-            run.check_free()
-        if begun and begun.record["dataset"]["name"] == datasets.SYNTHETIC:
-            data = data or datasets.SYNTHETIC
-        events = stack.enter_context(EventFiles(run.folder, past)) if tensorboard and group.leads else None
-        with group.one_first():
-            dataset = datasets.load(data, say=say)
-        listeners: list[loop.Listener] = [events] if events else []
-        if group.leads:
-            again = ["edgecifar"] if group.size == 1 else [*distributed.LAUNCH, str(group.size), "-m", "edgecifar.cli"]
-            again += ["train", "--resume", "--out", str(run.folder)]
-            again += ["--data", data] if data else []
-            again += ["--device", device] if device != "auto" else []
-            again += ["--tensorboard"] if tensorboard else []
-            display = TrainingDisplay(settings, dataset, where, group.size, shlex.join(again))
-            listeners.append(stack.enter_context(display))
-        listener = loop.Listeners(*listeners)
-        if resume:
-            result = loop.resume(run, dataset, where, listener, group)
-        else:
-            result = loop.train(settings, dataset, run.folder, where, seed or 0, listener, group, trial)
-        if events:
-            events.test(result, settings.epochs)
-    if group.leads:
-        print(evaluation_table(result, dataset.name))
-        say(f"\nThe run is in {run.folder}. Next: edgecifar export {run.folder} --format onnx")
+    if resume and (fixed or final):
+        fixed += ["--final"] if final else []
+        raise typer.BadParameter(f"a run is resumed as it was begun: leave out {', '.join(fixed)}.")
+    if final and fixed:
+        raise typer.BadParameter(f"a final run is trained as {final} was: leave out {', '.join(fixed)}.")
 
 
+@examples(
+    "edgecifar evaluate runs/NAME",
+    "edgecifar evaluate runs/NAME/bundle --variant edge --plot confusion.png",
+    "edgecifar evaluate model.onnx --data DIR --json",
+)
 @command
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run folder, .pt (TorchScript), .pt2, .onnx or a bundle.")],
@@ -154,15 +133,17 @@ def evaluate(
     from ..export import models
     from ..runtime.metrics import evaluate as measure
     from ..train import data as datasets
-    from .display import counting, evaluation_table
+    from .display import counting
+    from .training_display import evaluation_table
 
     loaded = models.load(model, variant, provider)
     trained_on_drawn = loaded.dataset == datasets.SYNTHETIC  # measured on its own kind unless told otherwise
-    dataset = datasets.load(data or (datasets.SYNTHETIC if trained_on_drawn else None), say=say)
+    dataset = datasets.load(data or (datasets.SYNTHETIC if trained_on_drawn else None))
+    images, labels = dataset.test_images, dataset.test_labels
     if loaded.variant:
         say(f"{model}: variant {loaded.variant} on {loaded.provider}")
-    with counting("Evaluating", len(dataset.test_labels), "images") as progress:
-        result = measure(loaded.probabilities, dataset.test_images, dataset.test_labels, progress=progress)
+    with counting("Evaluating", len(labels), "images") as progress:
+        result = measure(loaded.probabilities, images, labels, dataset.contract.labels, progress=progress)
     if as_json:
         described = {
             "model": str(model),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -25,16 +26,21 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
-from ..runtime.bundle import CARD, Manifest
 from ..runtime.errors import BundleError, RunError
 from ..runtime.machine import PACKAGES
+from ..runtime.manifest import CARD, Manifest
+from ..train.net import LAYOUT
 from ..train.run import WEIGHTS
+from .provenance import Provenance
 
 SOURCES = {"CIFAR-10": "https://www.cs.toronto.edu/~kriz/cifar.html"}
-"""Where a data set of this name comes from."""
+"""Data sets of these names come from these pages."""
 
-OURS = "edgecifar"
-"""What comes first in the names of properties that no standard has; and the one of the packages that is the tool."""
+TOOL = "edgecifar"
+"""The package that writes this; the names of properties that no standard has begin with it."""
+
+LISTED_LABELS = 20
+"""The model's description names all labels where there are at most so many."""
 
 
 def text(manifest: Manifest, versions: dict[str, str]) -> str:
@@ -45,25 +51,25 @@ def text(manifest: Manifest, versions: dict[str, str]) -> str:
         versions: of the packages that it is exported with; the manifest knows those of the training.
 
     Raises:
-        RunError: the manifest says nothing usable of when the run ended.
+        RunError: the run's record says nothing usable of when the run ended.
         BundleError: what came out is not CycloneDX.
     """
-    origin = manifest.provenance
-    ended = origin["finished"] or origin["started"]
+    origin = Provenance.parse(manifest.provenance)
+    ended = origin.finished or origin.started
     try:
         timestamp = datetime.fromisoformat(ended)
     except (TypeError, ValueError):
         raise RunError(f"The run's record is damaged ({ended!r} is no time): restore it or train again.") from None
-    data = _dataset(manifest)
-    libraries = _libraries(origin["trained_with"], versions)
-    model = _model(manifest)
+    data = _dataset(manifest, origin)
+    libraries = _libraries(origin.trained_with, versions)
+    model = _model(manifest, origin)
     bom = Bom(
         serial_number=_serial_number(manifest, versions),
         metadata=BomMetaData(
             timestamp=timestamp,
             component=model,
             tools=ToolRepository(
-                components=[Component(type=ComponentType.APPLICATION, name=OURS, version=versions.get(OURS))]
+                components=[Component(type=ComponentType.APPLICATION, name=TOOL, version=versions.get(TOOL))]
             ),
         ),
         components=[data, *libraries],
@@ -83,9 +89,10 @@ def _serial_number(manifest: Manifest, versions: dict[str, str]) -> uuid.UUID:
     return uuid.uuid5(uuid.NAMESPACE_OID, digest)
 
 
-def _model(manifest: Manifest) -> Component:
+def _model(manifest: Manifest, origin: Provenance) -> Component:
     """Return the net, with the files that hold it as its parts and the checkpoint as what they come from."""
-    origin = manifest.provenance
+    labels = manifest.contract.labels
+    listed = ", ".join(labels) if len(labels) <= LISTED_LABELS else f"{len(labels):,} classes"
     mit = DisjunctiveLicense(id="MIT")
     files = [
         Component(
@@ -103,46 +110,43 @@ def _model(manifest: Manifest) -> Component:
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=WEIGHTS,
         name=WEIGHTS,
-        hashes=[_sha256(origin["checkpoint_sha256"])],
+        hashes=[_sha256(origin.checkpoint_sha256)],
     )
     return Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref="model",
         name=f"edgecifar {manifest.dataset} classifier",
-        version=origin["checkpoint_sha256"][:12],
-        description=f"Classifies a picture as one of {', '.join(manifest.labels)}.",
+        version=origin.checkpoint_sha256[:12],
+        description=f"Classifies a picture as one of {listed}.",
         licenses=[mit],
         external_references=[ExternalReference(type=ExternalReferenceType.MODEL_CARD, url=XsUri(CARD))],
         components=files,
         pedigree=Pedigree(ancestors=[checkpoint]),
-        properties=_properties(
-            recipe=origin["recipe"]["name"], epochs=f"{origin['epochs_done']}", seed=f"{origin['seed']}"
-        ),
+        properties=_properties(recipe=origin.recipe["name"], epochs=f"{origin.epochs_done}", seed=f"{origin.seed}"),
     )
 
 
-def _dataset(manifest: Manifest) -> Component:
-    record = manifest.provenance["dataset"]
+def _dataset(manifest: Manifest, origin: Provenance) -> Component:
     source = SOURCES.get(manifest.dataset)
     return Component(
         type=ComponentType.DATA,
         bom_ref="data",
         name=manifest.dataset,
-        description=f"{record['trained_on']:,} of its training images were trained on. The hash is over the pixels of "
-        "all its images and their labels.",
-        hashes=[_sha256(record["sha256"])],
+        description=f"{origin.training_images:,} of its training images were trained on. The hash is over the pixels "
+        "and labels of all its images.",
+        hashes=[_sha256(origin.dataset["sha256"])],
         external_references=[ExternalReference(type=ExternalReferenceType.WEBSITE, url=XsUri(source))]
         if source
         else [],
     )
 
 
-def _libraries(training: dict[str, str], export: dict[str, str]) -> list[Component]:
+def _libraries(training: Mapping[str, str], export: Mapping[str, str]) -> list[Component]:
     """Return each package in each version that was there. None is part of the bundle, which is what "excluded" says."""
     uses: dict[tuple[str, str], list[str]] = {}
     for use, versions in (("training", training), ("export", export)):
         for name in PACKAGES:
-            if name in versions and name != OURS:
+            if name in versions and name != TOOL:
                 uses.setdefault((name, versions[name]), []).append(use)
     components = []
     for (name, version), used in uses.items():
@@ -155,7 +159,7 @@ def _libraries(training: dict[str, str], export: dict[str, str]) -> list[Compone
                 version=version,
                 purl=purl,
                 scope=ComponentScope.EXCLUDED,
-                properties=[Property(name=f"{OURS}:installed-for", value=", ".join(used))],
+                properties=[Property(name=f"{TOOL}:installed-for", value=", ".join(used))],
             )
         )
     return components
@@ -163,13 +167,13 @@ def _libraries(training: dict[str, str], export: dict[str, str]) -> list[Compone
 
 def _model_card(manifest: Manifest, data: Component) -> dict[str, Any]:
     """Return the card in the words of the schema; accuracy is of each model file, where it was measured."""
-    contract = manifest.contract
+    contract = manifest.contract.as_json()
     return {
         "modelParameters": {
             "approach": {"type": "supervised"},
             "task": "classification",
             "architectureFamily": "convolutional neural network",
-            "modelArchitecture": "six convolutions and three fully connected layers",
+            "modelArchitecture": LAYOUT,
             "datasets": [{"ref": data.bom_ref.value}],
             "inputs": [{"format": _tensor(contract["input"]) + " RGB"}],
             "outputs": [{"format": _tensor(output)} for output in contract["outputs"]],
@@ -197,4 +201,4 @@ def _sha256(digest: str) -> HashType:
 
 
 def _properties(**values: str) -> list[Property]:
-    return [Property(name=f"{OURS}:{name}", value=value) for name, value in values.items()]
+    return [Property(name=f"{TOOL}:{name}", value=value) for name, value in values.items()]

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from ..runtime.bundle import BOM, GOLDEN, MANIFEST, PARITY, SUMS, Manifest
+import re
 
-TEMPLATE = """# {title}
+from ..runtime.manifest import BOM, GOLDEN, GOLDEN_PICTURES, MANIFEST, PARITY, SUMS, SYNTHETIC, Manifest
+from ..train.net import describe
+from .provenance import Provenance
 
-{warning}Classifies a picture as one of {labels}. Made by `edgecifar export`.
+LISTED_LABELS = 20
+"""A card names all labels where there are at most so many."""
+
+FITS = {
+    "crop": "Scale the picture's shorter side to {size} pixels and cut out the middle.",
+    "squash": "Scale the picture to {size}x{size} pixels, whatever its shape.",
+    "pad": "Scale the picture's longer side to {size} pixels and pad the shorter one with grey on both sides.",
+}
+"""How a picture becomes the input, by the contract's fit."""
+
+NOTES = {
+    SYNTHETIC: "**Trained on pictures that a program drew: a trial of the pipeline, of no use for photographs.**\n\n",
+    "CIFAR-10": "The labels `plane` and `car` are CIFAR-10's `airplane` and `automobile`.\n\n",
+}
+"""What a reader must know of a data set of this name."""
+
+TEMPLATE = """# edgecifar: {dataset} classifier
+
+{note}Classifies a picture as one of {labels}. Made by `edgecifar export`.
 
 ## Use
 Copy this folder to the device, as a whole.
@@ -14,12 +34,13 @@ Copy this folder to the device, as a whole.
     edgecifar predict photo.jpg --bundle THIS_FOLDER
     edgecifar verify THIS_FOLDER
 
-Or with onnxruntime alone: input `images`, uint8 `[batch, 32, 32, 3]`, RGB, 0 to 255, no normalisation; outputs
-`probabilities` and `logits`, float32 `[batch, 10]`. Scale the picture's shorter side to 32 pixels, cut out the middle.
+Or with onnxruntime alone: input `{input}`, uint8 `[batch, {shape}]`, RGB, 0 to 255, no normalisation; outputs
+{outputs}. {fit}
+`{manifest}` has every step from a file to the input, `{golden_pictures}` pictures and the arrays they must become.
 
 ## Variants
-| name | file | precision | bytes | accuracy | ECE | arg-max as the net | needs |
-|---|---|---|---|---|---|---|---|
+| name | file | precision | bytes | accuracy | ECE | arg-max as the net |
+|---|---|---|---|---|---|---|
 {rows}
 
 The default is `{default}`. {made_by}
@@ -29,62 +50,74 @@ Accuracy, expected calibration error (ECE) and agreement: on {images:,} images (
 (CycloneDX), `{manifest}` all else, `{sums}` every digest (`sha256sum -c {sums}`).
 
 ## Training
-Net, six convolutions and three fully connected layers, 20,715,146 parameters, by the recipe `{recipe}`:
-{epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {trained_on}.
+{net}, by the recipe `{recipe}`:
+{epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {training_images:,} {dataset} images.
 Temperature {temperature:.3f}{fitted}.
 
 ## Limits
-- Ten classes and nothing else: a picture of something else gets one of them too, at times with confidence.
-- Trained on centred 32x32 pictures. What is small or off-centre in a photograph is lost when it is scaled down.
+- {classes:,} classes and nothing else: a picture of something else gets one of them too, at times with confidence.
+- Trained on {size}x{size} pictures. What is small or off-centre in a photograph is lost when it is scaled down.
 - {calibrated}
 """
 
 
 def text(manifest: Manifest) -> str:
-    """Return the model card of a bundle with this manifest."""
-    origin = manifest.provenance
-    first = manifest.variants[0]
-    fitted = ""
-    if origin["finished"] and "trial" in origin:  # there is no temperature before training ends
-        fitted = " fitted on held-out images of a trial, the same training without them"
-    elif origin["finished"] and origin["recipe"]["held_out"]:
-        fitted = " fitted on held-out images"
+    """Return the model card of a bundle with this manifest.
+
+    Raises:
+        BundleError: the manifest's provenance lacks something.
+    """
+    origin, contract, first = Provenance.parse(manifest.provenance), manifest.contract, manifest.variants[0]
     rows = "\n".join(
         f"| `{v.name}` | `{v.file}` | {v.precision} | {v.bytes:,} | {_percent(v.accuracy)} | "
-        f"{_percent(v.parity['ece'])} | {v.parity['agree']:,} of {v.parity['images']:,} | "
-        f"{v.needs.replace('|', ' or ')} |"
+        f"{_percent(v.parity['ece'])} | {v.parity['agree']:,} of {v.parity['images']:,} |"
         for v in manifest.variants
     )
-    synthetic = manifest.dataset != "CIFAR-10"
+    listed = contract.classes <= LISTED_LABELS
+    outputs = [
+        f"`{output['name']}`, {output['dtype']} `[{', '.join(map(str, output['shape']))}]`"
+        for output in contract.as_json()["outputs"]
+    ]
     return TEMPLATE.format(
-        title=f"edgecifar: {manifest.dataset} classifier",
-        warning=f"**Trained on {manifest.dataset} data, not on CIFAR-10: a trial of the pipeline.**\n\n"
-        if synthetic
-        else "",
-        labels=", ".join(manifest.labels),
+        dataset=_escaped(manifest.dataset),
+        note=NOTES.get(manifest.dataset, ""),
+        labels=", ".join(map(_escaped, contract.labels)) if listed else f"{contract.classes:,} classes",
+        input=contract.input_name,
+        shape=", ".join(map(str, contract.picture_shape)),
+        outputs=", ".join(outputs[:-1]) + f" and {outputs[-1]}",
+        fit=FITS[contract.fit].format(size=contract.size),
         rows=rows,
         default=manifest.default_variant,
         made_by=" ".join(f"`{v.name}`: {v.made_by}." for v in manifest.variants),
         images=first.parity["images"],
-        data=first.parity["data"],
+        data=_escaped(first.parity["data"]),
         parity=PARITY,
         bom=BOM,
         golden=GOLDEN,
+        golden_pictures=GOLDEN_PICTURES,
         manifest=MANIFEST,
         sums=SUMS,
-        recipe=origin["recipe"]["name"],
-        epochs_done=origin["epochs_done"],
-        epochs=origin["recipe"]["epochs"],
-        batch_size=origin["recipe"]["batch_size"],
-        seed=origin["seed"],
-        trained_on=f"{origin['training_images']:,} {manifest.dataset} images",
-        temperature=origin["temperature"],
-        fitted=fitted,
+        net=describe(contract.classes),
+        recipe=origin.recipe["name"],
+        epochs_done=origin.epochs_done,
+        epochs=origin.recipe["epochs"],
+        batch_size=origin.recipe["batch_size"],
+        seed=origin.seed,
+        training_images=origin.training_images,
+        temperature=origin.temperature,
+        fitted=f" fitted on {origin.calibrated_on}" if origin.calibrated_on else "",
+        classes=contract.classes,
+        size=contract.size,
         calibrated="Confidence is calibrated for pictures like those of the data set, not for others."
-        if fitted
+        if origin.calibrated_on
         else "Confidence is not calibrated: no temperature was fitted on held-out images.",
     )
 
 
 def _percent(share: float | None) -> str:
     return "not measured" if share is None else f"{100 * share:.2f} %"
+
+
+def _escaped(words: str) -> str:
+    """Return a label or a name as Markdown shows it literally."""
+    return re.sub(r"([\\`*_\[\]<>|~&#])", r"\\\1", words)

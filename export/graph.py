@@ -26,17 +26,17 @@ class Deployed(nn.Module):
     def __init__(self, net: Net, temperature: float = 1.0, paired: bool = False) -> None:
         super().__init__()
         # Annotated here, not in the class's body: torch.jit.script reads those there, and knows no modules' types.
-        self.conv1 = _fold_normalisation(_fold(net.conv1, net.norm1))
-        self.conv2 = _fold(net.conv2, net.norm2)
-        self.conv3 = _fold(net.conv3, net.norm3)
-        self.conv4 = _fold(net.conv4, net.norm4)
-        self.conv5 = _fold(net.conv5, net.norm5)
-        self.conv6 = _fold(net.conv6, net.norm6)
+        self.conv1 = fold_normalisation(fold(net.conv1, net.norm1))
+        self.conv2 = fold(net.conv2, net.norm2)
+        self.conv3 = fold(net.conv3, net.norm3)
+        self.conv4 = fold(net.conv4, net.norm4)
+        self.conv5 = fold(net.conv5, net.norm5)
+        self.conv6 = fold(net.conv6, net.norm6)
         self.fc1 = nn.Sequential(FlattenChannelsLast(), _channels_last(net.fc1))
         self.fc2, self.fc3 = _copy(net.fc2), _copy(net.fc3)
         self.temperature, self.paired = temperature, paired
         if paired:
-            self.conv1 = _pair(self.conv1)
+            self.conv1 = pair(self.conv1)
         self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Deployed(nn.Module):
         return torch.relu(self.conv6(x))  # [N, 512, 6, 6]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map uint8 [N, 32, 32, 3] RGB to probabilities and logits, float32 [N, 10] each."""
+        """Map uint8 [N, 32, 32, 3] RGB to probabilities and logits, float32 [N, classes] each."""
         x = torch.relu(self.fc1(self.features(images)))
         x = torch.relu(self.fc2(x))
         logits = self.fc3(x)
@@ -112,7 +112,7 @@ def _parameters(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return layer.weight.double(), layer.bias.double()
 
 
-def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Return the convolution that equals `norm(convolution(x))` in eval mode."""
     weight, bias = _parameters(convolution)
     mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
@@ -120,13 +120,13 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return _convolution(weight * scale[:, None, None, None], (bias - mean) * scale + norm.bias.double())
 
 
-def _fold_normalisation(convolution: nn.Conv2d) -> nn.Conv2d:
+def fold_normalisation(convolution: nn.Conv2d) -> nn.Conv2d:
     """Return the convolution that equals `convolution(x / 127.5 - 1)`; exact, as there is no padding."""
     weight, bias = _parameters(convolution)
     return _convolution(weight / 127.5, bias - weight.sum(dim=(1, 2, 3)))
 
 
-def _pair(convolution: nn.Conv2d) -> nn.Conv2d:
+def pair(convolution: nn.Conv2d) -> nn.Conv2d:
     """Return the convolution over pairs of pixels, [N, 6, 32, 16], that gives pairs of outputs, [N, 2 * C, 30, 15].
 
     Of the four pixels in a window of two pairs, the first output of a pair reads the first three, the second the
@@ -136,6 +136,6 @@ def _pair(convolution: nn.Conv2d) -> nn.Conv2d:
     paired = weight.new_zeros(2, len(weight), 2, 3, 3, 2)  # output of the pair, channel; pixel, colour, row, pair
     for output in range(2):
         for column in range(3):
-            pair, pixel = divmod(output + column, 2)
-            paired[output, :, pixel, :, :, pair] = weight[:, :, :, column]
+            column_of_pair, pixel = divmod(output + column, 2)
+            paired[output, :, pixel, :, :, column_of_pair] = weight[:, :, :, column]
     return _convolution(paired.flatten(2, 3).flatten(0, 1), bias.repeat(2))

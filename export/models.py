@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..runtime import choice
-from ..runtime.bundle import MANIFEST, Bundle
-from ..runtime.contract import LABELS, SIDE
+from ..runtime.bundle import Bundle
+from ..runtime.contract import Contract
 from ..runtime.errors import ModelError, ProviderError, VariantError
+from ..runtime.paths import kind_of
 from ..runtime.session import AUTO, Session
-from ..train.loop import classify_with, logits_with
-from ..train.run import RECORD, Run
-from . import to_pt2, to_torchscript
+from ..train.inference import classify_with, logits_with
+from ..train.net import INPUT_SIZE
+from ..train.run import Run
+from .formats import pt2, torchscript
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -27,9 +30,10 @@ class Model:
 
     Attributes:
         kind: "run", "torchscript", "pt2", "onnx" or "bundle".
-        probabilities: maps uint8 [N, 32, 32, 3] to float32 [N, 10].
-        logits: maps the same to float32 [N, 10].
+        probabilities: maps uint8 [N, size, size, 3] to float32 [N, classes].
+        logits: maps the same to float32 [N, classes].
         provider: what it runs on.
+        contract: what it takes and gives; None of a .pt or .pt2 file of an earlier version, which does not say.
         dataset: the name of what it was trained on; None where the file does not say.
         variant: of a bundle, the name of the one that is loaded; None of all else.
     """
@@ -38,11 +42,12 @@ class Model:
     probabilities: Function
     logits: Function
     provider: str
+    contract: Contract | None = None
     dataset: str | None = None
     variant: str | None = None
 
 
-def load(path: Path, variant: str | None = None, provider: str = "auto") -> Model:
+def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
     """Load the model at `path`, told apart by what it is.
 
     Args:
@@ -57,39 +62,61 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
         ProviderError: a provider other than the CPU is named, and the model is torch's; or it cannot run here.
         RunError, BundleError: as their loaders say.
     """
-    if not path.exists():
-        raise ModelError(f"{path} is not there: check the path.")
-    if (path / MANIFEST).exists():
-        bundle = Bundle.open(path)
-        chosen, _, session = choice.load(bundle, variant, provider)
-        dataset = bundle.manifest.dataset
-        return Model("bundle", session.probabilities, session.logits, session.provider, dataset, chosen.name)
+    kind = kind_of(path)
+    if kind == "bundle":
+        return _bundle(path, variant, provider)
     if variant:
-        raise VariantError(f"{path} is not a bundle and has no variants: leave out --variant.")
-    if path.suffix == ".onnx" and path.is_file():
-        session = Session(path.read_bytes(), provider, name=str(path))
-        return Model("onnx", session.probabilities, session.logits, session.provider, _trained_on(session))
+        raise VariantError(f"{path} is not a bundle and has no variants: leave the variant out.")
+    if kind == "onnx":
+        session = Session(path.read_bytes(), provider=provider, name=str(path))
+        functions = session.probabilities, session.logits
+        return Model(kind, *functions, session.provider, session.contract, _trained_on(session))
     if provider not in (AUTO, "cpu"):
         raise ProviderError(
-            f"{path} is run by torch on the CPU: leave out --provider, or name the .onnx file or the bundle."
+            f"{path} is run by torch on the CPU: choose no provider, or name the .onnx file or the bundle."
         )
-    if (path / RECORD).exists():
-        run = Run(path)
-        net, record = run.net(), run.record
-        classify = classify_with(net, record.get("temperature", 1.0))
-        return Model("run", classify, logits_with(net), "torch, cpu", record["dataset"]["name"])
-    if not path.is_file():
-        raise ModelError(
-            f"{path} is neither a run folder nor a bundle: name one that 'edgecifar train' or 'edgecifar export' made."
-        )
-    readers: dict[str, Callable[[Path], torch.nn.Module]] = {".pt": to_torchscript.read, ".pt2": to_pt2.read}
-    if path.suffix not in readers:
-        raise ModelError(f"{path} has an unknown ending: name a run folder, a bundle, or a .pt, .pt2 or .onnx file.")
+    if kind == "run":
+        return _run(path)
+    return _torch_file(path, kind)
+
+
+def _bundle(path: Path, variant: str | None, provider: str) -> Model:
+    bundle = Bundle.open(path)
+    chosen, _, session = choice.load(bundle, variant, provider)
+    return Model(
+        kind="bundle",
+        probabilities=session.probabilities,
+        logits=session.logits,
+        provider=session.provider,
+        contract=bundle.contract,
+        dataset=bundle.manifest.dataset,
+        variant=chosen.name,
+    )
+
+
+def _run(path: Path) -> Model:
+    run = Run(path)
+    net, record = run.net(), run.record
+    return Model(
+        kind="run",
+        probabilities=classify_with(net, record.temperature),
+        logits=logits_with(net),
+        provider="torch, cpu",
+        contract=record.contract,
+        dataset=record.dataset.name,
+    )
+
+
+def _torch_file(path: Path, kind: str) -> Model:
+    readers = {"torchscript": torchscript.read, "pt2": pt2.read}
     try:
-        module = readers[path.suffix](path)
-        outputs = [tuple(output.shape) for output in module(torch.zeros(3, SIDE, SIDE, 3, dtype=torch.uint8))]
-        if outputs != [(3, len(LABELS))] * 2:
-            raise ValueError(f"its outputs have the shapes {outputs}")
+        module, contract = readers[kind](path)
+        size = contract.size if contract else INPUT_SIZE
+        outputs = module(torch.zeros(3, size, size, 3, dtype=torch.uint8))
+        shapes = [tuple(output.shape) for output in outputs]
+        classes = contract.classes if contract else shapes[0][-1]
+        if len(shapes) < 2 or shapes[:2] != [(3, classes)] * 2:
+            raise ValueError(f"its outputs have the shapes {shapes}")
     except Exception as error:  # torch's readers raise whatever its parsers and the file's own code raise
         if isinstance(error, MemoryError):
             raise
@@ -97,8 +124,7 @@ def load(path: Path, variant: str | None = None, provider: str = "auto") -> Mode
         raise ModelError(
             f"{path} is not a model that 'edgecifar export' made, or it is damaged ({reason}): export it again."
         ) from None
-    kind = "torchscript" if path.suffix == ".pt" else "pt2"
-    return Model(kind, _numpy(module, 0), _numpy(module, 1), "torch, cpu")
+    return Model(kind, _numpy(module, 0), _numpy(module, 1), "torch, cpu", contract)
 
 
 def _trained_on(session: Session) -> str | None:
@@ -109,7 +135,7 @@ def _trained_on(session: Session) -> str | None:
         return None
 
 
-def _numpy(module: torch.nn.Module, output: int) -> Function:
+def _numpy(module: nn.Module, output: int) -> Function:
     @torch.inference_mode()
     def call(images: np.ndarray) -> np.ndarray:
         # Writable, as torch warns of arrays that are not, such as those of a memory map.

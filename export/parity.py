@@ -15,14 +15,54 @@ ATOL = RTOL = 1e-4
 """Bounds on a logit of an exact (fp32) format: |exported - eager| <= ATOL + RTOL * |eager|."""
 
 BATCH_SIZES = (1, 2, 7, 64)
-"""The batch sizes that a model is run at; 1 and 2 expose a batch dimension that was frozen."""
-WHOLE = 250
-"""The batch size at which all images are compared."""
+"""A model is run at these batch sizes; 1 and 2 expose a batch dimension that was frozen."""
 
-BETWEEN_BATCHES = 0.05
-"""Largest difference of a probability that a lossy model may show between batch sizes, which may round differently."""
+COMPARISON_BATCH_SIZE = 250
+"""All images are compared at this batch size."""
+
+MAX_DIFFERENCE_BETWEEN_BATCH_SIZES = 0.05
+"""A lossy model may move a probability by so much between batch sizes: kernels round differently."""
 
 Function = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What exported models are held against: images, and eager torch's answers to them, in fp32 on the CPU.
+
+    Attributes:
+        images: uint8 [N, size, size, 3].
+        data: what the images are, such as "CIFAR-10 test".
+        logits: the net's own logits, float32 [N, classes].
+        labels: integer [N], for the accuracy; None where there are no true ones.
+        temperature: what the logits are divided by for probabilities.
+    """
+
+    images: np.ndarray
+    data: str
+    logits: np.ndarray
+    labels: np.ndarray | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a model may be from the net.
+
+    Attributes:
+        accuracy_drop: None for an exact (fp32) format, of which every arg-max and the tolerances must hold; for a lossy
+            variant, the points of accuracy, in per cent, that it may lose beyond three standard errors.
+        max_probability_difference: largest difference of a probability that a lossy variant may show; one that is held
+            to this may do without labels. None where the accuracy alone counts.
+    """
+
+    accuracy_drop: float | None = None
+    max_probability_difference: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the model must agree on every arg-max and within the tolerances."""
+        return self.accuracy_drop is None
 
 
 @dataclass(frozen=True)
@@ -34,29 +74,30 @@ class Parity:
         data: what they were, such as "CIFAR-10 test".
         agree: how many arg-maxes are equal.
         accuracy: share of the images classified correctly, 0 to 1; None where there are no true labels.
-        largest_absolute: largest |exported - eager| of a logit.
-        largest_relative: the largest of that over the image's largest |eager|.
+        max_abs_difference: largest |exported - eager| of a logit; None where the model cannot be compared.
+        max_rel_difference: the largest of that over the image's largest |eager|; None likewise.
         batch_sizes: those that ran, each on the first images.
         failure: why the model does not pass; empty where it does.
         nll: mean negative log-likelihood of the true class, in nats; None without labels, as the two below.
         ece: expected calibration error, 0 to 1.
-        p_value: of the exact two-sided McNemar test; that an equally good model would differ from the net by as many
-            correct answers or more.
-        largest_probability: largest |exported - eager| of a probability; None where the model cannot be compared.
+        p_value: of the exact two-sided McNemar test: the probability that an equally good model would differ from the
+            net by as many correct answers or more.
+        max_probability_difference: largest |exported - eager| of a probability; None where the model cannot be
+            compared.
     """
 
     images: int
     data: str
-    agree: int
-    accuracy: float | None
-    largest_absolute: float
-    largest_relative: float
-    batch_sizes: tuple[int, ...]
+    agree: int = 0
+    accuracy: float | None = None
+    max_abs_difference: float | None = None
+    max_rel_difference: float | None = None
+    batch_sizes: tuple[int, ...] = ()
     failure: str = ""
     nll: float | None = None
     ece: float | None = None
     p_value: float | None = None
-    largest_probability: float | None = None
+    max_probability_difference: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -68,94 +109,103 @@ class Parity:
         return asdict(self)
 
 
-def in_batches(logits: Function, images: np.ndarray, size: int = WHOLE) -> np.ndarray:
-    """Return the logits of all `images`, float32 [N, 10], computed `size` at a time."""
+def in_batches(logits: Function, images: np.ndarray, size: int = COMPARISON_BATCH_SIZE) -> np.ndarray:
+    """Return the logits of all `images`, float32 [N, classes], computed `size` at a time."""
     return np.concatenate([logits(images[start : start + size]) for start in range(0, len(images), size)])
 
 
-def refused(images: np.ndarray, data: str, failure: str, batch_sizes: Sequence[int] = ()) -> Parity:
-    """Return what is known of a model whose logits cannot be compared; the arguments are `Parity`'s and `compare`'s."""
-    nan = float("nan")
-    return Parity(len(images), data, 0, None, nan, nan, tuple(batch_sizes), failure)
+def refused(reference: Reference, failure: str, batch_sizes: Sequence[int] = ()) -> Parity:
+    """Return what is known of a model whose logits cannot be compared: the reason, and the batch sizes that ran."""
+    return Parity(len(reference.images), reference.data, batch_sizes=tuple(batch_sizes), failure=failure)
 
 
-def compare(
-    exported: Function,
-    eager: np.ndarray,
-    images: np.ndarray,
-    data: str,
-    labels: np.ndarray | None,
-    budget: float | None = None,
-    temperature: float = 1.0,
-    within: float | None = None,
-) -> Parity:
-    """Hold a model against the eager logits of the same images.
+def compare(exported: Function, reference: Reference, limits: Limits) -> Parity:
+    """Hold a model against the net.
 
     Args:
-        exported: maps uint8 [N, 32, 32, 3] to logits, float32 [N, 10]; as loaded back from the disk.
-        eager: the net's own logits of `images`, float32 [N, 10].
-        images: uint8 [N, 32, 32, 3].
-        data: what the images are.
-        labels: integer [N], for the accuracy; None where they mean nothing.
-        budget: None for an exact (fp32) format, of which every arg-max and the tolerances must hold; for a lossy
-            variant, the points of accuracy, in per cent, that it may lose beyond what chance explains.
-        temperature: what the logits are divided by for probabilities.
-        within: largest difference of a probability that a lossy variant may show; one that is held to this may do
-            without `labels`.
+        exported: maps uint8 [N, size, size, 3] to logits, float32 [N, classes]; as loaded back from the disk.
+        reference: images, and the net's own logits of them.
+        limits: how far the model may be from the net.
     """
-    ran: list[int] = []
-    small: dict[int, np.ndarray] = {}
-    failure = ""
-    logits = np.empty(0)
-    for size in (*BATCH_SIZES, WHOLE):
-        some = images if size == WHOLE else images[: 2 * size]
+    images, eager = reference.images, reference.logits
+    by_size: dict[int, np.ndarray] = {}
+    for size in (*BATCH_SIZES, COMPARISON_BATCH_SIZE):
+        some = images if size == COMPARISON_BATCH_SIZE else images[: 2 * size]
         try:
             logits = in_batches(exported, some, size)
         except Exception as error:  # whatever an engine raises: the gate names the model and goes on to the next
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            return refused(images, data, f"cannot run batch size {size}: {reason}", ran)
+            return refused(reference, f"cannot run batch size {size}: {reason}", tuple(by_size))
         if logits.shape != (len(some), eager.shape[1]):
-            return refused(images, data, f"gives logits of shape {list(logits.shape)} at batch size {size}", ran)
-        if size == WHOLE:
-            break
-        ran.append(size)
-        small[size] = logits
-        if budget is None and not failure and not np.allclose(logits, eager[: len(some)], atol=ATOL, rtol=RTOL):
-            failure = f"gives other logits at batch size {size}"
+            failure = f"gives logits of shape {list(logits.shape)} at batch size {size}"
+            return refused(reference, failure, tuple(by_size))
+        by_size[size] = logits
+    logits = by_size.pop(COMPARISON_BATCH_SIZE)
     difference = np.abs(logits - eager)
-    agree = int((logits.argmax(1) == eager.argmax(1)).sum())
-    finite = bool(np.isfinite(logits).all())
-    moved = float(np.abs(_softmax(logits / temperature) - _softmax(eager / temperature)).max()) if finite else None
-    if moved is None:
-        failure = "gives logits that are not finite"
-    elif budget is not None:
-        failure = _changes_with_batch(small, logits, temperature)
-        if within is not None and moved > within:
-            failure = failure or f"moves a probability by {moved:.3f}, more than {within:g}"
-        elif labels is not None or within is None:
-            failure = failure or _over_budget(logits, eager, labels, budget)
-    elif agree < len(images):
-        failure = f"disagrees on {len(images) - agree:,} of {len(images):,} arg-maxes"
-    elif (difference > ATOL + RTOL * np.abs(eager)).any():
-        failure = f"logits differ by more than {ATOL:.0e} + {RTOL:.0e} * |logit|"
-    result, p_value = None, None
-    if labels is not None and finite:
-        result = score(_softmax(logits / temperature), labels, seconds=0)
-        p_value = mcnemar(logits.argmax(1) == labels, eager.argmax(1) == labels)
+    finite, moved, result, p_value = bool(np.isfinite(logits).all()), None, None, None
+    if finite:
+        probabilities = _softmax(logits / reference.temperature)
+        moved = float(np.abs(probabilities - _softmax(eager / reference.temperature)).max())
+        if reference.labels is not None:
+            names = [str(index) for index in range(eager.shape[1])]
+            result = score(probabilities, reference.labels, names, seconds=0)
+            p_value = mcnemar(logits.argmax(1) == reference.labels, eager.argmax(1) == reference.labels)
     return Parity(
         images=len(images),
-        data=data,
-        agree=agree,
+        data=reference.data,
+        agree=int((logits.argmax(1) == eager.argmax(1)).sum()),
         accuracy=result and result.accuracy,
-        largest_absolute=float(difference.max()),
-        largest_relative=float((difference / np.abs(eager).max(axis=1, keepdims=True)).max()),
-        batch_sizes=tuple(ran),
-        failure=failure,
-        largest_probability=moved,
+        max_abs_difference=float(difference.max()),
+        max_rel_difference=float((difference / np.abs(eager).max(axis=1, keepdims=True)).max()),
+        batch_sizes=tuple(by_size),
+        failure=_failure(logits, by_size, reference, limits, moved),
         nll=result and result.nll,
         ece=result and result.ece,
         p_value=p_value,
+        max_probability_difference=moved,
     )
+
+
+def _failure(
+    logits: np.ndarray, by_size: dict[int, np.ndarray], reference: Reference, limits: Limits, moved: float | None
+) -> str:
+    """Return why a model fails, or "".
+
+    Args:
+        logits: of all images, float32 [N, classes].
+        by_size: of batch sizes the logits of the first images, float32 [M, classes].
+        reference: what `logits` is held against.
+        limits: how far it may be from that.
+        moved: largest difference of a probability; None where a logit is not finite.
+    """
+    if moved is None:
+        return "gives logits that are not finite"
+    if limits.accuracy_drop is None:
+        return _not_exact(logits, by_size, reference.logits)
+    if failure := _changes_with_batch(by_size, logits, reference.temperature):
+        return failure
+    limit = limits.max_probability_difference
+    if limit is not None and moved > limit:
+        return f"moves a probability by {moved:.3f}, more than {limit:g}"
+    if reference.labels is None:
+        return "" if limit is not None else "is lossy, and there are no labels to measure its accuracy by"
+    return _over_budget(logits, reference.logits, reference.labels, limits.accuracy_drop)
+
+
+def _not_exact(logits: np.ndarray, by_size: dict[int, np.ndarray], eager: np.ndarray) -> str:
+    """Return why an exact format fails, or ""; the arguments are those of `_failure`."""
+    for size, some in by_size.items():
+        if not np.allclose(some, eager[: len(some)], atol=ATOL, rtol=RTOL):
+            other = f"gives other logits at batch size {size}"
+            break
+    else:
+        other = ""
+    disagree = int((logits.argmax(1) != eager.argmax(1)).sum())
+    if disagree:
+        return f"disagrees on {disagree:,} of {len(eager):,} arg-maxes"
+    if (np.abs(logits - eager) > ATOL + RTOL * np.abs(eager)).any():
+        return f"logits differ by more than {ATOL:.0e} + {RTOL:.0e} * |logit|"
+    return other
 
 
 def mcnemar(right: np.ndarray, other: np.ndarray) -> float:
@@ -178,30 +228,23 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _changes_with_batch(small: dict[int, np.ndarray], logits: np.ndarray, temperature: float) -> str:
-    """Return why a lossy model fails, or "": one batch size gives other answers than all images at once.
-
-    Args:
-        small: of batch sizes the logits of the first images, float32 [M, 10].
-        logits: of all images, float32 [N, 10].
-        temperature: what they are divided by for probabilities.
-    """
+def _changes_with_batch(by_size: dict[int, np.ndarray], logits: np.ndarray, temperature: float) -> str:
+    """Return why a lossy model fails, or "": one batch size gives other answers than all images at once."""
     whole = _softmax(logits / temperature)
-    for size, some in small.items():
+    for size, some in by_size.items():
         finite = bool(np.isfinite(some).all())
-        if not finite or np.abs(_softmax(some / temperature) - whole[: len(some)]).max() > BETWEEN_BATCHES:
+        difference = np.abs(_softmax(some / temperature) - whole[: len(some)]).max() if finite else np.inf
+        if difference > MAX_DIFFERENCE_BETWEEN_BATCH_SIZES:
             return f"gives other logits at batch size {size}"
     return ""
 
 
-def _over_budget(logits: np.ndarray, eager: np.ndarray, labels: np.ndarray | None, budget: float) -> str:
+def _over_budget(logits: np.ndarray, eager: np.ndarray, labels: np.ndarray, budget: float) -> str:
     """Return why a lossy variant fails, or "": it lost more than `budget` points and three standard errors.
 
     Of two classifiers of the same images, the difference of the numbers they have right has the standard error
     sqrt(images that one of them alone has right), as in McNemar's test.
     """
-    if labels is None:
-        return "is lossy, and there are no labels to measure its accuracy by"
     right, right_before = logits.argmax(1) == labels, eager.argmax(1) == labels
     lost = int(right_before.sum()) - int(right.sum())
     if lost <= budget / 100 * len(labels) + 3 * np.sqrt((right != right_before).sum()):
@@ -216,9 +259,13 @@ def table(results: dict[str, Parity]) -> str:
     ]
     for name, parity in results.items():
         accuracy = "—" if parity.accuracy is None else f"{100 * parity.accuracy:.2f} %"
+        differences = "  ".join(
+            f"{'—':>9}" if value is None else f"{value:9.1e}"
+            for value in (parity.max_abs_difference, parity.max_rel_difference)
+        )
         lines.append(
             f"{'pass' if parity.passed else 'FAIL'}  {name:<12}  {f'{parity.agree:,} / {parity.images:,}':>17}  "
-            f"{parity.largest_absolute:9.1e}  {parity.largest_relative:9.1e}  {accuracy:>9}  "
+            f"{differences}  {accuracy:>9}  "
             + ", ".join(map(str, parity.batch_sizes))
             + (f"  {parity.failure}" if parity.failure else "")
         )

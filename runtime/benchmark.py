@@ -13,7 +13,6 @@ import numpy as np
 from . import machine
 from .bundle import Bundle
 from .errors import VariantError
-from .manifest import ONNX
 from .session import Session
 
 PERCENTILES = (50, 90, 99)
@@ -165,7 +164,7 @@ def measure(
         VariantError: none of the variants is ONNX, or one that is named is not, or not there.
         ProviderError, BundleError, ModelError: as `Bundle.load` says.
     """
-    variants = [variant for variant in bundle.manifest.variants if variant.format == ONNX]
+    variants = [variant for variant in bundle.manifest.variants if variant.is_onnx]
     if names:
         variants = [bundle.variant(name) for name in dict.fromkeys(names)]
     if not variants:

@@ -37,8 +37,9 @@ class _Header:
 def load(data: bytes, max_pixels: int) -> Image.Image | None:
     """Decode the kinds of BMP that Pillow refuses or misreads: with bit masks, and of 2 and 4 bits a pixel.
 
-    Pillow refuses 2 bits, and 4 bits with a palette of the sixteen darkest greys. It knows a dozen of the possible masks, ignores alpha of 16 bits, and takes an alpha channel that is 0 everywhere
-    for a transparent picture, which every other reader shows opaque. All others are Pillow's: None is returned.
+    Pillow refuses 2 bits, and 4 bits with a palette of the sixteen darkest greys. It knows a dozen of the possible
+    masks, ignores alpha of 16 bits, and takes an alpha channel that is 0 everywhere for a transparent picture, which
+    every other reader shows opaque. All other kinds are Pillow's: None is returned.
 
     Raises:
         Unsupported: the kind is not read.
@@ -107,7 +108,9 @@ def _masked(data: bytes, header: _Header, masks: tuple[int, int, int, int]) -> I
         for channel, mask in enumerate(masks):
             if mask:
                 shift = (mask & -mask).bit_length() - 1
-                values = (block & kind.type(mask)).astype(np.float64) if mask >> shift > 255 else block & kind.type(mask)
+                values = (
+                    (block & kind.type(mask)).astype(np.float64) if mask >> shift > 255 else block & kind.type(mask)
+                )
                 scaled = np.rint((values / (1 << shift)) * (255 / (mask >> shift)))
                 pixels[top : top + step, :, channel] = scaled
             elif channel < 3:
@@ -125,5 +128,5 @@ def _indexed(data: bytes, header: _Header) -> Image.Image:
     entries = np.frombuffer(data, np.uint8, size * count, start).reshape(count, size)
     palette[:count] = entries[:, 2::-1]
     rows = _rows(data, header)
-    indices = (rows[:, :, None] >> np.arange(8 - header.bits, -1, -header.bits, np.uint8)) & (most - 1)
+    indices = (rows[:, :, None] >> np.arange(8 - header.bits, -1, -header.bits, dtype=np.uint8)) & (most - 1)
     return Image.fromarray(palette[indices.reshape(header.height, -1)[:, : header.width]])

@@ -14,7 +14,7 @@ import numpy as np
 from .contract import Contract
 from .errors import BundleError, EdgecifarError, VariantError
 from .folder import listed, read, sums, unpack
-from .manifest import CARD, GOLDEN, GOLDEN_PICTURES, MANIFEST, ONNX, PARITY, SUMS, Manifest, Variant
+from .manifest import CARD, GOLDEN, GOLDEN_PICTURES, MANIFEST, PARITY, SUMS, Manifest, Variant
 from .session import Session
 from .signing import SIGNATURE, Verifier
 
@@ -138,7 +138,7 @@ class Bundle:
         Raises:
             VariantError: its format needs torch.
         """
-        if variant.format != ONNX:
+        if not variant.is_onnx:
             raise VariantError(
                 f"The variant {variant.name} is {variant.format}, which needs torch: choose an ONNX one, or run "
                 f"'edgecifar evaluate {self.folder / variant.file}' where torch is installed."
@@ -235,7 +235,7 @@ class Bundle:
             checks.append(_attempt(f"preprocessing of {picture.file}", lambda p=picture: self._reread(p)))
         for variant in self.manifest.variants:
             name = f"golden vectors of {variant.name}"
-            if variant.format == ONNX:
+            if variant.is_onnx:
                 checks.append(_attempt(name, lambda v=variant: self._reproduce(v, pictures)))
             else:
                 why = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .manifest import ONNX
 from .providers import first_that_runs
 
 if TYPE_CHECKING:
@@ -53,11 +52,11 @@ def choose(bundle: Bundle, provider: str, name: str | None = None) -> tuple[Vari
     given = bundle.variant(name)
     if name:
         return given, f"The variant {name} was asked for."
-    models = [variant for variant in bundle.manifest.variants if variant.format == ONNX]
+    models = [variant for variant in bundle.manifest.variants if variant.is_onnx]
     best = _for_gpu(models) if provider in GPUS else _for_cpu(models, given)
     if best is None or best is given:
         return given, f"The variant {given.name} is the bundle's default."
-    if given.format != ONNX:
+    if not given.is_onnx:
         why = "that needs torch"
     elif provider in GPUS:
         why = f"GPU providers are given {best.precision}, and {given.precision} is for processors"

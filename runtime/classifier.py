@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .manifest import Variant
+    from .session import Session
 
 Picture: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | np.ndarray"
 """What one picture may be: a path, "-" for standard input, a file's content, a binary stream, an image of Pillow, or
@@ -110,6 +111,11 @@ class Classifier:
     def contract(self) -> Contract:
         """The model's labels, input and outputs, and how a picture becomes the input."""
         return self.bundle.contract
+
+    @property
+    def session(self) -> Session:
+        """The loaded model, for what measures or profiles it."""
+        return self._session
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return the probabilities of all classes for `images`, uint8 [N, size, size, 3] RGB: float32 [N, classes].

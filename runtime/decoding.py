@@ -36,6 +36,7 @@ def _quiet() -> Iterator[None]:
     """
     with _quiet_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # an icon is decoded as soon as it is opened
         yield
 
 
@@ -88,7 +89,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image
     from PIL import ExifTags, ImageOps
 
-    for damaged in ("exif", "Raw profile type exif", None):
+    for damaged in ("exif", "Raw profile type exif", ""):
         try:
             with _quiet():
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1

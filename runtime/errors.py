@@ -13,14 +13,23 @@
     ├── ProviderError    an execution provider is unknown or cannot run here
     └── OutputError      a file or folder cannot be written, or would be overwritten
 
-The message of each is one sentence, or two, that says what is wrong and what to do.
+The message of each is one sentence, or two, that says what is wrong and what to do, in the library's terms.
 """
 
 from __future__ import annotations
 
 
 class EdgecifarError(Exception):
-    """Root of the tree: a failure that a person can understand and mend."""
+    """Root of the tree: a failure that a person can understand and mend.
+
+    Attributes:
+        option: the parameter of the library, such as "replace", that mends it with another value; the command line adds
+            its flag to the sentence. None where there is none.
+    """
+
+    def __init__(self, message: str = "", *, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class DataError(EdgecifarError):

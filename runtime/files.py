@@ -169,7 +169,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     with explained(path):
         remove_leftovers(path.parent)
         if path.exists() and not replace:
-            raise OutputError(f"{given} exists already: choose another folder or pass --force to replace it.")
+            raise OutputError(f"{given} exists already: choose another folder, or have it replaced.", option="replace")
         if path.exists() and not path.is_dir():
             raise OutputError(f"{given} is a file: choose another place for the folder.")
         staged = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")

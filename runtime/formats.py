@@ -1,4 +1,4 @@
-"""Recognises a picture's format by its first bytes, and says what a file is that is not read, and what to do with it."""
+"""Recognises a picture's format by its first bytes, and says what a file is that is not read, and what to do."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-READ = (
-    "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000, ICO, TGA, PPM, PGM or PBM picture"  # as messages say it
-)
+READ = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000, ICO, TGA, PPM, PGM or PBM picture"  # as messages say it
 
 CONVERT = "convert it to PNG"
 

@@ -84,6 +84,11 @@ class Variant:
     golden_tolerance: float = 1e-4
     familiarity: Familiarity | None = None
 
+    @property
+    def is_onnx(self) -> bool:
+        """Whether the runtime runs it; the other formats need torch."""
+        return self.format == ONNX
+
     def as_json(self) -> dict[str, Any]:
         """Return the variant as JSON values, without what it has not."""
         values = asdict(self)

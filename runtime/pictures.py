@@ -171,8 +171,8 @@ def _of_array(array: np.ndarray) -> Image.Image:
     """Return an array as a picture."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise Unsupported(
-            f"it is {array.dtype} {list(array.shape)}, not uint8 [height, width, 3] in RGB order; convert it, floats in "
-            "0 to 1 with (x * 255).round().astype('uint8')"
+            f"it is {array.dtype} {list(array.shape)}, not uint8 [height, width, 3] in RGB order; convert it, floats "
+            "in 0 to 1 with (x * 255).round().astype('uint8')"
         )
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise TooLarge

@@ -65,13 +65,14 @@ def parse(data: bytes) -> Png:
         Unsupported: the colours are of a kind that is not read.
         ValueError: a chunk that counts is damaged.
     """
-    kept = [data[:8]]
+    whole = memoryview(data)
+    kept: list[memoryview | bytes] = [whole[:8]]
     found: dict[bytes, bytes] = {}
     place = 8
     while place + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, place)
         end = place + 12 + size
-        body = memoryview(data)[place + 8 : place + 8 + size]
+        body = whole[place + 8 : place + 8 + size]
         if kind == b"CgBI":
             raise Unsupported("it is a PNG that Xcode changed for iPhones, which is not read; take the original")
         intact = end <= len(data) and zlib.crc32(body, zlib.crc32(kind)) == int.from_bytes(data[end - 4 : end], "big")
@@ -80,7 +81,7 @@ def parse(data: bytes) -> Png:
                 raise ValueError(f"the checksum of {kind.decode()} is wrong")
             found.setdefault(kind, b"" if kind == b"IDAT" else bytes(body))
         if (kind in _PIXELS - {b"iCCP"}) or (intact and (kind == b"eXIf" or _is_oriented(kind, body))):
-            kept.append(data[place:end])
+            kept.append(whole[place:end])
         if kind == b"IEND":
             break
         place = end
@@ -165,7 +166,5 @@ def to_srgb(image: Image.Image, gamma: float) -> Image.Image:
     """Encode an L, LA, RGB or RGBA picture, whose samples are light to the power of `gamma`, as sRGB does."""
     light = [(value / 255) ** (1 / gamma) for value in range(256)]
     curve = [round(255 * (12.92 * x if x <= 0.0031308 else 1.055 * x ** (1 / 2.4) - 0.055)) for x in light]
-    table = [
-        value for band in image.getbands() for value in (range(256) if band == "A" else curve)
-    ]
+    table = [value for band in image.getbands() for value in (range(256) if band == "A" else curve)]
     return image.point(table)

@@ -124,6 +124,11 @@ class Session:
             ) from None
         return [np.asarray(array) for array in found]
 
+    @property
+    def inference_session(self) -> onnxruntime.InferenceSession:
+        """The session of onnxruntime, for what measures or profiles it; calls to it are not checked."""
+        return self._session
+
     def assignment(self) -> dict[str, int] | None:
         """Return how many of the model's nodes each provider runs, by onnxruntime's name of it.
 

@@ -18,7 +18,22 @@ if TYPE_CHECKING:
 __all__ = ["LeftOut", "find_pictures"]
 
 _SUFFIXES = (
-    *(".apng", ".avif", ".bmp", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg"),
+    *(
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".ico",
+        ".j2c",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpc",
+        ".jpe",
+        ".jpeg",
+        ".jpf",
+        ".jpg",
+    ),
     *(".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
 
@@ -27,7 +42,22 @@ _HEIC_REMEDY = "pip install pillow-heif"
 
 _UNREAD_SUFFIXES = {
     *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".sr2", ".srw"),
-    *(".cur", ".dcm", ".dds", ".dib", ".djvu", ".emf", ".eps", ".exr", ".fits", ".hdr", ".icns", ".jls", ".jng", ".jxl"),
+    *(
+        ".cur",
+        ".dcm",
+        ".dds",
+        ".dib",
+        ".djvu",
+        ".emf",
+        ".eps",
+        ".exr",
+        ".fits",
+        ".hdr",
+        ".icns",
+        ".jls",
+        ".jng",
+        ".jxl",
+    ),
     *(".jxr", ".mng", ".pam", ".pcx", ".pfm", ".psd", ".qoi", ".sgi", ".svg", ".svgz", ".wdp", ".wmf", ".xbm", ".xcf"),
     ".xpm",
 }

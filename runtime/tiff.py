@@ -42,6 +42,10 @@ _COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 34925, 50000, 50001}
 """None, CCITT (three), LZW, JPEG, Deflate, PackBits, Deflate's older number, LZMA, Zstandard, WebP."""
 
 
+_OPTIONAL = {34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
+"""Compressions that some builds of libtiff lack."""
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What the tags of the first directory say of its pixels, missing ones by their defaults."""
@@ -76,11 +80,10 @@ class _Kind:
 def load(data: bytes, max_pixels: int) -> Image.Image:
     """Decode the first picture of a TIFF, turned upright.
 
-    By hand, because Pillow gets it wrong without a word or refuses it: 16-bit WhiteIsZero (not inverted), 12 bits (16
-    times too dark), 8-bit WhiteIsZero with its bits turned round (unknown), a palette of 8-bit values (black), big-endian
-    numbers of 32 bits that are compressed (bytes swapped),
-    uncompressed planes of 16 bits (misread), unsigned integers of 32 bits (negative), YCbCr that is not compressed
-    (taken for not subsampled).
+    By hand, because Pillow gets it wrong without a word or refuses it: 16-bit WhiteIsZero (not inverted), 8-bit with
+    its bits turned round (unknown), 12 bits (16 times too dark), a palette of 8-bit values (black), big-endian numbers
+    of 32 bits that are compressed (bytes swapped), uncompressed planes of 16 bits (misread), unsigned integers of 32
+    bits (negative), YCbCr that is not compressed (taken for not subsampled).
 
     Raises:
         Unsupported: the kind is not read.
@@ -91,16 +94,24 @@ def load(data: bytes, max_pixels: int) -> Image.Image:
     if kind.width * kind.length > max_pixels:
         raise TooLarge
     _check(kind)
-    inverted = kind.photometric == 0 and len(kind.bits) == 1 and kind.bits[0] >= 8 and kind.photometric_at is not None
-    if inverted:  # Pillow knows these as BlackIsZero only: told so, it gives the stored numbers
-        order = ">" if kind.big_endian else "<"
-        data = data[: kind.photometric_at] + struct.pack(order + "H", 1) + data[kind.photometric_at + 2 :]
+    place = kind.photometric_at if kind.photometric == 0 and len(kind.bits) == 1 and kind.bits[0] >= 8 else None
+    inverted = place is not None
+    if place is not None:  # Pillow knows these as BlackIsZero only: told so, it gives the stored numbers
+        data = data[:place] + struct.pack(">H" if kind.big_endian else "<H", 1) + data[place + 2 :]
     try:
         with _libtiff(kind.planar == 2 or kind.photometric == 6):
             image = reader("TIFF")(io.BytesIO(data))
     except SyntaxError:  # "unknown pixel mode": the tags were found to be whole above
         raise kind.refusal() from None
-    image.load()
+    try:
+        image.load()
+    except OSError:
+        if kind.compression not in _OPTIONAL:
+            raise
+        name = _OPTIONAL[kind.compression]
+        raise Unsupported(
+            f"its TIFF data ({name}) is incomplete, or this Pillow was built without {name}; {CONVERT}"
+        ) from None
     if kind.photometric == 3 and max(kind.colour_map, default=0) < 256:  # 8-bit values, as libtiff takes them too
         image.putpalette(np.array(kind.colour_map, np.uint8).reshape(3, -1).T.tobytes())
     image.info = {}  # which may hold another orientation: Pillow has turned it as its tag says
@@ -141,7 +152,14 @@ def _kind(data: bytes) -> _Kind:
 
     width, length, planar, compression, samples, photometric = (
         (numbers(tag, (default,)) or (default,))[0]
-        for tag, default in ((_WIDTH, 0), (_LENGTH, 0), (_PLANAR, 1), (_COMPRESSION, 1), (_SAMPLES, 1), (_PHOTOMETRIC, 0))
+        for tag, default in (
+            (_WIDTH, 0),
+            (_LENGTH, 0),
+            (_PLANAR, 1),
+            (_COMPRESSION, 1),
+            (_SAMPLES, 1),
+            (_PHOTOMETRIC, 0),
+        )
     )
     if min(width, length) <= 0 or not (_STRIPS in tags or _TILES in tags):
         raise ValueError("a tag that every TIFF has is missing")
@@ -192,7 +210,7 @@ def _check(kind: _Kind) -> None:
 
 @contextlib.contextmanager
 def _libtiff(wanted: bool) -> Iterator[None]:
-    """Let libtiff decode what is not compressed, too, if `wanted`; by Pillow's switch for it, which is the process's."""
+    """Let libtiff decode what is not compressed, too, if `wanted`, by Pillow's switch for all of the process."""
     from PIL import TiffImagePlugin
 
     before = TiffImagePlugin.READ_LIBTIFF

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +20,24 @@ def small():
 
 @pytest.fixture(scope="session")
 def net():
-    """A Net that separates the small data set somewhat, made without training.
+    """A narrow Net that separates the small data set somewhat, made without training.
 
     The weights are random with the variance kept from layer to layer, batch norm has statistics, scales and shifts of
     its own, and the last layer is fitted in closed form, so that arg-maxes are decided by more than rounding.
     """
     import torch
+    from narrow_net import NarrowNet
     from torch import nn
 
     from edgecifar.train.augment import normalise
     from edgecifar.train.data import synthetic
-    from edgecifar.train.net import CLASSES, Net
 
     drawn = synthetic(train=300, test=10)
     x = normalise(torch.from_numpy(drawn.train_images))
-    targets = nn.functional.one_hot(torch.from_numpy(drawn.train_labels), CLASSES).float()
+    targets = nn.functional.one_hot(torch.from_numpy(drawn.train_labels), drawn.contract.classes).float()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(7)
-        net = Net(dropout=0.0)
+        net = NarrowNet(drawn.contract.classes, dropout=0.0)
         for module in net.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -63,32 +63,26 @@ def record(net, small):
     """What `train.loop.train` records of a finished run on the small data set; to be copied with changes."""
     from edgecifar.runtime import machine
     from edgecifar.runtime.metrics import evaluate
-    from edgecifar.train.loop import classify_with
+    from edgecifar.train.inference import classify_with
     from edgecifar.train.recipes import FAST
+    from edgecifar.train.record import FINISHED, Conditions, DatasetRecord, RunRecord
 
-    recipe = replace(FAST, epochs=2, held_out=0.4)
-    return {
-        "recipe": asdict(recipe),
-        "seed": 7,
-        "device": "cpu",
-        "hardware": "a processor",
-        "precision": "float32",
-        "processes": 1,
-        "threads": 1,
-        "machine": machine.describe(),
-        "dataset": {
-            "name": small.name,
-            "sha256": small.digest,
-            "trained_on": len(small.hold_out(recipe.held_out)[0]),
-        },
-        "started": "2026-01-02T03:04:05+00:00",
-        "status": "finished",
-        "epochs_done": 2,
-        "training_seconds": 1.5,
-        "finished": "2026-01-02T03:05:05+00:00",
-        "temperature": 1.7,
-        "test": evaluate(classify_with(net, 1.7), small.test_images, small.test_labels).as_json(),
-    }
+    recipe, labels = replace(FAST, epochs=2, held_out=0.4, net="narrow"), small.contract.labels
+    return RunRecord(
+        recipe=recipe,
+        contract=small.contract,
+        seed=7,
+        conditions=Conditions("cpu", "a processor", "float32", processes=1, threads=1),
+        machine=machine.describe(),
+        dataset=DatasetRecord(small.name, small.digest, len(small.hold_out(recipe.held_out)[0])),
+        started="2026-01-02T03:04:05+00:00",
+        status=FINISHED,
+        epochs_done=2,
+        training_seconds=1.5,
+        finished="2026-01-02T03:05:05+00:00",
+        temperature=1.7,
+        test=evaluate(classify_with(net, 1.7), small.test_images, small.test_labels, labels).as_json(),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -99,18 +93,22 @@ def run(net, record, tmp_path_factory):
     made = Run(tmp_path_factory.mktemp("trained"))
     made.finish(net, record, [{"epoch": 1, "loss": 2.0, "held_out_accuracy": 0.2}])
     yield made
-    shutil.rmtree(made.folder)  # the weights are 83 MB
+    shutil.rmtree(made.folder)
 
 
 @pytest.fixture(scope="session")
 def export_everything(run, small):
     """Export `run` into a folder: every format, every variant. Returns the bundle and what the gate found."""
-    from edgecifar.export import build, edge
+    from edgecifar.export import build
+    from edgecifar.export.compress import search
+    from edgecifar.export.options import ExportOptions
+
+    options = ExportOptions(formats=("onnx", "torchscript", "pt2"), variants=("fp32", "edge"), budget=200)
 
     def call(folder):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(edge, "CALIBRATORS", ("MinMax",))  # the others take long
-            return build.export(run, folder, ("onnx", "torchscript", "pt2"), ("fp32", "edge"), small, budget=200)
+            patch.setattr(search, "CALIBRATORS", ("MinMax",))  # the others take long
+            return build.export(run, folder, small, options)
 
     return call
 

@@ -1,45 +1,53 @@
-"""CIFAR-10 through torchvision, or a small synthetic set of the same shape; as plain numpy arrays."""
+"""Data sets as plain numpy arrays: CIFAR-10 through torchvision, or a small synthetic one that is drawn here.
+
+This is the one place, beside the reading of old runs, that knows what CIFAR-10's contract is.
+"""
 
 from __future__ import annotations
 
+import colorsys
 import contextlib
 import errno
 import hashlib
 import http.client
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..runtime.contract import LABELS, SIDE
+from ..runtime.contract import CIFAR10, Contract
 from ..runtime.errors import DataError
 from ..runtime.files import STAGING, explained, make_folder, remove_leftovers
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+log = logging.getLogger("edgecifar")
 
 SYNTHETIC = "synthetic"
+
+CACHE = Path("~/.cache/edgecifar")
+"""CIFAR-10 is kept here unless a folder is named."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _SUPPLY = (
-    "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place with --data or "
-    "$EDGECIFAR_DATA, or try the pipeline with --data synthetic"
+    "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place (--data or "
+    "$EDGECIFAR_DATA), or try the pipeline with 'synthetic' data (--data synthetic)"
 )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 [N, 32, 32, 3] RGB and labels int64 [N], for training and for testing.
+    """Images uint8 [N, size, size, 3] RGB and labels int64 [N], for training and for testing.
 
     Attributes:
+        contract: what the labels are called, and the pictures' size.
         name: "CIFAR-10" or "synthetic"; nothing made from the latter may be reported as the former.
         digest: SHA-256 over all images and labels.
     """
 
+    contract: Contract
     name: str
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -60,40 +68,44 @@ class Dataset:
             Two int64 arrays of indices into `train_images`, ascending.
         """
         held_out = np.zeros(len(self.train_labels), bool)
-        for label in range(len(LABELS)):
+        for label in range(self.contract.classes):
             indices = np.flatnonzero(self.train_labels == label)
             held_out[indices[len(indices) - round(share * len(indices)) :]] = True
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def load(
-    data: str | Path | None = None, download: bool = True, say: Callable[[str], object] = lambda line: None
-) -> Dataset:
-    """Load the data set that `data` names.
+def load(data: str | Path | None = None, download: bool = True) -> Dataset:
+    """Load the data set that `data` names; what takes long is logged.
 
     Args:
         data: a folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or one of these, or "synthetic";
             by default `$EDGECIFAR_DATA`, else `~/.cache/edgecifar`, where CIFAR-10 is downloaded to.
-        download: whether what is missing may be downloaded.
-        say: called with a line about what takes long.
+        download: whether what is missing may be downloaded. That never happens in a folder that was named and holds
+            other things.
 
     Raises:
-        DataError: the files are missing and cannot be downloaded, or one of them is corrupt.
+        DataError: the files are missing and cannot be downloaded, one of them is corrupt, or the folder holds other
+            things than CIFAR-10.
         OutputError: they cannot be written.
     """
-    data = data or os.environ.get("EDGECIFAR_DATA") or Path("~/.cache/edgecifar").expanduser()
-    if str(data) == SYNTHETIC:
+    named = data or os.environ.get("EDGECIFAR_DATA")
+    if str(named) == SYNTHETIC:
         return synthetic()
-    return _load_cifar10(Path(data).expanduser().absolute(), download, say)
+    root = Path(named or CACHE).expanduser().absolute()
+    if root.name in _cifar10_names():  # what the folder holds was named
+        root = root.parent
+    others = _other_things(root) if named else []
+    if others and not any((root / name).exists() for name in _cifar10_names()):
+        raise DataError(_not_cifar10(root, others))  # a reader of a folder of one's own pictures has its place here
+    return _load_cifar10(root, download and not others)
 
 
-def load_for_export(trained_on: str, data: str | None, say: Callable[[str], object]) -> Dataset | None:
+def load_for_export(trained_on: str, data: str | None) -> Dataset | None:
     """Return the data set that a run was trained on, or None where CIFAR-10 was not named and is not at hand.
 
     Args:
         trained_on: the name of the run's data set.
         data: as `load` takes it.
-        say: called with a line where the files are not there.
 
     Raises:
         DataError: `data` names what is not there or corrupt.
@@ -105,19 +117,44 @@ def load_for_export(trained_on: str, data: str | None, say: Callable[[str], obje
     except DataError as error:
         if data:
             raise
-        say(f"{error} Without it, parity is proved on drawn pictures and accuracy stays unknown.")
+        log.warning("%s", error)
         return None
 
 
-def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> Dataset:
-    from torchvision.datasets import CIFAR10
+def _cifar10_names() -> tuple[str, str]:
+    """Return what CIFAR-10's folder and its archive are called."""
+    from torchvision.datasets import CIFAR10 as TORCHVISION
+
+    return TORCHVISION.base_folder, TORCHVISION.filename
+
+
+def _other_things(root: Path) -> list[Path]:
+    """Return what a folder holds beside CIFAR-10, in order; hidden files do not count."""
+    if not root.is_dir():
+        return []
+    names = _cifar10_names()
+    return sorted(path for path in root.iterdir() if path.name not in names and not path.name.startswith("."))
+
+
+def _not_cifar10(root: Path, found: list[Path]) -> str:
+    """Return a sentence that says what a folder is instead of CIFAR-10's, and what to do."""
+    folders = [path.name for path in found if path.is_dir()]
+    what = f"{len(folders)} folders" if len(folders) > 1 else "other files"
+    names = ", ".join(path.name for path in found[:3]) + (", …" if len(found) > 3 else "")
+    hint = " This version trains on CIFAR-10 only, not on a folder of pictures per class." if len(folders) > 1 else ""
+    return (
+        f"{root} is not a folder of CIFAR-10: it holds {what} ({names}), and nothing is downloaded beside them: name "
+        f"CIFAR-10's folder, or an empty or new one to have it downloaded there.{hint}"
+    )
+
+
+def _load_cifar10(root: Path, download: bool) -> Dataset:
+    from torchvision.datasets import CIFAR10 as TORCHVISION
     from torchvision.datasets.utils import check_integrity
 
-    if root.name in (CIFAR10.base_folder, CIFAR10.filename):  # what the folder holds was named
-        root = root.parent
-    folder, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
-    files = dict((*CIFAR10.train_list, *CIFAR10.test_list))
-    files[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+    folder, archive = root / TORCHVISION.base_folder, root / TORCHVISION.filename
+    files = dict((*TORCHVISION.train_list, *TORCHVISION.test_list))
+    files[TORCHVISION.meta["filename"]] = TORCHVISION.meta["md5"]
     missing = [name for name in files if not (folder / name).exists()]
     corrupt = [name for name, md5 in files.items() if name not in missing and not check_integrity(folder / name, md5)]
     if corrupt:
@@ -126,9 +163,9 @@ def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> D
             "CIFAR-10 extracted or downloaded anew, or copy intact files there."
         )
     if missing:
-        if archive.exists() and not check_integrity(archive, CIFAR10.tgz_md5):
+        if archive.exists() and not check_integrity(archive, TORCHVISION.tgz_md5):
             raise DataError(
-                f"{archive} is not the official CIFAR-10 archive (its MD5 should be {CIFAR10.tgz_md5}): "
+                f"{archive} is not the official CIFAR-10 archive (its MD5 should be {TORCHVISION.tgz_md5}): "
                 "delete or replace it."
             )
         if len(missing) == len(files):
@@ -137,7 +174,7 @@ def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> D
             lack = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in {folder}"
         if not archive.exists() and not download:
             raise DataError(f"{lack}: {_SUPPLY}.")
-        say(f"{'Extracting' if archive.exists() else 'Downloading'} CIFAR-10 in {root} …")
+        log.info("%s CIFAR-10 in %s …", "Extracting" if archive.exists() else "Downloading", root)
         found = root.exists()
         try:
             _supply(root, missing, lack)
@@ -146,8 +183,9 @@ def _load_cifar10(root: Path, download: bool, say: Callable[[str], object]) -> D
                 with contextlib.suppress(OSError):
                     root.rmdir()
             raise
-    train, test = CIFAR10(str(root), train=True), CIFAR10(str(root), train=False)
-    return _dataset("CIFAR-10", train.data, np.asarray(train.targets), test.data, np.asarray(test.targets))
+    train, test = TORCHVISION(str(root), train=True), TORCHVISION(str(root), train=False)
+    arrays = train.data, np.asarray(train.targets), test.data, np.asarray(test.targets)
+    return _dataset(CIFAR10, "CIFAR-10", *arrays)
 
 
 def _supply(root: Path, missing: list[str], lack: str) -> None:
@@ -156,17 +194,17 @@ def _supply(root: Path, missing: list[str], lack: str) -> None:
     `lack` begins the sentence that says that the network failed.
     Everything is downloaded and extracted beside its place first, so that what is cut off leaves nothing.
     """
-    from torchvision.datasets import CIFAR10
+    from torchvision.datasets import CIFAR10 as TORCHVISION
     from torchvision.datasets.utils import download_url, extract_archive
 
     make_folder(root)
     remove_leftovers(root)
-    folder, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
+    folder, archive = root / TORCHVISION.base_folder, root / TORCHVISION.filename
     with explained(folder), tempfile.TemporaryDirectory(prefix=f"{STAGING}{os.getpid()}-", dir=root) as staging:
         if not archive.exists():
             archive = Path(staging, archive.name)
             try:
-                download_url(CIFAR10.url, staging, archive.name, CIFAR10.tgz_md5)
+                download_url(TORCHVISION.url, staging, archive.name, TORCHVISION.tgz_md5)
             except (OSError, RuntimeError, http.client.HTTPException) as error:
                 if isinstance(error, OSError) and error.errno in NO_SPACE:
                     raise
@@ -178,44 +216,58 @@ def _supply(root: Path, missing: list[str], lack: str) -> None:
             Path(staging, folder.name, name).replace(folder / name)
 
 
-def _dataset(name: str, *arrays: np.ndarray) -> Dataset:
+def _dataset(contract: Contract, name: str, *arrays: np.ndarray) -> Dataset:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
-    return Dataset(name, *arrays, digest=digest.hexdigest())
+    return Dataset(contract, name, *arrays, digest=digest.hexdigest())
 
 
-def synthetic(train: int = 2_000, test: int = 500, seed: int = 0) -> Dataset:
-    """Draw a labelled set of coloured shapes with CIFAR-10's shapes and dtypes; the classes are learnable.
+def synthetic(train: int = 2_000, test: int = 500, seed: int = 0, contract: Contract = CIFAR10) -> Dataset:
+    """Draw a labelled set of coloured shapes; the classes are learnable.
 
-    Each class is a shape (disc, square, cross, stripes or ring) in a warm or a cold colour, at a random
-    place and size on a noisy background.
+    Each class is a shape (disc, square, cross, stripes or ring) in a colour, at a random place and size on a noisy
+    background. By default there are as many classes as CIFAR-10 has, under its labels, in two colours.
 
     Args:
         train: number of training images.
         test: number of test images.
         seed: what all randomness derives from.
+        contract: the labels, and the pictures' size.
     """
     rng = np.random.default_rng(seed)
-    images, labels = zip(*(_draw(rng, count) for count in (train, test)), strict=True)
-    return _dataset(SYNTHETIC, images[0], labels[0], images[1], labels[1])
+    images, labels = zip(*(_draw(rng, count, contract) for count in (train, test)), strict=True)
+    return _dataset(contract, SYNTHETIC, images[0], labels[0], images[1], labels[1])
 
 
-def _draw(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    labels = rng.permutation(np.arange(count) % len(LABELS)).astype(np.int64)
-    y, x = np.mgrid[:SIDE, :SIDE]
-    images = rng.normal(110, 25, (count, SIDE, SIDE, 3))
+_SHAPES = 5
+"""Each colour is drawn in so many shapes."""
+
+
+def _draw(rng: np.random.Generator, count: int, contract: Contract) -> tuple[np.ndarray, np.ndarray]:
+    labels = rng.permutation(np.arange(count) % contract.classes).astype(np.int64)
+    pixels, scale = contract.size, contract.size / 32  # places and sizes below are in 32nds of the picture
+    y, x = np.mgrid[:pixels, :pixels]
+    images = rng.normal(110, 25, (count, *contract.picture_shape))
     for image, label in zip(images, labels, strict=True):
-        dy, dx = y - rng.uniform(11, 20), x - rng.uniform(11, 20)
-        size = rng.uniform(6, 10)
+        dy, dx = y - rng.uniform(11, 20) * scale, x - rng.uniform(11, 20) * scale
+        size = rng.uniform(6, 10) * scale
         distance, square = np.hypot(dx, dy), np.maximum(abs(dx), abs(dy))
         mask = (
             distance < size,
             square < size * 0.85,
             (square < size) & (np.minimum(abs(dx), abs(dy)) < size / 4),
-            (square < size) & (np.floor(dy / 2.5) % 2 == 0),
+            (square < size) & (np.floor(dy / (2.5 * scale)) % 2 == 0),
             (distance < size) & (distance > size * 0.6),
-        )[label % 5]
-        colour = np.array((220, 80, 50) if label < 5 else (50, 90, 220)) + rng.normal(0, 15, 3)
+        )[label % _SHAPES]
+        colour = np.array(_colour(label // _SHAPES)) + rng.normal(0, 15, 3)
         image[mask] = colour + rng.normal(0, 10, (int(mask.sum()), 3))
     return images.clip(0, 255).astype(np.uint8), labels
+
+
+def _colour(number: int) -> tuple[float, float, float]:
+    """Return a colour, RGB 0 to 255: a warm one, a cold one, then hues as far apart as may be."""
+    if number < 2:
+        return ((220, 80, 50), (50, 90, 220))[number]
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.8, 0.9)  # steps of the golden ratio
+    return 255 * red, 255 * green, 255 * blue

@@ -39,12 +39,12 @@ class Group:
     Attributes:
         rank: number of this process, from 0.
         size: how many there are.
-        leads: whether this is the one that writes and prints.
+        is_main: whether this is the process that writes and prints.
     """
 
     def __init__(self, store: Store | None = None, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size, self._store = rank, size, store
-        self.leads = rank == 0
+        self.is_main = rank == 0
 
     def connect(self, device: torch.device) -> torch.device:
         """Connect with the others, and return the device of this process: of that kind, a GPU for each.
@@ -55,13 +55,16 @@ class Group:
         if self._store is None:
             return device
         if device.type not in ("cpu", "cuda"):
-            raise RunError(f"Only cuda and cpu train in several processes, not {device.type}: use --device cpu.")
+            raise RunError(
+                f"Only cuda and cpu train in several processes, not {device.type}: use the CPU.", option="device"
+            )
         if device.type == "cuda":
             here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
             if here > gpus:
                 raise RunError(
                     f"torchrun started {here} processes on a machine with {gpus} GPU{'s' if gpus > 1 else ''}: "
-                    f"use --nproc-per-node {gpus}, or --device cpu."
+                    f"use --nproc-per-node {gpus}, or train on the CPU.",
+                    option="device",
                 )
             device = torch.device("cuda", _local_rank())
             torch.cuda.set_device(device)
@@ -75,17 +78,17 @@ class Group:
         )
         return device
 
-    def agree(self, text: str) -> str:
-        """Return the leader's `text` in every process; to be called once."""
+    def broadcast(self, text: str) -> str:
+        """Return the main process's `text` in every process; to be called once."""
         if self._store is None:
             return text
-        if self.leads:
-            self._store.set("edgecifar/agreed", text)
-        return self._store.get("edgecifar/agreed").decode()
+        if self.is_main:
+            self._store.set("edgecifar/broadcast", text)
+        return self._store.get("edgecifar/broadcast").decode()
 
     @contextlib.contextmanager
-    def one_first(self) -> Iterator[None]:
-        """Let one process of each machine do what is inside before the others there, such as a download."""
+    def main_process_first(self) -> Iterator[None]:
+        """Let one process of each machine run the block before the others there: it may download, for example."""
         waits = self.size > 1 and _local_rank() > 0
         if waits:
             dist.barrier()
@@ -105,14 +108,17 @@ class Group:
                 module.__class__ = _WholeBatchNorm
         return DistributedDataParallel(net)
 
-    def part(self, count: int) -> slice:
-        """Return which of a batch's `count` images are this process's: none, where there are more processes."""
+    def shard(self, count: int) -> slice:
+        """Return which of a batch's `count` images are this process's; none where there are more processes."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def weigh(self, loss: Tensor, count: int, of: int) -> Tensor:
-        """Return the `loss` to go back from, given the mean of this process's `count` of the batch's `of` images.
+    def scale_loss(self, loss: Tensor, count: int, of: int) -> Tensor:
+        """Scale this process's loss so that the average of DistributedDataParallel is the mean over the whole batch.
 
-        Its mean over the processes, which is what DistributedDataParallel takes of the gradients, is the batch's.
+        Args:
+            loss: the mean over this process's images.
+            count: the number of those.
+            of: the number of images in the whole batch.
         """
         if self.size == 1:
             return loss
@@ -147,8 +153,8 @@ def joined() -> Iterator[Group]:
             raise SystemExit(1) from error
         if isinstance(error, RuntimeError) and _is_about_the_others(error):
             raise RunError(
-                "Another process of this training has ended or hangs: see what torchrun says of it, and go on with "
-                "--resume."
+                "Another process of this training has ended or hangs: see torchrun's report, and resume the run.",
+                option="resume",
             ) from error
         raise
     dist.destroy_process_group()

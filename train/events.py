@@ -11,7 +11,7 @@ from ..runtime.files import explained
 
 if TYPE_CHECKING:
     from ..runtime.metrics import Evaluation
-    from .loop import Progress
+    from .listeners import Progress
 
 FOLDER = "tensorboard"
 """What the folder of the event files is called in a run folder."""
@@ -21,7 +21,7 @@ SCALARS = ("loss", "held_out_accuracy", "test_accuracy", "learning_rate", "image
 
 
 class EventFiles:
-    """A `train.loop.Listener` that writes an epoch's figures for TensorBoard; a context that closes the file.
+    """A `Listener` that writes an epoch's figures for TensorBoard; a context that closes the file.
 
     What earlier processes wrote is purged when the first epoch is there, and the epochs of a resumed run are written
     again: each is then shown once, also where a process was killed before it wrote the last one, or wrote none.
@@ -39,8 +39,9 @@ class EventFiles:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
             raise RunError(
-                f"--tensorboard needs {error.name}, which is not installed: pip install '.[tensorboard]' in the "
-                "folder of edgecifar's source."
+                f"Event files need {error.name}, which is not installed: pip install '.[tensorboard]' in the folder of "
+                "edgecifar's source.",
+                option="tensorboard",
             ) from None
         self._make, self._writer = SummaryWriter, None
         self._folder, self._past = run / FOLDER, past

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from ..runtime import machine
 from ..runtime.errors import RunError
+from .devices import in_bfloat16
 from .recipes import Recipe
 
 NAMES = ("sgd", "adam", "muon")
@@ -74,19 +73,6 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-def in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
-    """Return whether `recipe` computes in bfloat16 on `device`.
-
-    It does where it says so and the device multiplies in it: CUDA does, and CPUs that say so; others would emulate it.
-    """
-    return recipe.bfloat16 and (device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16()))
-
-
-@functools.cache
-def _cpu_has_bfloat16() -> bool:
-    return not machine.cpu_info()[1].isdisjoint({"avx512_bf16", "amx_bf16"})  # Arm's has not been measured
-
-
 def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
     """Return what moves the parameters of `net`, each parameter by one of them.
 
@@ -118,8 +104,8 @@ def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
         nesterov = recipe.nesterov and recipe.momentum > 0  # torch refuses the one without the other
         optimizers = [SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=fused)]
     if banks:
-        optimizers.append(Muon(banks, recipe.filter_lr, bfloat16=in_bfloat16(recipe, parameters[0].device)))
+        optimizers.append(Muon(banks, recipe.muon_lr, bfloat16=in_bfloat16(recipe, parameters[0].device)))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+            group["max_lr"] = group["lr"]
     return optimizers

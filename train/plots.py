@@ -1,53 +1,54 @@
-"""The pictures that a run or an evaluation leaves: curves over the epochs, and the confusion matrix."""
+"""Pictures of a run or an evaluation: curves over the epochs, and the confusion matrix; needs no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ..runtime.contract import LABELS
 from ..runtime.files import write_file
 from ..runtime.metrics import Evaluation
-from .run import judged
+from .record import validation_accuracy
 
 
 def curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """Draw loss and accuracy over the epochs of `metrics` (lines of metrics.jsonl) into a PNG."""
-    figure, (left, right) = _figure(1, 2, (9, 3.6))
+    figure, (left, right) = new_figure(1, 2, (9, 3.6))
     epochs = [line["epoch"] for line in metrics]
     left.plot(epochs, [line["loss"] for line in metrics], marker=".")
     left.set(xlabel="epoch", ylabel="training loss")
-    accuracies = [found for line in metrics if (found := judged(line))]
+    accuracies = [found for line in metrics if (found := validation_accuracy(line))]
     if accuracies:
         right.plot(epochs, [100 * accuracy for _, accuracy in accuracies], marker=".", label=accuracies[0][0])
         right.legend()
     right.set(xlabel="epoch", ylabel="accuracy, %")
-    right.set_visible(bool(accuracies))  # a final run is not judged while it lasts
+    right.set_visible(bool(accuracies))  # a full-data run is not validated while it lasts
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def confusion(result: Evaluation, path: Path) -> None:
     """Draw the confusion matrix of `result`, as shares of each true class, into a PNG."""
-    figure, axes = _figure(1, 1, (6.4, 5.6))
+    figure, axes = new_figure(1, 1, (6.4, 5.6))
+    labels = result.class_names
     total = result.confusion.sum(axis=1, keepdims=True).clip(min=1)
     share = 100 * result.confusion / total
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    for row in range(len(LABELS)):
-        for column in range(len(LABELS)):
+    for row in range(len(labels)):
+        for column in range(len(labels)):
             if result.confusion[row, column]:
                 colour = "white" if share[row, column] > 60 else "black"
                 axes.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=7)
-    axes.set_xticks(range(len(LABELS)), LABELS, rotation=45)
-    axes.set_yticks(range(len(LABELS)), LABELS)
+    axes.set_xticks(range(len(labels)), labels, rotation=45)
+    axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="predicted", ylabel="true", title=f"{100 * result.accuracy:.2f} % of {result.images:,} images")
     figure.colorbar(image, label="% of the true class", fraction=0.046)
-    _save(figure, path)
+    save_png(figure, path)
 
 
-def _figure(rows: int, columns: int, inches: tuple[float, float]) -> Any:
+def new_figure(rows: int, columns: int, inches: tuple[float, float]) -> Any:
+    """Return a figure that needs no display, and its axes as `Figure.subplots` gives them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,5 +57,10 @@ def _figure(rows: int, columns: int, inches: tuple[float, float]) -> Any:
     return figure, figure.subplots(rows, columns)
 
 
-def _save(figure: Any, path: Path) -> None:
-    write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=110))
+def save_png(figure: Any, path: Path, dpi: int = 110) -> None:
+    """Write a figure as a PNG, whole or not at all.
+
+    Raises:
+        OutputError: the disk is full, and so on.
+    """
+    write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=dpi))

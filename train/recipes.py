@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-
-from ..runtime.contract import SIDE
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 SCHEDULES = ("constant", "one-cycle")
+
+_RENAMED = {"filter_lr": "muon_lr", "shift": "translate"}
+"""Settings that older runs recorded under another name."""
+
+
+class RecipeError(ValueError):
+    """A setting is none that can be trained with; the message names it."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train Net.
+    """How to train a net.
 
     Attributes:
         name: what it is called on the command line.
@@ -20,24 +27,25 @@ class Recipe:
         cuda_epochs: where CUDA trains, if that is another number; 0 if not.
         batch_size: images a step.
         optimizer: "sgd", "adam", or "muon": Muon on the filters, SGD on the rest.
-        lr: learning rate; the peak where the schedule is "one-cycle".
-        filter_lr: Muon's, the relative size of a step; likewise.
+        lr: learning rate; the highest where the schedule is "one-cycle".
+        muon_lr: Muon's, the relative size of a step; likewise.
         momentum: of SGD; Adam keeps its own defaults.
         nesterov: whether SGD's momentum is Nesterov's.
         weight_decay: on weights only, never on biases or batch norm's parameters.
         schedule: "constant", or "one-cycle": linearly up over the first `warm_up`, then linearly to zero.
         warm_up: share of the steps, 0 to 1.
         label_smoothing: probability spread evenly over the classes in the training targets.
-        dropout: Net's probability.
+        dropout: the net's probability.
         flip: whether an image is mirrored in every other epoch (which of the two is drawn per image).
-        shift: an image is moved by up to so many pixels each way; what comes in is reflected.
+        translate: an image is moved by up to so many pixels each way; what comes in is reflected.
         cutout: side of the square that is set to the mean grey at a random place; 0 for none.
         held_out: share of the training images kept out of training, for decisions and for the temperature.
         bfloat16: whether to compute in bfloat16 (autocast, float32 weights) where the device can: CUDA, and CPUs with
             instructions for it (AVX-512 BF16, AMX).
+        net: what is trained, one of `nets.NETS`.
 
     Raises:
-        ValueError: a setting is none that can be trained with.
+        RecipeError: a setting is none that can be trained with.
     """
 
     name: str
@@ -45,7 +53,7 @@ class Recipe:
     batch_size: int
     optimizer: str = "sgd"
     lr: float = 1e-3
-    filter_lr: float = 0.1
+    muon_lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
@@ -54,11 +62,12 @@ class Recipe:
     label_smoothing: float = 0.0
     dropout: float = 0.5
     flip: bool = False
-    shift: int = 0
+    translate: int = 0
     cutout: int = 0
     held_out: float = 0.0
     bfloat16: bool = False
     cuda_epochs: int = 0
+    net: str = "net"
 
     def __post_init__(self) -> None:
         valid = {
@@ -66,31 +75,48 @@ class Recipe:
             "cuda_epochs": self.cuda_epochs >= 0,
             "batch_size": self.batch_size >= 2,  # batch norm needs two
             "lr": 0 <= self.lr < math.inf,
-            "filter_lr": 0 <= self.filter_lr < math.inf,
+            "muon_lr": 0 <= self.muon_lr < math.inf,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": self.weight_decay >= 0,
             "schedule": self.schedule in SCHEDULES,
             "warm_up": 0 <= self.warm_up <= 1,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "dropout": 0 <= self.dropout < 1,
-            "shift": 0 <= self.shift < SIDE,
+            "translate": self.translate >= 0,
             "cutout": self.cutout >= 0,
             "held_out": 0 <= self.held_out < 1,
         }
         for name, is_valid in valid.items():
             if not is_valid:
-                raise ValueError(f"{name} cannot be {getattr(self, name)}")
+                raise RecipeError(f"{name} cannot be {getattr(self, name)}")
 
     def on(self, device: str) -> Recipe:
         """Return the recipe as it is on this kind of device, such as "cpu" or "cuda"."""
         return replace(self, epochs=self.cuda_epochs) if device == "cuda" and self.cuda_epochs else self
 
-    def share_of_lr(self, step: int, steps: int) -> float:
-        """Return what share of its learning rate each optimizer gets in step `step` (from 0) of `steps` in all."""
+    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with other settings, by their names; another `lr` changes `muon_lr` in proportion.
+
+        Raises:
+            RecipeError: a setting is none that can be trained with.
+        """
+        coupled = {"muon_lr": self.muon_lr * settings["lr"] / self.lr} if "lr" in settings else {}
+        return replace(self, **{**coupled, **settings})
+
+    def lr_factor(self, step: int, steps: int) -> float:
+        """Return the factor of each learning rate in step `step` (from 0) of `steps` in all, 0 to 1."""
         if self.schedule == "constant":
             return 1.0
         done = (step + 1) / (steps + 1)
         return min(done / max(self.warm_up, 1e-9), (1 - done) / max(1 - self.warm_up, 1e-9))
+
+    @classmethod
+    def known(cls, recorded: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Split what a run recorded of its recipe into settings, by today's names, and names that are unknown here."""
+        current = {_RENAMED.get(name, name): value for name, value in recorded.items()}
+        names = {field.name for field in fields(cls)}
+        known = {name: value for name, value in current.items() if name in names}
+        return known, tuple(name for name in current if name not in names)
 
 
 REFERENCE = Recipe("reference", epochs=50, batch_size=16)
@@ -102,14 +128,14 @@ FAST = Recipe(
     batch_size=512,
     optimizer="muon",
     lr=0.15,
-    filter_lr=0.2,
+    muon_lr=0.2,
     nesterov=True,
     weight_decay=5e-4,
     schedule="one-cycle",
     warm_up=0.2,
     dropout=0.0,
     flip=True,
-    shift=2,
+    translate=2,
     held_out=0.1,
     bfloat16=True,
     cuda_epochs=10,  # not measured yet, nor are those of `best`
@@ -121,10 +147,10 @@ BEST = replace(
     name="best",
     epochs=50,
     cuda_epochs=100,
-    filter_lr=0.1,
+    muon_lr=0.1,
     warm_up=0.15,
     dropout=0.1,
-    shift=4,
+    translate=4,
     cutout=8,
 )
 """Accuracy first: an hour and a half on two CPU cores that multiply in bfloat16."""

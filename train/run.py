@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from ..runtime.errors import RunError
 from ..runtime.files import STAGING, make_folder, remove_leftovers, sha256, write_file
-from .net import Net
+from .nets import make_net
+from .record import RUNNING, RecordError, RunRecord
 
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 
 WEIGHTS, RECORD, METRICS, RESUME = "weights.safetensors", "run.json", "metrics.jsonl", "resume.pt"
-RUNNING, FINISHED = "running", "finished"
-REQUIRED = (
-    *("recipe.name", "recipe.epochs", "recipe.batch_size", "recipe.held_out"),
-    *("dataset.name", "dataset.sha256", "dataset.trained_on", "machine.cpu_features", "machine.versions"),
-    *("seed", "device", "hardware", "started", "status"),
-)
-"""What no record is without: what its readers need, so that they can read those of earlier versions too."""
-REQUIRED_TRAINED, REQUIRED_FINISHED = ("epochs_done", "weights_sha256"), ("temperature", "test")
-"""What the record of a run with a complete epoch is not without, and, besides, that of a finished run."""
+log = logging.getLogger("edgecifar")
 
 
 @dataclass(frozen=True)
@@ -52,11 +46,12 @@ class Run:
         taken = self.folder.exists() and not self.folder.is_dir()
         if taken or any(not path.name.startswith(STAGING) for path in self.folder.glob("*")):
             raise RunError(
-                f"{self.folder} exists already and is not empty: go on with it by --resume, or choose another --out."
+                f"{self.folder} exists already and is not empty: choose another folder, or resume the run in it.",
+                option="resume",
             )
 
     @classmethod
-    def create(cls, folder: Path, record: dict[str, Any]) -> Run:
+    def create(cls, folder: Path, record: RunRecord) -> Run:
         """Make a run folder that holds `record` alone.
 
         Raises:
@@ -71,14 +66,11 @@ class Run:
         return run
 
     @classmethod
-    def newest(
-        cls, unfinished: bool = False, under: Path = RUNS, say: Callable[[str], object] = lambda line: None
-    ) -> Run:
+    def newest(cls, unfinished: bool = False, under: Path = RUNS) -> Run:
         """Return the finished run under `under` that was begun last, or where none is, the last with weights.
 
-        Where `unfinished` ones are asked for, the last of those.
-
-        Those whose record is damaged are passed over, and `say` is called with a line about each.
+        Where `unfinished` ones are asked for, the last of those. Those whose record is damaged are passed over with a
+        line in the log.
 
         Raises:
             RunError: there is none.
@@ -89,18 +81,17 @@ class Run:
             try:
                 record = run.record
             except RunError as error:
-                say(f"Passed over: {error}")
+                log.warning("Passed over: %s", error)
                 continue
-            if record["status"] == RUNNING if unfinished else (run.folder / WEIGHTS).exists():
-                finished = record["status"] == FINISHED
-                found.append((finished, str(record["started"]), run.folder.name, run))
+            if record.status == RUNNING if unfinished else (run.folder / WEIGHTS).exists():
+                found.append((record.is_finished, record.started, run.folder.name, run))
         if not found:
             kind = "unfinished run" if unfinished else "trained run"
             raise RunError(f"There is no {kind} under {under}/: train one with 'edgecifar train', or name its folder.")
         return max(found, key=lambda entry: entry[:-1])[-1]
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RunRecord:
         """The contents of run.json.
 
         Raises:
@@ -108,48 +99,57 @@ class Run:
         """
         path = self.folder / RECORD
         try:
-            record = json.loads(path.read_text())
+            return RunRecord.parse(json.loads(path.read_text()))
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"{self.folder} is not a run folder ({RECORD} is missing): name one that 'edgecifar train' made."
             ) from None
+        except RecordError as error:
+            raise RunError(f"{path} is damaged ({error}): restore it or train again.") from None
         except (OSError, ValueError):
             raise RunError(f"{path} is damaged: restore it or train again.") from None
-        finished = _has(record, "status") and record["status"] == FINISHED
-        trained = finished or any(_has(record, name) for name in REQUIRED_TRAINED)
-        for name in REQUIRED + trained * REQUIRED_TRAINED + finished * REQUIRED_FINISHED:
-            if not _has(record, name):
-                raise RunError(f"{path} is damaged (it lacks {name}): restore it or train again.")
-        return record
 
-    def net(self) -> Net:
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one an epoch; none before the first epoch is complete.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        path = self.folder / METRICS
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError):
+            raise RunError(f"{path} is damaged: restore it or train again.") from None
+
+    def net(self) -> nn.Module:
         """Return the trained net in eval mode on the CPU.
 
         Raises:
             RunError: the weights are missing, damaged, changed since they were written, or of another net.
         """
         path, record = self.folder / WEIGHTS, self.record
+        again = f"go on with 'edgecifar train --resume --out {self.folder}'"
         try:
             state = load_file(path)
         except FileNotFoundError:
-            if record["status"] == FINISHED:
+            if record.is_finished:
                 raise RunError(f"{self.folder} has lost its {WEIGHTS}: restore the file or train again.") from None
-            raise RunError(
-                f"{self.folder} holds no {WEIGHTS}: no epoch was completed; go on with 'edgecifar train --resume "
-                f"--out {self.folder}'."
-            ) from None
+            raise RunError(f"{self.folder} holds no {WEIGHTS}: no epoch was completed; {again}.") from None
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path} is damaged ({error}): restore it or train again.") from None
-        net = Net()
-        load_state(net, state, path)
-        if record.get("weights_sha256") != sha256(path):
-            again = f"go on with 'edgecifar train --resume --out {self.folder}', or "
-            remedy = f"{'' if record.get('status') == FINISHED else again}restore it or train again"
+        with torch.device("meta"):  # without weights: these are not drawn first and thrown away
+            net = make_net(record.recipe.net, record.contract)
+        load_state(net, state, path, assign=True)
+        if record.weights_sha256 != sha256(path):
+            remedy = f"{'' if record.is_finished else again + ', or '}restore it or train again"
             raise RunError(f"{path} is not the file that {RECORD} describes: {remedy}.")
         return net.eval()
 
-    def write(self, net: Net, record: dict[str, Any], metrics: list[dict[str, Any]], resume: dict[str, Any]) -> None:
-        """Store the state after an epoch. What training resumes from is written first and rules the rest.
+    def write(self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]], resume: dict[str, Any]) -> None:
+        """Store the state after an epoch. The state that training resumes from is written first and rules the rest.
 
         Raises:
             OutputError: the disk is full, and so on; what was stored before stays usable.
@@ -160,21 +160,21 @@ class Run:
         write_file(self.folder / RESUME, packed.getvalue())
         self._publish(net, record, metrics)
 
-    def finish(self, net: Net, record: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
+    def finish(self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]]) -> None:
         """Store the finished run and delete the resume state."""
         remove_leftovers(self.folder)
         self._publish(net, record, metrics)
         (self.folder / RESUME).unlink(missing_ok=True)
 
-    def _publish(self, net: Net, record: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
+    def _publish(self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]]) -> None:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
         path = self.folder / WEIGHTS
         write_file(path, save(state))
         write_file(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in metrics).encode())
-        self._write_record({**record, "weights_sha256": sha256(path)})
+        self._write_record(replace(record, weights_sha256=sha256(path)))
 
-    def _write_record(self, record: dict[str, Any]) -> None:
-        write_file(self.folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+    def _write_record(self, record: RunRecord) -> None:
+        write_file(self.folder / RECORD, (json.dumps(record.as_json(), indent=2) + "\n").encode())
 
     def resume_state(self) -> dict[str, Any] | None:
         """Return what `write` was given as `resume`, or None where no epoch was completed.
@@ -183,41 +183,27 @@ class Run:
             RunError: the run is finished, was never begun, or the state is damaged.
         """
         path, record = self.folder / RESUME, self.record
-        if not path.exists() and record["status"] == FINISHED:
+        if not path.exists() and record.is_finished:
             raise RunError(f"{self.folder} is finished: there is nothing to resume.")
-        if not path.exists() and "epochs_done" not in record:
+        if not path.exists() and record.weights_sha256 is None:
             return None
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(state, dict):
                 raise TypeError
         except Exception:  # torch's unpickler raises whatever the bytes lead it to
-            raise RunError(f"{path} is missing or damaged: train again with another --out.") from None
+            raise RunError(f"{path} is missing or damaged: train again into another folder.") from None
         return state
 
 
-def judged(line: dict[str, Any]) -> tuple[str, float] | None:
-    """Return which images a line of metrics.jsonl judges the net by, "held-out" or "test", and the accuracy, 0 to 1.
-
-    None where it judges by none: a final run sees the test images once, at its end.
-    """
-    for name in ("held_out", "test"):
-        if f"{name}_accuracy" in line:
-            return name.replace("_", "-"), line[f"{name}_accuracy"]
-    return None
-
-
-def _has(record: Any, name: str) -> bool:
-    """Return whether `name`, such as "recipe.epochs", leads to something in nested objects."""
-    for key in name.split("."):
-        if not isinstance(record, dict) or key not in record:
-            return False
-        record = record[key]
-    return True
-
-
-def load_state(net: Net, state: dict[str, torch.Tensor], source: Path) -> None:
+def load_state(net: nn.Module, state: dict[str, torch.Tensor], source: Path, assign: bool = False) -> None:
     """Load `state` into `net`, strictly.
+
+    Args:
+        net: the net.
+        state: its `state_dict`, of that net or another one.
+        source: where the state comes from, for the message.
+        assign: whether the net takes the tensors over instead of copying them.
 
     Raises:
         RunError: names or shapes differ; the first difference is named.
@@ -233,4 +219,4 @@ def load_state(net: Net, state: dict[str, torch.Tensor], source: Path) -> None:
         else:
             continue
         raise RunError(f"{source} is the checkpoint of another net ({reason}): name one that 'edgecifar train' made.")
-    net.load_state_dict(state)
+    net.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}, assign=assign)

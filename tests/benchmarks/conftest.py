@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgecifar.runtime.contract import Contract
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -73,31 +75,40 @@ MACHINE = {
 SCHEMA = {
     "type": "object",
     "required": ["benchmark", "machine", "settings", "rows"],
-    "additionalProperties": False,
     "properties": {
         "benchmark": {"type": "string"},
         "settings": {"type": "object"},
         "machine": MACHINE,
-        "rows": {"type": "array", "items": ROW, "minItems": 1},
+        "rows": {"type": "array", "items": {"type": "object"}, "minItems": 1},
     },
 }
-"""Of the line that a script ends with."""
+"""Of the line of JSON that every script ends with."""
+
+ENTRIES = {"properties": {"rows": {"items": ROW}}}
+"""Beside it, of rows that `Entry` makes."""
 
 
 @pytest.fixture
-def check_document() -> Callable[[str], dict]:
+def check_document() -> Callable[..., dict]:
     """Return the document in a line, after it was held against the schema; NaN is none of JSON's values."""
     jsonschema = pytest.importorskip("jsonschema")
 
     def refuse(constant: str):
         raise ValueError(constant)
 
-    def check(line: str) -> dict:
+    def check(line: str, entries: bool = True) -> dict:
         document = json.loads(line, parse_constant=refuse)
         try:
-            jsonschema.Draft202012Validator(SCHEMA).validate(document)
+            for schema in (SCHEMA, ENTRIES) if entries else (SCHEMA,):
+                jsonschema.Draft202012Validator(schema).validate(document)
         except jsonschema.ValidationError as error:
             raise ValueError(error.message) from None
         return document
 
     return check
+
+
+@pytest.fixture
+def contract() -> Contract:
+    """Three classes at 12 pixels: nothing in a benchmark may take another."""
+    return Contract(("red", "grün", "blue"), 12)

@@ -4,48 +4,48 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import harness
 import numpy as np
 import pytest
-from harness import Entry
-from PIL import Image
+from harness import Entry, random_images
 
 from edgecifar.runtime import benchmark
+from edgecifar.runtime.contract import CIFAR10
 from edgecifar.runtime.errors import EdgecifarError, ProviderError
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
+class TestImages:
+    def test_same_every_time(self, contract):
+        images = random_images(13, contract)
+        assert (images.dtype, images.shape) == (np.uint8, (13, 12, 12, 3))
+        assert images.tolist() == random_images(20, contract)[:13].tolist()
+        assert images.tolist() != random_images(13, contract, seed=1).tolist()
+
+    def test_squares_of_every_size(self):
+        for index, image in enumerate(random_images(12, CIFAR10)):
+            side = 2 ** (index % 6)
+            assert (image == image[::side, ::side].repeat(side, 0).repeat(side, 1)).all()
+            assert len(np.unique(image.reshape(-1, 3), axis=0)) > 0.9 * (32 // side) ** 2
+
+
 class TestFigures:
-    def test_percentiles_of_known_samples(self):
-        times = np.random.default_rng(0).gamma(2.0, 0.001, 1001)
-        ordered = 1000 * np.sort(times)  # of 1001 samples, percentile p is number 10 p
-        found = harness.figures(np.random.default_rng(1).permutation(times), images=8)
-        wanted = {"p50": ordered[500], "p90": ordered[900], "p99": ordered[990], "p99.9": ordered[999]}
-        assert found["milliseconds"] == pytest.approx({**wanted, "mean": 1000 * times.mean()})
-        assert found["n"] == 1001
-        assert found["images_per_second"] == pytest.approx(8 * 1001 / times.sum())
-
-    @pytest.mark.parametrize("count", [1, 7, 100, 2_000])
-    def test_as_numpy_has_them(self, count):
-        times = np.random.default_rng(count).exponential(0.01, count)
-        for name, value in harness.figures(times, 1)["milliseconds"].items():
-            if name != "mean" and value is not None:
-                assert value == pytest.approx(1000 * np.percentile(times, float(name[1:])))
-
     @pytest.mark.parametrize(
-        ("count", "known"), [(1, 1), (2, 1), (9, 1), (10, 2), (99, 2), (100, 3), (999, 3), (1000, 4)]
+        ("count", "known"), [(1, 1), (9, 1), (10, 2), (99, 2), (100, 3), (999, 3), (1000, 4), (1001, 4)]
     )
-    def test_no_percentile_that_no_call_lies_beyond(self, count, known):
-        milliseconds = harness.figures(np.ones(count), 1)["milliseconds"]
-        values = [milliseconds[name] for name in ("p50", "p90", "p99", "p99.9")]
-        assert values == [1000.0] * known + [None] * (4 - known)
+    def test_percentiles(self, count, known):
+        """As numpy has them, and none that too few calls lie beyond."""
+        times = np.random.default_rng(count).gamma(2.0, 0.001, count)
+        found = harness.figures(times, images=8)
+        names = ("p50", "p90", "p99", "p99.9")
+        wanted = [pytest.approx(1000 * np.percentile(times, float(name[1:]))) for name in names[:known]]
+        assert [found["milliseconds"][name] for name in names] == wanted + [None] * (4 - known)
+        assert found["milliseconds"]["mean"] == pytest.approx(1000 * times.mean())
+        assert found["n"] == count
+        assert found["images_per_second"] == pytest.approx(8 * count / times.sum())
 
     def test_ratio_round_by_round(self):
         """The machine slows down five times over, and the ratio stays what it is."""
@@ -54,9 +54,7 @@ class TestFigures:
         assert harness.ratio(mine, base) == pytest.approx({"median": 1.5, "low": 1.5, "high": 1.5})
         mine[0], mine[4] = base[0] * 1.1, base[4] * 1.2
         assert harness.ratio(mine, base) == pytest.approx({"median": 1.5, "low": 1.2, "high": 1.5})
-
-    def test_one_slow_call_is_no_ratio(self):
-        assert harness.ratio([np.array([1, 1, 90.0])], [np.array([2, 2, 2.0])])["median"] == 0.5
+        assert harness.ratio([np.array([1, 1, 90.0])], [np.array([2, 2, 2.0])])["median"] == 0.5  # one slow call
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "some"])
@@ -129,111 +127,18 @@ class TestRanOn:
 
     @pytest.mark.parametrize("nodes", [{CPU: 23}, {CUDA: 22, CPU: 1}, {}])
     def test_a_fall_back_is_not_measured(self, nodes):
-        with pytest.raises(ProviderError) as caught:
+        with pytest.raises(ProviderError, match=f"Only {nodes.get(CUDA, 0)} of {sum(nodes.values())} nodes"):
             harness.ran_on(self.session(nodes))
-        own, total = nodes.get(CUDA, 0), sum(nodes.values())
-        assert str(caught.value) == (
-            f"Only {own} of {total} nodes run on cuda, so it is not measured: choose another variant or provider."
-        )
 
     def test_an_onnxruntime_that_does_not_tell(self):
         assert harness.ran_on(self.session(None)) == {"ran_on": "cuda", "nodes": None, "share": None}
 
 
-@pytest.fixture
-def measured(clock) -> list[Entry]:
-    """A base, one that takes twice as long, and one that is not there."""
-    base = Entry({"engine": "plain", "batch": 8}, clock.call("a", 0.5), images=8, details={"share": 1.0})
-    twice = Entry({"engine": "other", "batch": 8}, clock.call("b", 1.0), images=8, bases={"plain": base})
-    absent = Entry({"engine": "absent", "batch": 8}, problem="it is not installed: 'pip install absent'.")
-    entries = [base, twice, absent]
-    harness.alternate(entries, 50.0, 5, clock)
-    return entries
+def test_a_failure_is_one_sentence(monkeypatch):
+    def fail():
+        raise EdgecifarError("This is wrong: do that.")
 
-
-class TestReport:
-    def test_the_last_line_is_json(self, measured, check_document, capsys):
-        harness.report("latency", measured, {"seconds": 0.1}, None, absent="1.0")
-        document = check_document(capsys.readouterr().out.splitlines()[-1])
-        assert document["benchmark"] == "latency"
-        assert document["settings"] == {"seconds": 0.1}
-        assert document["machine"]["versions"]["absent"] == "1.0"
-        base, twice, absent = document["rows"]
-        assert base["milliseconds"]["p50"] == pytest.approx(500)
-        assert twice["images_per_second"] == pytest.approx(8)
-        assert twice["ratios"]["plain"]["median"] == pytest.approx(2.0)
-        assert base["share"] == 1.0
-        assert absent == {"engine": "absent", "batch": 8, "problem": "it is not installed: 'pip install absent'."}
-
-    def test_gpus_and_remarks_are_told(self, measured, check_document, monkeypatch, capsys):
-        monkeypatch.setattr(harness, "gpus", lambda: ["A card, 1.2, 3 MiB"])
-        measured[1].ceiling = 32.0
-        harness.report("peers", measured, {}, None, ["One.", "Two."])
-        lines = capsys.readouterr().out.splitlines()
-        assert "; A card, 1.2, 3 MiB; load " in lines[0]
-        assert lines[-4:-1] == ["One.", "Two.", ""]
-        assert [row.get("peak_share") for row in check_document(lines[-1])["rows"]] == [None, 0.25, None]
-
-    def test_the_schema_refuses_figures_that_are_not_all_there(self, measured, check_document):
-        document = harness.document("latency", measured, {})
-        check_document(json.dumps(document))
-        del document["rows"][0]["milliseconds"]["p99"]
-        with pytest.raises(ValueError, match="'p99' is a required property"):
-            check_document(json.dumps(document))
-
-    def test_table(self, measured):
-        lines = harness.table(measured).splitlines()
-        assert " ".join(lines[0].split()) == (
-            "engine batch p50 ms p90 ms p99 ms p99.9 ms mean ms images/s calls of plain"
-        )
-        plain, other = lines[1].split(), lines[2].split()
-        assert plain == ["plain", "8", "500.000", "500.000", "500.000", "500.000", "16", "100"]
-        assert other == ["other", "8", "1000.000", "1000.000", "1000.000", "8", "50", "2.000", "(2.000", "to", "2.000)"]
-        assert lines[3:] == ["", "absent 8: it is not installed: 'pip install absent'."]
-        assert lines[1].index("500.000") == lines[2].index("1000.000") + 1  # flush right
-
-    def test_picture(self, measured, tmp_path):
-        measured.append(Entry({"engine": "one call"}, rounds=[np.array([0.5])]))
-        harness.draw(measured, tmp_path / "all.png", "a title")
-        with Image.open(tmp_path / "all.png") as image:
-            image.load()
-            assert (image.format, len(set(image.convert("RGB").get_flattened_data())) > 10) == ("PNG", True)
-        assert [path.name for path in tmp_path.iterdir()] == ["all.png"]
-
-    @pytest.mark.parametrize("reason", ["library", "path"])
-    def test_figures_are_not_lost_with_the_picture(
-        self, measured, check_document, tmp_path, capsys, monkeypatch, reason
-    ):
-        if reason == "library":
-            monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-            wanted = "--picture needs matplotlib, which is not installed: pip install matplotlib"
-        else:
-            wanted = "Could not write a.png"
-        with pytest.raises(EdgecifarError, match=wanted):
-            harness.report("latency", measured, {"seconds": 0.1}, tmp_path / "none" / "a.png")
-        check_document(capsys.readouterr().out.splitlines()[-1])
-
-    def test_no_picture_of_nothing(self, tmp_path):
-        with pytest.raises(EdgecifarError, match="leave out --picture"):
-            harness.draw([Entry({}, problem="not here.")], tmp_path / "all.png", "")
-        assert not list(tmp_path.iterdir())
-
-    def test_a_failure_is_one_sentence(self, monkeypatch):
-        def fail():
-            raise EdgecifarError("This is wrong: do that.")
-
-        monkeypatch.setattr("sys.argv", ["benchmarks/latency.py"])
-        with pytest.raises(SystemExit) as caught:
-            harness.main(fail)
-        assert caught.value.code == "latency.py: This is wrong: do that."
-
-
-@pytest.mark.parametrize("script", sorted(path.name for path in Path(harness.__file__).parent.glob("*.py")))
-def test_every_script_says_what_it_takes(script):
-    """A "%" in a help text, say, ends argparse with a traceback."""
-    if script == "harness.py":
-        pytest.skip("imported by the others, not run")
-    path = Path(harness.__file__).parent / script
-    said = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.startswith(f"usage: {script}")
+    monkeypatch.setattr("sys.argv", ["benchmarks/latency.py"])
+    with pytest.raises(SystemExit) as caught:
+        harness.main(fail)
+    assert caught.value.code == "latency.py: This is wrong: do that."

@@ -45,7 +45,7 @@ class FakeLoadGen:
         self.sizes.append(len(answers))
         for identity, address, length in answers:
             assert identity not in self.answered
-            (self.answered[identity],) = ctypes.string_at(address, length)
+            self.answered[identity] = int.from_bytes(ctypes.string_at(address, length), "little")
 
 
 class Brightest:
@@ -111,7 +111,7 @@ class TestSystem:
         images[5] = 77
         with System(lg, Brightest(), images, 1, queued) as system:
             system.issue(samples(4, 5, 6))
-        assert lg.answered == {100: 4, 101: 255, 102: 255}
+        assert lg.answered == {100: 4, 101: mlperf.NO_CLASS, 102: mlperf.NO_CLASS}
         assert str(system.error) == "No."
 
 
@@ -121,7 +121,7 @@ def test_read_summary(tmp_path):
     assert found["Result is"] == "INVALID"
     assert found[mlperf.SCENARIOS["Server"]] == "200.53"
     assert found["Mean latency (ns)"] == "101492013"
-    with pytest.raises(EdgecifarError, match=r"^LoadGen left no summary in .*: look at mlperf_log_detail.txt there\.$"):
+    with pytest.raises(EdgecifarError, match="no summary"):
         mlperf.read_summary(tmp_path / "none")
 
 
@@ -131,23 +131,19 @@ class TestShareCorrect:
         (folder / "mlperf_log_accuracy.json").write_text(json.dumps(entries))
 
     def test_known(self, tmp_path):
-        self.write(tmp_path, (2, "09"), (0, "03"), (1, "00"), (3, "FF"))
-        assert mlperf.share_correct(tmp_path, np.array([3, 1, 9, 9])) == 0.5
+        self.write(tmp_path, (2, "2C01"), (0, "0300"), (1, "0000"), (3, "FFFF"))  # 300, 3, 0 and none
+        assert mlperf.share_correct(tmp_path, np.array([3, 1, 300, 9])) == 0.5
 
     @pytest.mark.parametrize("answers", [[(0, "01")], [(0, "01"), (0, "01")], [(0, "01"), (1, "01"), (2, "01")]])
     def test_not_one_each(self, tmp_path, answers):
         self.write(tmp_path, *answers)
-        with pytest.raises(
-            EdgecifarError, match=r"has not one answer an image: look at mlperf_log_detail.txt there\.$"
-        ):
+        with pytest.raises(EdgecifarError, match="not one answer an image"):
             mlperf.share_correct(tmp_path, np.array([1, 1]))
 
 
 def test_without_loadgen(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
-    with pytest.raises(
-        EdgecifarError, match=r"^mlperf.py needs MLCommons' LoadGen: pip install mlcommons-loadgen==[0-9.]+\.$"
-    ):
+    with pytest.raises(EdgecifarError, match=r"pip install mlcommons-loadgen==[0-9.]+\.$"):
         mlperf.loadgen()
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import harness
 import numpy as np
 import pytest
-from harness import Entry, random_images
+import report
+from harness import CHECKED, PLAIN, Entry, random_images
 
 pytest.importorskip("torch")
+import engines_cuda
 import peers
 import torch
-from peers import COMPILED, OURS, PLAIN, RESIDENT, CudaPeers, OnDevice, Peer, entry, set_bases
+from engines import COMPILED, OURS, RESIDENT, Engines, OnDevice, Peer
+from engines_cpu import CpuEngines
+from engines_cuda import CudaEngines
+from onnx_entries import Bound
+from peers import entry, set_bases
 
 from edgecifar.export.graph import Deployed
 from edgecifar.runtime import Bundle
-from edgecifar.runtime.errors import ProviderError, VariantError
+from edgecifar.runtime.contract import CIFAR10
+from edgecifar.runtime.errors import EdgecifarError, ProviderError, VariantError
 from edgecifar.runtime.session import Session
 
 
@@ -25,35 +32,26 @@ def classify(images: np.ndarray) -> np.ndarray:
     return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
 
 
-class TestImages:
-    def test_same_every_time(self):
-        images = random_images(13)
-        assert (images.dtype, images.shape) == (np.uint8, (13, 32, 32, 3))
-        assert images.tolist() == random_images(20)[:13].tolist()
-        assert images.tolist() != random_images(13, seed=1).tolist()
-
-    def test_squares_of_every_size(self):
-        for index, image in enumerate(random_images(12)):
-            side = 2 ** (index % 6)
-            assert (image == image[::side, ::side].repeat(side, 0).repeat(side, 1)).all()
-            assert len(np.unique(image.reshape(-1, 3), axis=0)) > 0.9 * (32 // side) ** 2
-
-    def test_several_classes(self):
-        assert len(set(classify(random_images(48)).argmax(1))) >= 4
+@pytest.fixture
+def engines() -> Engines:
+    """No engines, only what is asked of them; the reference is `classify`."""
+    made = Engines.__new__(Engines)
+    made.threads, made.contract, made.reference = 2, CIFAR10, classify
+    return made
 
 
 class TestEntry:
-    def test_one_that_agrees(self):
+    def test_one_that_agrees(self, engines):
         given = []
 
         def function(images: np.ndarray) -> np.ndarray:
             given.append(images.shape)
             return classify(images) + np.float32(1e-6)
 
-        found = entry(Peer("other", "fp32", lambda batch: function), 7, 2, classify)
-        assert given == [(7, 32, 32, 3)] * (peers.CHECKED // 7)
+        found = entry(Peer("other", "fp32", lambda batch: function), 7, engines)
+        assert given == [(7, 32, 32, 3)] * (CHECKED // 7)
         assert found.problem == ""
-        checked = 7 * (peers.CHECKED // 7)
+        checked = 7 * (CHECKED // 7)
         assert found.labels == {
             "engine": "other",
             "precision": "fp32",
@@ -66,10 +64,10 @@ class TestEntry:
         assert found.row()["n"] >= 2
         assert found.row()["images_per_second"] > 0
 
-    def test_a_batch_that_is_larger_than_the_check(self):
-        assert entry(Peer("other", "fp32", lambda batch: classify), 100, 1, classify).details["checked"] == 100
+    def test_a_batch_that_is_larger_than_the_check(self, engines):
+        assert entry(Peer("other", "fp32", lambda batch: classify), 100, engines).details["checked"] == 100
 
-    def test_one_wrong_answer_and_it_is_not_timed(self):
+    def test_one_wrong_answer_and_it_is_not_timed(self, engines):
         calls = []
 
         def function(images: np.ndarray) -> np.ndarray:
@@ -77,19 +75,17 @@ class TestEntry:
             answers = classify(images)
             return np.roll(answers, 1, axis=1) if len(calls) == 5 else answers
 
-        found = entry(Peer("other", "fp32", lambda batch: function), 1, 1, classify)
+        found = entry(Peer("other", "fp32", lambda batch: function), 1, engines)
         assert found.call is None
-        assert found.problem == (
-            f"only {peers.CHECKED - 1} of {peers.CHECKED} arg-maxes are those of eager torch: it is not the same net."
-        )
+        assert f"{CHECKED - 1} of {CHECKED}" in found.problem
         assert "n" not in found.row()
 
-    def test_a_lossy_one_is_timed_and_its_agreement_told(self):
+    def test_a_lossy_one_is_timed_and_its_agreement_told(self, engines):
         def lossy(images: np.ndarray) -> np.ndarray:
             return classify(images - (images > 4) * np.uint8(4))
 
-        found = entry(Peer("other", "int8", lambda batch: lossy), 1, 1, classify)
-        agree = (lossy(random_images(96)).argmax(1) == classify(random_images(96)).argmax(1)).sum()
+        found = entry(Peer("other", "int8", lambda batch: lossy), 1, engines)
+        agree = (lossy(random_images(96, CIFAR10)).argmax(1) == classify(random_images(96, CIFAR10)).argmax(1)).sum()
         assert found.labels["agree"] == f"{agree}/96"
         assert 48 < agree < 96
         assert found.call is not None
@@ -98,24 +94,24 @@ class TestEntry:
         ("engine", "precision", "timed"),
         [("other", "int8", False), ("other", "tf32", False), (OURS, "fp16", False), (OURS, "int8", True)],
     )
-    def test_a_lossy_one_that_hardly_agrees_is_only_timed_where_it_is_a_narrower_net(self, engine, precision, timed):
-        found = entry(Peer(engine, precision, lambda batch: lambda images: classify(images // 2)), 1, 1, classify)
+    def test_a_lossy_one_that_hardly_agrees_is_only_timed_where_it_is_a_narrower_net(
+        self, engines, engine, precision, timed
+    ):
+        found = entry(Peer(engine, precision, lambda batch: lambda images: classify(images // 2)), 1, engines)
         assert (found.call is not None) == timed
-        assert ("it is not the same net" in found.problem) == (not timed)
+        assert bool(found.problem) == (not timed)
 
-    def test_one_that_is_not_installed(self):
+    def test_one_that_is_not_installed(self, engines):
         peer = Peer("other", "fp32", lambda batch: classify, ("numpy", "no_such_engine", "nor_this"))
-        assert entry(peer, 1, 1, classify).problem == (
-            "no_such_engine and nor_this must be installed: 'pip install no_such_engine nor_this'."
-        )
+        assert "'pip install no_such_engine nor_this'" in entry(peer, 1, engines).problem
 
-    def test_one_that_fails(self):
+    def test_one_that_fails(self, engines):
         def make(batch: int):
             raise RuntimeError("no such instruction.\nmore")
 
-        assert entry(Peer("other", "fp32", make), 1, 1, classify).problem == (
-            "it does not run here (no such instruction)."
-        )
+        problem = entry(Peer("other", "fp32", make), 1, engines).problem
+        assert "no such instruction" in problem
+        assert "more" not in problem
 
 
 def timed(engine: str, precision: str, milliseconds: float, **labels) -> Entry:
@@ -205,7 +201,7 @@ class TestPeak:
         weights = {name.split(".")[0]: p.numel() for name, p in deployed.named_parameters() if name.endswith("weight")}
         assert weights.keys() == {*sides, "fc1", "fc2", "fc3"}
         by_hand = 2 * sum(count * sides.get(name, 1) ** 2 for name, count in weights.items())
-        assert peers.operations(deployed) == by_hand
+        assert engines_cuda.operations(deployed, CIFAR10.picture_shape) == by_hand
 
     def test_of_the_fastest_products(self, monkeypatch):
         calls = []
@@ -214,22 +210,22 @@ class TestPeak:
             calls.append((call(), seconds))
             return np.array([4.0, 0.5, 1.0])
 
-        monkeypatch.setattr(peers, "time_calls", time_calls)
-        monkeypatch.setattr(peers, "PRODUCTS", 3)
-        assert peers.peak(torch.float32, "cpu", 10, 7.0) == 3 * 2 * 1000 / 0.5
+        monkeypatch.setattr(engines_cuda, "time_calls", time_calls)
+        monkeypatch.setattr(engines_cuda, "PRODUCTS", 3)
+        assert engines_cuda.peak(torch.float32, "cpu", 10, 7.0) == 3 * 2 * 1000 / 0.5
         assert calls == [(None, 7.0)]
 
-    @pytest.mark.parametrize("dtype", peers.DTYPES.values())
+    @pytest.mark.parametrize("dtype", engines_cuda.DTYPES.values())
     def test_of_every_precision(self, dtype):
-        assert peers.peak(dtype, "cpu", 8, 0.001) > 0
+        assert engines_cuda.peak(dtype, "cpu", 8, 0.001) > 0
 
     def test_share(self):
         entries = [timed("torch eager", "fp16", 2.0, batch=8), timed(PLAIN, "tf32", 4.0, batch=8)]
-        assert "of peak" not in harness.table(entries)
+        assert "of peak" not in report.entry_table(entries)
         assert "peak_share" not in entries[0].row()
         entries[0].ceiling = 16_000.0  # and it gives 4,000
         assert entries[0].row()["peak_share"] == pytest.approx(0.25)
-        lines = harness.table(entries).splitlines()
+        lines = report.entry_table(entries).splitlines()
         assert " ".join(lines[0].split()).endswith("images/s calls of peak")
         assert lines[1].endswith("4,000     12  25.00 %")
         assert lines[2].endswith("2,000     12")
@@ -237,8 +233,8 @@ class TestPeak:
 
 class TestInPrecision:
     def test_half_up_to_the_last_layer(self, deployed):
-        images = torch.from_numpy(random_images(6))
-        half = peers.in_precision(deployed, torch.float16)
+        images = torch.from_numpy(random_images(6, CIFAR10))
+        half = engines_cuda.in_precision(deployed, torch.float16)
         dtypes = {name: parameter.dtype for name, parameter in half.named_parameters()}
         assert {dtype for name, dtype in dtypes.items() if not name.startswith("fc3")} == {torch.float16}
         (probabilities, logits), wanted = half(images), deployed(images)[0]
@@ -248,8 +244,8 @@ class TestInPrecision:
         assert {parameter.dtype for parameter in deployed.parameters()} == {torch.float32}
 
     def test_fp32_is_as_it_was(self, deployed):
-        images = torch.from_numpy(random_images(2))
-        assert torch.equal(peers.in_precision(deployed, torch.float32)(images)[0], deployed(images)[0])
+        images = torch.from_numpy(random_images(2, CIFAR10))
+        assert torch.equal(engines_cuda.in_precision(deployed, torch.float32)(images)[0], deployed(images)[0])
 
 
 @pytest.fixture
@@ -269,7 +265,7 @@ def compiled(monkeypatch) -> list[dict]:
     return told
 
 
-class Copied(peers.Bound):
+class Copied(Bound):
     """A GPU's memory is copied to numpy; a CPU's is seen as it is, until the next answer is there."""
 
     def probabilities(self, images: np.ndarray | None = None) -> np.ndarray:
@@ -277,17 +273,17 @@ class Copied(peers.Bound):
 
 
 @pytest.fixture
-def on_the_cpu(run, bundle, compiled, restored, monkeypatch) -> CudaPeers:
+def on_the_cpu(run, bundle, compiled, restored, monkeypatch) -> CudaEngines:
     """As on a GPU, but for the names of device and provider, the compiler, and the precisions, which a CPU lacks."""
-    monkeypatch.setitem(peers.GRAPH, "cpu", {"a_setting": "1"})
-    monkeypatch.setattr(peers, "DTYPES", {"tf32": torch.float32, "fp16": torch.float64, "bf16": torch.float64})
-    monkeypatch.setattr(peers, "Bound", Copied)
-    monkeypatch.setattr(peers, "SIZE", 16)
-    monkeypatch.setattr(peers, "CHECKED", 4)
-    return CudaPeers(run, bundle, 1, "reduce-overhead", "cpu")
+    monkeypatch.setitem(engines_cuda.GRAPH, "cpu", {"a_setting": "1"})
+    monkeypatch.setattr(engines_cuda, "DTYPES", {"tf32": torch.float32, "fp16": torch.float64, "bf16": torch.float64})
+    monkeypatch.setattr(engines_cuda, "Bound", Copied)
+    monkeypatch.setattr(engines_cuda, "SIZE", 16)
+    monkeypatch.setattr(harness, "CHECKED", 4)
+    return CudaEngines(run, bundle, 1, "reduce-overhead", "cpu")
 
 
-class TestCudaPeers:
+class TestCudaEngines:
     def test_all(self, on_the_cpu, compiled):
         entries = list(peers.measure(on_the_cpu, [2], 0.02, 2, None))
         *rows, absent = [entry.row() for entry in entries]
@@ -304,7 +300,7 @@ class TestCudaPeers:
             assert row["ready_seconds"] > 0
             if row["engine"] in (PLAIN, f"{OURS} fp32"):
                 assert (row["ran_on"], row["share"]) == ("cpu", 1.0)
-        assert absent["problem"] == (f"{on_the_cpu.bundle.folder} has no fp16 variant: export one with --variant fp16.")
+        assert "no fp16 variant" in absent["problem"]
         assert compiled == 2 * [{"mode": "reduce-overhead", "dynamic": False, "fullgraph": True}]
         assert all(entry.call is None for entry in entries)
         assert on_the_cpu.settings()["peaks"].keys() == {"tf32", "fp16", "bf16"}
@@ -315,7 +311,7 @@ class TestCudaPeers:
             if peer.call != RESIDENT:
                 continue
             engine = peer.make(3)
-            given, other = random_images(3, seed=1), random_images(3, seed=2)
+            given, other = random_images(3, CIFAR10, seed=1), random_images(3, CIFAR10, seed=2)
             wanted = on_the_cpu.reference(given)
             assert engine(given) == pytest.approx(wanted, abs=1e-4)
             engine.resident()
@@ -333,13 +329,13 @@ class TestCudaPeers:
     def test_graphs_are_asked_for(self, on_the_cpu, monkeypatch):
         given = []
 
-        def init(self, model, provider="auto", threads=None, name="", settings=None):
+        def init(self, model, *, contract=None, provider="auto", threads=None, name="", settings=None):
             given.append((provider, settings))
             raise ProviderError("It cannot be started.")
 
         monkeypatch.setattr(Session, "__init__", init)
         problems = {
-            peer.call: entry(peer, 1, 1, on_the_cpu.reference).problem
+            peer.call: entry(peer, 1, on_the_cpu).problem
             for peer in on_the_cpu.all
             if peer.engine in (PLAIN, f"{OURS} fp32")
         }
@@ -349,15 +345,15 @@ class TestCudaPeers:
         assert given[2:] == [("cpu", {}), graph, graph]
 
     def test_one_that_falls_back_is_not_measured(self, on_the_cpu, monkeypatch):
-        monkeypatch.setattr(peers, "assignment", lambda session: {"CPUExecutionProvider": 3, "Another": 2})
+        monkeypatch.setattr(harness, "assignment", lambda session: {"CPUExecutionProvider": 3, "Another": 2})
         (plain,) = (peer for peer in on_the_cpu.all if peer.engine == PLAIN)
-        assert entry(plain, 1, 1, on_the_cpu.reference).problem.startswith("Only 3 of 5 nodes run on cpu")
+        assert entry(plain, 1, on_the_cpu).problem.startswith("Only 3 of 5")
 
 
-def test_resident_is_what_is_timed():
+def test_resident_is_what_is_timed(engines):
     calls = []
     engine = OnDevice(classify, lambda: calls.append(0), {"ready_seconds": 1.5})
-    found = entry(Peer("other", "tf32", lambda batch: engine, call=RESIDENT), 4, 1, classify)
+    found = entry(Peer("other", "tf32", lambda batch: engine, call=RESIDENT), 4, engines)
     assert (found.labels["call"], found.details["ready_seconds"], calls) == (RESIDENT, 1.5, [])
     found.call()
     assert calls == [0]
@@ -369,7 +365,6 @@ def test_none_at_all_is_wrong_usage(monkeypatch, capsys, option):
     with pytest.raises(SystemExit) as caught:
         peers.main()
     assert caught.value.code == 2
-    assert "--batch, --threads and --rounds must be at least 1" in capsys.readouterr().err
 
 
 def test_no_gpu_is_one_sentence(run, bundle, monkeypatch, capsys):
@@ -377,11 +372,8 @@ def test_no_gpu_is_one_sentence(run, bundle, monkeypatch, capsys):
     monkeypatch.setattr(
         "sys.argv", ["peers.py", str(run.folder), "--bundle", str(bundle.folder), "--device", "cuda", "--batch", "1"]
     )
-    with pytest.raises(SystemExit) as caught:
-        harness.main(peers.main)
-    assert caught.value.code == (
-        "peers.py: torch finds no cuda device here: install a driver and a CUDA build of torch, or use --device cpu."
-    )
+    with pytest.raises(EdgecifarError, match="no cuda device"):
+        peers.main()
     assert capsys.readouterr().out == ""
 
 
@@ -395,7 +387,7 @@ def test_the_script_on_a_gpu(run, bundle, restored, check_document, monkeypatch,
     peers.main()
     document = check_document(capsys.readouterr().out.splitlines()[-1])
     rows = document["rows"]
-    assert document["settings"]["peaks"].keys() == peers.DTYPES.keys()
+    assert document["settings"]["peaks"].keys() == engines_cuda.DTYPES.keys()
     for row in rows:
         if row["engine"] in ("torch eager", "TorchScript", COMPILED):
             assert row["problem"] is None
@@ -405,13 +397,13 @@ def test_the_script_on_a_gpu(run, bundle, restored, check_document, monkeypatch,
 
 
 def test_a_bundle_without_the_full_net(run, own_bundle, tmp_path):
-    with pytest.raises(VariantError, match="has no fp32 ONNX variant: export one with --format onnx"):
-        peers.Peers(run, Bundle.open(own_bundle), 1, random_images(1), tmp_path)
+    with pytest.raises(VariantError, match="no fp32 ONNX variant"):
+        CpuEngines(run, Bundle.open(own_bundle), 1, random_images(1, CIFAR10), tmp_path)
 
 
 def test_the_script(run, bundle, check_document, monkeypatch, capsys):
     """All engines that are here but torch.compile, whose compiler takes a minute."""
-    monkeypatch.setattr(peers, "CHECKED", 12)
+    monkeypatch.setattr(harness, "CHECKED", 12)
     options = ["--batch=2", "--threads=1", "--seconds=0.05", "--rounds=2"]
     only = [f"--only={name}" for name in ("eager", "TorchScript", PLAIN, OURS, "OpenVINO fp32", "OpenVINO bf16")]
     monkeypatch.setattr("sys.argv", ["peers.py", str(run.folder), "--bundle", str(bundle.folder), *options, *only])

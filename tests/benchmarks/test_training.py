@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 from dataclasses import asdict, replace
-from pathlib import Path
 
+import draw
+import narrow_net  # noqa: F401  the net "narrow"
 import pytest
+import training
 
+from edgecifar.runtime.errors import EdgecifarError
 from edgecifar.train import data, loop, plots, run
 from edgecifar.train.recipes import RECIPES
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def training():
-    spec = importlib.util.spec_from_file_location("training", ROOT / "benchmarks" / "training.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def made(name: str, epochs: list[tuple[float, float]], test: float | None = None):
@@ -45,30 +37,31 @@ def made(name: str, epochs: list[tuple[float, float]], test: float | None = None
     return record, metrics
 
 
-def test_time_to_an_accuracy_is_that_of_the_first_epoch_to_reach_it(training):
+def test_time_to_an_accuracy_is_that_of_the_first_epoch_to_reach_it():
     _, metrics = made("fast", [(10, 0.5), (20, 0.8), (40, 0.7), (80, 0.9)])
     assert training.course(metrics) == [(10, 50), (30, 80), (70, 70), (150, 90)]
     assert [training.time_to(level, metrics) for level in (50, 60, 80, 81, 90, 91)] == [10, 30, 30, 150, 150, None]
 
 
-def test_the_reference_is_measured_on_the_test_images(training):
+def test_the_reference_is_measured_on_the_test_images():
     _, metrics = made("reference", [(10, 0.5)])
     assert training.course(metrics) == [(10, 50)]
 
 
-def test_a_final_run_has_its_tests_accuracy_and_reaches_nothing_before(training, tmp_path):
+def test_a_full_data_run_has_its_tests_accuracy_and_reaches_nothing_before():
     record, metrics = made("best", [(10, 0.5), (10, 0.9)], 0.92)
     metrics = [{key: value for key, value in line.items() if "accuracy" not in key} for line in metrics]
-    (row,) = training.report([(record, metrics)], [78])
+    (row,) = training.summarise([(record, metrics)], [78])
     assert row["seconds_to"] == {"78 %": None}
     assert (row["held_out_accuracy"], row["test_accuracy"]["mean"]) == (None, pytest.approx(92))
-    training.picture([(record, metrics)], tmp_path / "picture.png")
+    (curve,) = training.curves([(record, metrics)])
+    assert curve["points"] == [[10, None], [20, None]]
     assert "92.00" in training.table([row])
 
 
-def test_rows_hold_mean_and_deviation_over_the_seeds(training):
+def test_rows_hold_mean_and_deviation_over_the_seeds():
     runs = [made("fast", [(10, 0.8)], 0.81), made("fast", [(14, 0.9)], 0.83), made("best", [(5, 0.1), (5, 0.2)])]
-    fast, best = training.report(runs, [80.0, 85.0])
+    fast, best = training.summarise(runs, [80.0, 85.0])
     assert fast["runs"] == fast["finished"] == 2
     assert fast["seconds_to"]["80 %"] == {"n": 2, "mean": 12, "std": pytest.approx(statistics.stdev([10, 14]))}
     assert fast["seconds_to"]["85 %"] is None  # one of the two did not get there
@@ -79,10 +72,10 @@ def test_rows_hold_mean_and_deviation_over_the_seeds(training):
     assert best["training_seconds"] == {"n": 1, "mean": 10}
 
 
-def test_runs_on_other_hardware_are_rows_of_their_own(training):
+def test_runs_on_other_hardware_are_rows_of_their_own():
     here, there = made("fast", [(10, 0.8)]), made("fast", [(1, 0.8)])
-    there[0]["hardware"] = "another processor"
-    assert [row["hardware"] for row in training.report([here, there], [80.0])] == ["a processor", "another processor"]
+    there[0]["hardware"] = "another"
+    assert [row["hardware"] for row in training.summarise([here, there], [80.0])] == ["a processor", "another"]
 
 
 @pytest.mark.parametrize(
@@ -95,26 +88,26 @@ def test_runs_on_other_hardware_are_rows_of_their_own(training):
         {"machine": {"versions": {"torch": "2"}, "cpu_features": ["avx2", "avx512_bf16"]}},
     ],
 )
-def test_runs_under_other_conditions_are_rows_of_their_own(training, other):
+def test_runs_under_other_conditions_are_rows_of_their_own(other):
     here, there = made("fast", [(10, 0.8)]), made("fast", [(1, 0.8)])
     there[0].update(other)
-    assert len(training.report([here, there, here], [80.0])) == 2
+    assert len(training.summarise([here, there, here], [80.0])) == 2
 
 
-def test_the_reference_that_others_are_held_against_has_its_own_settings_and_conditions(training):
+def test_the_reference_that_others_are_held_against_has_its_own_settings_and_conditions():
     changed = made("reference", [(500, 0.8)])
     changed[0]["recipe"] |= {"dropout": 0.1}
     elsewhere = made("reference", [(700, 0.8)])
     elsewhere[0]["threads"] = 1
     short = made("reference", [(300, 0.5)])
     runs = [made("reference", [(100, 0.5), (100, 0.8)]), short, changed, elsewhere, made("fast", [(8, 0.79)])]
-    assert training.table(training.report(runs, [78.0])).splitlines()[-1].split()[4:6] == ["8", "(25.0x)"]
+    assert training.table(training.summarise(runs, [78.0])).splitlines()[-1].split()[4:6] == ["8", "(25.0x)"]
 
 
-def test_runs_with_other_settings_are_rows_of_their_own(training):
+def test_runs_with_other_settings_are_rows_of_their_own():
     runs = [made("fast", [(10, 0.8)]) for _ in range(3)]
     runs[1][0]["recipe"] |= {"batch_size": 64, "dropout": 0.25}
-    rows = training.report(runs, [80.0])
+    rows = training.summarise(runs, [80.0])
     assert [(row["runs"], row["batch_size"], row["changed"]) for row in rows] == [
         (2, RECIPES["fast"].batch_size, {}),
         (1, 64, {"batch_size": 64, "dropout": 0.25}),
@@ -122,47 +115,51 @@ def test_runs_with_other_settings_are_rows_of_their_own(training):
     assert training.table(rows).splitlines()[2].split()[0] == "fast,batch_size=64,dropout=0.25"
 
 
-def test_the_table_says_how_much_sooner_than_the_reference(training):
+def test_the_table_says_how_much_sooner_than_the_reference():
     runs = [made("reference", [(100, 0.5), (100, 0.78)], 0.78), made("fast", [(8, 0.79)], 0.8)]
-    header, reference, fast = training.table(training.report(runs, [78.0, 90.0])).splitlines()
+    header, reference, fast = training.table(training.summarise(runs, [78.0, 90.0])).splitlines()
     assert header.replace("s to", "s-to").split()[:6] == ["recipe", "epochs", "n", "images/s", "s-to", "78"]
     assert reference.split() == ["reference", "2", "1", "0", "200", "—", "200", "—", "78.00", "1.00"]
     assert fast.split() == ["fast", "1", "1", "1", "8", "(25.0x)", "—", "8", "79.00", "80.00", "1.00"]
 
 
-def test_a_picture_of_accuracy_over_time(training, tmp_path):
-    training.picture([made("reference", [(9, 0.5)]), made("fast", [(1, 0.6)])], tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+def test_curves_can_be_drawn():
+    runs = [made("reference", [(9, 0.5)]), made("fast", [(1, 0.6), (2, 0.7)])]
+    curves = training.curves(runs)
+    assert [(curve["recipe"], curve["points"]) for curve in curves] == [
+        ("reference", [[9, 50]]),
+        ("fast", [[1, 60], [3, 70]]),
+    ]
+    figure = draw.training({"machine": {"cpu": "a processor", "usable_cpus": 2}, "curves": curves})
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [1, 2]
 
 
 class TestCommand:
     @pytest.fixture
-    def quick(self, monkeypatch, training):
+    def quick(self, monkeypatch):
         from edgecifar.runtime.files import write_file
 
         for name in ("confusion", "curves"):
             monkeypatch.setattr(plots, name, lambda _, path: write_file(path, b"drawn"))
+        for name, recipe in RECIPES.items():
+            monkeypatch.setitem(RECIPES, name, replace(recipe, net="narrow"))
         monkeypatch.setattr(data, "load", lambda *_, **__: data.synthetic(40, 20))
         return training
 
-    def test_trains_reports_and_trains_nothing_twice(self, quick, tmp_path, capsys, monkeypatch):
+    def test_trains_reports_and_trains_nothing_twice(self, quick, tmp_path, check_document, capsys, monkeypatch):
         command = ["--recipe", "fast:1", "--recipe", "reference:1", "--level", "1", "--out", str(tmp_path)]
-        quick.main([*command, "--device", "cpu", "--picture", str(tmp_path / "a.png")])
-        first = json.loads(capsys.readouterr().out.splitlines()[-1])
+        quick.main([*command, "--device", "cpu"])
+        first = check_document(capsys.readouterr().out.splitlines()[-1], entries=False)
         assert [(row["recipe"], row["epochs"], row["finished"]) for row in first["rows"]] == [
             ("fast", 1, 1),
             ("reference", 1, 1),
         ]
-        assert run.Run(tmp_path / "fast-1-seed0").record["recipe"]["batch_size"] == RECIPES["fast"].batch_size
+        assert [curve["recipe"] for curve in first["curves"]] == ["fast", "reference"]
+        assert run.Run(tmp_path / "fast-1-seed0").record.recipe.batch_size == RECIPES["fast"].batch_size
 
         monkeypatch.setattr(loop, "train", None)  # calling it would fail
         quick.main([*command, "--device", "cpu"])
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == first["rows"]
-
-        found = []
-        monkeypatch.setattr(quick.harness, "finish", lambda document, picture, draw: found.append(picture))
-        quick.main([*command, "--device", "cpu", "--picture"])
-        assert found == [ROOT / "benchmarks" / "training.png"]  # as of every script, beside it
 
     def test_no_epochs(self, quick, capsys):
         with pytest.raises(SystemExit):
@@ -173,7 +170,7 @@ class TestCommand:
         command = ["--recipe", "fast:1", "--device", "cpu", "--out", str(tmp_path)]
         quick.main(command)
         monkeypatch.setattr(data, "load", lambda *_, **__: data.synthetic(40, 20, seed=1))
-        with pytest.raises(SystemExit, match="was trained on other data or another device"):
+        with pytest.raises(EdgecifarError, match="other data"):
             quick.main(command)
 
     @pytest.mark.parametrize("recipe", ["quick", "fast:x", "fast:-1"])
@@ -190,7 +187,7 @@ class TestCommand:
         (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
         assert row["changed"] == {"batch_size": 8, "optimizer": "sgd", "flip": False}
         record = run.Run(tmp_path / "fast-1,batch_size=8,optimizer=sgd,flip=False-seed0").record
-        assert record["recipe"] == asdict(
+        assert asdict(record.recipe) == asdict(
             replace(RECIPES["fast"], epochs=1, cuda_epochs=0, batch_size=8, optimizer="sgd", flip=False)
         )
 
@@ -228,5 +225,5 @@ class TestCommand:
         assert "argument --seeds: 0 is not more than 0" in capsys.readouterr().err
 
     def test_a_folder_that_is_no_run(self, quick, tmp_path):
-        with pytest.raises(SystemExit, match="is not a run folder"):
+        with pytest.raises(EdgecifarError, match="not a run folder"):
             quick.main(["--run", str(tmp_path)])

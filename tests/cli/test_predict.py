@@ -266,6 +266,38 @@ def test_empty_standard_input(refused, tiny_bundle):
     assert refused("predict", "-", "--bundle", tiny_bundle, input=b"").startswith("Could not read standard input: ")
 
 
+def test_what_a_folder_holds_besides_is_counted_on_stderr(predict, pictures):
+    folder = pictures[0].parent
+    (folder / "notes.txt").touch()
+    result = predict(folder)
+    assert result.exit_code == 0
+    assert "1 file left out: 1 .txt." in result.stderr.splitlines()
+    (folder / "drawing.svg").touch()
+    result = predict(folder, "--json")
+    assert result.exit_code == 1  # it looks like a picture
+    assert "2 files left out: 1 .svg (not read, convert to PNG), 1 .txt." in result.stderr.splitlines()
+    assert len(json.loads(result.stdout)["predictions"]) == 5
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii", "latin-1"])
+def test_json_is_one_valid_document_in_every_encoding(pictures, tiny_bundle, tmp_path, encoding):
+    names = ["é.png", "😀.png", "“a”.png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        try:
+            shutil.copy(pictures[0], tmp_path / name)
+        except OSError:  # a file system that takes no such name
+            names = names[:3]
+    command = [sys.executable, "-m", "edgecifar.cli", "predict", "--json", "--bundle", str(tiny_bundle)]
+    result = subprocess.run(
+        [*command, *(str(tmp_path / name) for name in names)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=True,
+    )
+    document = json.loads(result.stdout.decode(encoding))
+    assert [Path(entry["source"]).name for entry in document["predictions"]] == names
+
+
 def test_an_unknown_variant(refused, tiny_bundle, pictures):
     sentence = refused("predict", pictures[0], "--bundle", tiny_bundle, "--variant", "tiny")
     assert "no variant called tiny: choose one of fp32, edge" in sentence

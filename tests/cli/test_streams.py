@@ -51,6 +51,19 @@ def test_a_good_bundle_is_so_whoever_reads_it(shell, end):
     assert shell(f"edgecifar verify {TINY} {end}")[0] == 0
 
 
+@pytest.mark.parametrize("force", ["1", ""])
+def test_no_progress_bar_in_a_file(force):
+    code = (
+        "import time\n"
+        "from edgecifar.cli.display import counting\n"
+        "with counting('Working', 3, 'things') as done:\n"
+        "    for number in range(4): done(number); time.sleep(0.05)\n"
+    )
+    environment = {**os.environ, "FORCE_COLOR": force}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert result.stderr == ""
+
+
 def test_results_that_a_full_disk_loses_are_a_failure(shell):
     code, _, prose = shell(f"edgecifar verify {TINY} >/dev/full")
     assert code == 1

@@ -8,36 +8,29 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small_net  # noqa: F401  the net "small"
 import torch
-from torch import nn
 from typer.testing import CliRunner
 
-from edgecifar.cli.display import TrainingDisplay
 from edgecifar.cli.main import app
+from edgecifar.cli.training_display import TrainingDisplay
 from edgecifar.runtime.files import write_file
-from edgecifar.train import data, loop, plots, run
-from edgecifar.train.recipes import FAST
+from edgecifar.train import data, plots
+from edgecifar.train.recipes import FAST, RECIPES
 
 LEFT = {"run.json", "weights.safetensors", "metrics.jsonl", "curves.png", "confusion.png"}
-
-
-class SmallNet(nn.Sequential):
-    """Stands in for Net where the command line is tested, not training."""
-
-    def __init__(self, dropout: float = 0.5) -> None:
-        super().__init__(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(dropout))
-        self.append(nn.Linear(512, 10))
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A small net, 40 images, files in the pictures' place, and a folder to run in."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "Net", SmallNet)
-    monkeypatch.setattr(run, "Net", SmallNet)
+    for name, recipe in RECIPES.items():
+        monkeypatch.setitem(RECIPES, name, replace(recipe, net="small"))
     for name in ("confusion", "curves"):
         monkeypatch.setattr(plots, name, lambda _, path: write_file(path, b"drawn"))
     drawn = data.synthetic(40, 20)
@@ -81,12 +74,10 @@ def test_a_run_is_left_and_said(small):
     recalls = [line.split()[:2] for line in table[3:13]]
     assert recalls == [[label, f"{100 * value:.1f}"] for label, value in record["test"]["per_class"].items()]
     said = result.stderr
-    assert "20,715,146" in said  # the summary, layer by layer
-    for name in ("conv1", "norm6", "pool2", "fc3"):
-        assert f"({name})" in said
+    assert "Conv2d" in said  # the summary, layer by layer
     assert "Recipe reference: 2 epochs of 40 synthetic images, batch size 8, on " in said
     assert [line[:11] for line in said.splitlines() if line.startswith("epoch")] == ["epoch   1/2", "epoch   2/2"]
-    assert said.endswith("The run is in here/run. Next: edgecifar export here/run --format onnx\n")
+    assert said.endswith("Next: edgecifar export here/run --format onnx --data synthetic\n")
     assert "\x1b" not in result.output  # no terminal, no escape codes
 
 
@@ -106,18 +97,18 @@ def test_settings_reach_the_recipe(small):
     )
     recipe = json.loads(Path("run/run.json").read_text())["recipe"]
     assert {name: recipe[name.replace("-", "_")] for name in options} == options
-    assert recipe["filter_lr"] == pytest.approx(FAST.filter_lr * 0.002 / FAST.lr)  # a smaller rate is one for all
+    assert recipe["muon_lr"] == pytest.approx(FAST.muon_lr * 0.002 / FAST.lr)  # a smaller rate is one for all
 
 
-def test_a_final_run_follows_a_trial(small):
-    assert train("--epochs", 2, "--batch-size", 8, "--held-out", 0.25, "--seed", 3, "--out", "trial").exit_code == 0
-    result = train("--final", "trial", "--tensorboard")
+def test_a_final_run_follows_a_selection_run(small):
+    assert train("--epochs", 2, "--batch-size", 8, "--held-out", 0.25, "--seed", 3, "--out", "selection").exit_code == 0
+    result = train("--final", "selection", "--tensorboard")
     assert result.exit_code == 0
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("fast-final-")
-    trial, record = (json.loads((path / "run.json").read_text()) for path in (Path("trial"), folder))
+    selection, record = (json.loads((path / "run.json").read_text()) for path in (Path("selection"), folder))
     assert (record["seed"], record["dataset"]["trained_on"], record["status"]) == (3, 40, "finished")
-    assert record["temperature"] == trial["temperature"]
+    assert record["temperature"] == selection["temperature"]
     assert [line.count("%") for line in result.stderr.splitlines() if line.startswith("epoch")] == [0, 0]
     assert scalars(str(folder)).keys() >= {"loss", "test/accuracy"}
     assert not scalars(str(folder)).keys() & {"test_accuracy", "held_out_accuracy"}
@@ -127,11 +118,11 @@ def test_a_final_run_follows_a_trial(small):
     ("options", "sentence"),
     [
         (("--final", "nowhere"), "nowhere is not a run folder"),
-        (("--final", "trial", "--epochs", 3), "a final run is trained as trial was: leave out --epochs"),
-        (("--final", "trial", "--resume"), "a run is resumed as it was begun: leave out --final"),
+        (("--final", "first", "--epochs", 3), "a final run is trained as first was: leave out --epochs"),
+        (("--final", "first", "--resume"), "a run is resumed as it was begun: leave out --final"),
     ],
 )
-def test_a_final_run_takes_nothing_but_its_trial(small, options, sentence):
+def test_a_final_run_takes_nothing_but_its_selection_run(small, options, sentence):
     result = train(*options)
     assert result.exit_code != 0
     assert sentence in " ".join(result.stderr.replace("│", " ").split())
@@ -190,10 +181,8 @@ def test_without_tensorboard_its_extra_is_named(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     result = train("--epochs", 1, "--out", "run", "--tensorboard")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == (
-        "edgecifar: --tensorboard needs tensorboard, which is not installed: pip install '.[tensorboard]' in the "
-        "folder of edgecifar's source.\n"
-    )
+    assert "tensorboard, which is not installed: pip install '.[tensorboard]'" in result.stderr
+    assert "(--tensorboard)" in result.stderr
     assert not Path("run").exists()
 
 
@@ -202,9 +191,8 @@ def test_a_taken_folder_is_refused(small):
     Path("run/notes.txt").write_text("mine")
     result = train("--epochs", 1, "--out", "run")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == (
-        "edgecifar: run exists already and is not empty: go on with it by --resume, or choose another --out.\n"
-    )
+    assert "run exists already and is not empty" in result.stderr
+    assert "(--resume)" in result.stderr
     assert [path.name for path in Path("run").iterdir()] == ["notes.txt"]
 
 
@@ -235,34 +223,20 @@ def test_resume_takes_the_newest_unfinished_run(small, monkeypatch):
     assert json.loads(Path("runs/b/run.json").read_text())["status"] == "finished"
     result = train("--resume")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == (
-        "edgecifar: There is no unfinished run under runs/: train one with 'edgecifar train', or name its folder.\n"
-    )
+    assert "no unfinished run under runs/" in result.stderr
 
 
 def test_resume_of_what_cannot_be_resumed(small):
     result = train("--resume", "--out", "absent")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("edgecifar: absent is not a run folder (run.json is missing)")
+    assert "absent is not a run folder" in result.stderr
     assert train("--epochs", 1, "--out", "run").exit_code == 0
     result = train("--resume", "--out", "run")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "edgecifar: run is finished: there is nothing to resume.\n"
+    assert "nothing to resume" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--recipe", "fast"),
-        ("--seed", 0),
-        ("--epochs", 3),
-        ("--optimizer", "sgd"),
-        ("--batch-size", 8),
-        ("--lr", 0.0),
-        ("--momentum", 0.0),
-        ("--held-out", 0.0),
-    ],
-)
+@pytest.mark.parametrize(("option", "value"), [("--recipe", "fast"), ("--seed", 0), ("--batch-size", 8), ("--lr", 0.0)])
 def test_resume_changes_no_setting(small, option, value):
     result = train("--resume", option, value)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -295,7 +269,8 @@ def test_wrong_usage(small, tmp_path, options):
 def test_unknown_device(small, tmp_path):
     result = edgecifar("train", "--data", "synthetic", "--device", "tpu")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "edgecifar: There is no device called tpu: choose auto, cuda, mps, cpu.\n"
+    assert "no device called tpu" in result.stderr
+    assert "(--device)" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -303,9 +278,7 @@ def test_folder_that_cannot_be_written(small):
     Path("file").write_text("")
     result = train("--epochs", 1, "--out", "file/run")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert (
-        result.stderr.splitlines()[-1] == "edgecifar: Could not write run: file is not a folder: choose another place."
-    )
+    assert "file is not a folder" in result.stderr
 
 
 BLOCKED = """
@@ -358,3 +331,21 @@ def test_a_real_ctrl_c(tmp_path):
         "Stopped.",
     ]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+def test_a_folder_of_other_things_is_left_alone_and_named(small, tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / "my pictures" / name).mkdir(parents=True)
+    result = edgecifar("train", "--data", "my pictures", "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is not a folder of CIFAR-10: it holds 2 folders (cats, dogs)" in result.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cats", "dogs", "my pictures"]
+
+
+@pytest.mark.parametrize(("given", "named"), [("a folder", "--data 'a folder'"), (None, "")])
+def test_the_next_command_names_the_data_that_were_named(small, monkeypatch, given, named):
+    drawn = data.synthetic()
+    monkeypatch.setattr(data, "load", lambda *_: drawn)
+    result = edgecifar("train", "--device", "cpu", "--epochs", 1, "--out", "run", *(["--data", given] if given else []))
+    assert result.exit_code == 0
+    assert result.stderr.endswith(f"Next: edgecifar export run --format onnx {named}".rstrip() + "\n")

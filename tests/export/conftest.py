@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)  # the nets are small: more threads cost more than they give
+
+
 @pytest.fixture
 def tmp_path(tmp_path):
-    """pytest's own, emptied after each test: an exported net is 83 MB."""
+    """pytest's own, emptied after each test: an exported net can be large."""
     yield tmp_path
     shutil.rmtree(tmp_path, ignore_errors=True)
 
@@ -18,7 +27,7 @@ def tmp_path(tmp_path):
 def eager(net, small):
     """The net's own logits of the small test images, float32 [130, 10]."""
     from edgecifar.export.parity import in_batches
-    from edgecifar.train.loop import logits_with
+    from edgecifar.train.inference import logits_with
 
     return in_batches(logits_with(net), small.test_images)
 
@@ -34,9 +43,39 @@ def deployed(net):
 @pytest.fixture
 def quick_onnx(bundle, monkeypatch):
     """Let the ONNX exporter, which takes seconds, copy what it wrote of the same net before."""
-    from edgecifar.export import to_onnx
+    from edgecifar.export.formats import onnx
 
-    def write(model, path, provenance):
+    def write(model, path, contract, provenance):
         shutil.copy(bundle.folder / "model.onnx", path)
 
-    monkeypatch.setattr(to_onnx, "write", write)
+    monkeypatch.setattr(onnx, "write", write)
+
+
+@pytest.fixture
+def lines(caplog):
+    """The lines that were logged; `lines()` returns those since the last call."""
+    caplog.set_level("INFO", logger="edgecifar")
+
+    def call() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if record.name == "edgecifar"]
+        caplog.clear()
+        return found
+
+    return call
+
+
+@pytest.fixture
+def linked(run, tmp_path):
+    """Make a run folder of the same weights with another record; what is changed to None is left out."""
+    from edgecifar.train.run import Run
+
+    def make(**changes):
+        folder = tmp_path / "other-run"
+        folder.mkdir(exist_ok=True)
+        if not (folder / "weights.safetensors").exists():
+            os.link(run.folder / "weights.safetensors", folder / "weights.safetensors")
+        changed = {**json.loads((run.folder / "run.json").read_text()), **changes}
+        (folder / "run.json").write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
+        return Run(folder)
+
+    return make

@@ -15,10 +15,10 @@ from packageurl import PackageURL
 
 from edgecifar.export import bom
 from edgecifar.runtime import machine
-from edgecifar.runtime.bundle import Manifest, Variant
-from edgecifar.runtime.contract import LABELS
+from edgecifar.runtime.contract import CIFAR10, Contract
 from edgecifar.runtime.errors import BundleError, RunError
 from edgecifar.runtime.files import sha256
+from edgecifar.runtime.manifest import Manifest, Variant
 
 VERSIONS = {"edgecifar": "1.2.3", "numpy": "2.4.6", "onnx": "1.23.2", "torch": "2.15.0+cpu"}
 
@@ -43,11 +43,15 @@ PROVENANCE = {
     "epochs_done": 3,
     "dataset": {"name": "CIFAR-10", "sha256": "d" * 64, "trained_on": 45_000},
     "checkpoint_sha256": "c" * 64,
+    "checkpoint_test_accuracy": 0.8222,
+    "edgecifar": "1.2.2",
+    "temperature": 1.1,
+    "training_images": 45_000,
     "started": "2026-01-02T03:04:05+00:00",
     "finished": "2026-01-02T04:04:05+00:00",
     "trained_with": {"hardware": "a processor", "device": "cuda", "numpy": "2.4.6", "torch": "2.15.0+cu126"},
 }
-MANIFEST = Manifest(LABELS, (variant("edge", 0.8222), variant("all", None)), "edge", "CIFAR-10", PROVENANCE)
+MANIFEST = Manifest(CIFAR10, (variant("edge", 0.8222), variant("all", None)), "edge", "CIFAR-10", PROVENANCE)
 
 
 def made(versions: dict[str, str] = VERSIONS, dataset: str = "CIFAR-10", **changes) -> dict:
@@ -126,6 +130,22 @@ def test_packages_of_training_and_of_export():
     assert sorted(dependency["dependsOn"]) == sorted(component["bom-ref"] for component in document["components"])
 
 
+def test_any_number_of_labels_in_any_language():
+    for labels, said in ((("Pilz", "キノコ", "other"), "キノコ"), (tuple(map(str, range(1_000))), "1,000 classes")):
+        manifest = replace(MANIFEST, contract=Contract(labels, 32), dataset="mushrooms")
+        model = json.loads(bom.text(manifest, VERSIONS))["metadata"]["component"]
+        assert said in model["description"]
+        assert "CIFAR" not in json.dumps([model["name"], model["description"]])
+        outputs = model["modelCard"]["modelParameters"]["outputs"]
+        assert {output["format"].split(": ")[1] for output in outputs} == {f"float32 [batch, {len(labels)}]"}
+
+
+def test_a_manifest_that_lacks_something():
+    manifest = replace(MANIFEST, provenance={name: value for name, value in PROVENANCE.items() if name != "seed"})
+    with pytest.raises(BundleError, match="lacks seed"):
+        bom.text(manifest, VERSIONS)
+
+
 def test_an_unfinished_run_has_the_time_it_began():
     assert made(finished=None)["metadata"]["timestamp"] == PROVENANCE["started"]
 
@@ -153,7 +173,7 @@ def test_another_process_writes_the_same_bytes(tmp_path):
 import sys
 from pathlib import Path
 from edgecifar.export import bom
-from edgecifar.runtime.bundle import Manifest
+from edgecifar.runtime.manifest import Manifest
 path = Path("manifest.json")
 sys.stdout.write(bom.text(Manifest.parse(path.read_text(), path), {VERSIONS!r}))
 """

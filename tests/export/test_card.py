@@ -1,4 +1,4 @@
-"""The model card: its table stays one, whatever a variant needs."""
+"""The model card: it says what the bundle takes, gives and was trained on, in whatever language its labels are."""
 
 from __future__ import annotations
 
@@ -9,13 +9,42 @@ import pytest
 from edgecifar.export import card
 
 
-def test_alternatives_of_what_a_variant_needs_are_one_cell(bundle):
-    edge = replace(bundle.variant("edge"), needs="avx_vnni|avx512_vnni")
-    lines = card.text(replace(bundle.manifest, variants=(edge,))).splitlines()
-    head = next(line for line in lines if line.startswith("| name |"))
-    row = next(line for line in lines if line.startswith("| `edge` |"))
-    assert row.endswith(" | avx_vnni or avx512_vnni |")
-    assert row.count("|") == head.count("|")
+def with_labels(bundle, *labels: str):
+    contract = replace(bundle.contract, labels=labels)
+    return card.text(replace(bundle.manifest, contract=contract, dataset="mushrooms"))
+
+
+def test_three_labels_that_markdown_would_misread(bundle):
+    text = with_labels(bundle, "Fliegenpilz", "キノコ", "*|_<b>")
+    assert r"one of Fliegenpilz, キノコ, \*\|\_\<b\>." in text
+    assert "3 classes and nothing else" in text
+    assert "float32 `[batch, 3]`" in text
+    assert "CIFAR" not in text
+
+
+def test_a_thousand_labels_are_counted(bundle):
+    text = with_labels(bundle, *(f"class {index}" for index in range(1_000)))
+    assert "one of 1,000 classes" in text
+    assert "class 7" not in text
+
+
+@pytest.mark.parametrize(("fit", "words"), [("crop", "shorter side"), ("squash", "whatever its shape"), ("pad", "pad")])
+def test_the_fit_is_the_contract_s(bundle, fit, words):
+    manifest = replace(bundle.manifest, contract=bundle.contract.with_fit(fit))
+    assert words in card.text(manifest).split("## Variants")[0]
+
+
+@pytest.mark.parametrize(("dataset", "said"), [("CIFAR-10", "airplane"), ("synthetic", "a trial of the pipeline")])
+def test_what_a_reader_must_know_of_the_data_set(bundle, dataset, said):
+    assert said in card.text(replace(bundle.manifest, dataset=dataset))
+    assert said not in card.text(replace(bundle.manifest, dataset="mushrooms"))
+
+
+def test_every_row_of_the_table_has_the_columns_of_its_head(bundle):
+    lines = card.text(bundle.manifest).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + len(bundle.manifest.variants)
+    assert len({row.count("|") for row in rows}) == 1
 
 
 @pytest.mark.parametrize(
@@ -23,8 +52,9 @@ def test_alternatives_of_what_a_variant_needs_are_one_cell(bundle):
     [
         ({}, "fitted on held-out images."),
         ({"finished": None}, "Confidence is not calibrated"),
-        ({"finished": None, "trial": {"temperature": 1.5}}, "Confidence is not calibrated"),
-        ({"trial": {"temperature": 1.5}}, "fitted on held-out images of a trial, the same training without them."),
+        ({"finished": None, "selection_run": {"temperature": 1.5}}, "Confidence is not calibrated"),
+        ({"selection_run": {"temperature": 1.5}}, "images of the selection run"),
+        ({"trial": {"temperature": 1.5}}, "images of the selection run"),
     ],
 )
 def test_the_card_says_what_the_temperature_was_fitted_on(bundle, changes, said):

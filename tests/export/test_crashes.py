@@ -1,6 +1,6 @@
 """An export that is killed, or whose disk fills up or turns read-only, leaves one whole bundle: the old or the new one.
 
-Training on such disks is tried along with it; where both are killed at random is benchmarks/crashes.py.
+Training on such disks is tried along with it; where both are killed at random is tests/stress/crashes.py.
 """
 
 from __future__ import annotations

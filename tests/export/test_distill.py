@@ -1,8 +1,9 @@
-"""Fine-tuning: it learns, is the same twice and after an interruption, and keeps what it computed."""
+"""Distillation: it learns, is the same twice and after an interruption, and keeps what it computed."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import math
 import os
@@ -14,18 +15,22 @@ import numpy as np
 import pytest
 import torch
 
-from edgecifar.export import build, distill, edge, narrow
+from edgecifar.export import build, variants
+from edgecifar.export.compress import distill, narrow, search
 from edgecifar.export.graph import Deployed
-from edgecifar.runtime.errors import OutputError, RunError
-from edgecifar.train import optimizer
-from edgecifar.train.loop import logits_with
+from edgecifar.export.options import ExportOptions
+from edgecifar.runtime.errors import OutputError, ParityError, RunError
+from edgecifar.train import devices
+from edgecifar.train.calibration import fit_temperature
+from edgecifar.train.inference import logits_with
+from edgecifar.train.net import LAYERS
 from edgecifar.train.run import Run
 
-WIDTHS = dict(zip(narrow.LAYERS, (8, 8, 16, 16, 16, 16, 32, 16), strict=True))
+WIDTHS = dict(zip(LAYERS, (8, 8, 16, 16, 16, 16, 32, 16), strict=True))
 IMAGES = 96
 RECIPE = replace(distill.recipe(2), batch_size=32)
 ONE = replace(RECIPE, epochs=1)
-RUNGS = ((8, 8, 16, 16, 16, 16, 32, 16), (8, 16, 16, 16, 16, 16, 32, 16))
+CANDIDATES = ((8, 8, 16, 16, 16, 16, 32, 16), (8, 16, 16, 16, 16, 16, 32, 16))
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +40,8 @@ def start(net, small):
 
 
 @pytest.fixture
-def tuner(net, small, tmp_path):
-    def make(**changes) -> distill.Tuner:
-        lines = []
+def distiller(net, small, tmp_path):
+    def make(**changes) -> distill.Distiller:
         given = {
             "folder": tmp_path,
             "origin": "a digest",
@@ -47,11 +51,8 @@ def tuner(net, small, tmp_path):
             "recipe": RECIPE,
             "seed": 3,
             "device": torch.device("cpu"),
-            "say": lines.append,
         }
-        made = distill.Tuner(**{**given, **changes})
-        object.__setattr__(made, "lines", lines)
-        return made
+        return distill.Distiller(**{**given, **changes})
 
     return make
 
@@ -61,13 +62,13 @@ def tuned(net, start, small, tmp_path_factory):
     """What two epochs make of it, without an interruption."""
     folder = tmp_path_factory.mktemp("tuned")
     images, labels = small.train_images[:IMAGES], small.train_labels[:IMAGES]
-    made = distill.Tuner(folder, "a digest", net, images, labels, RECIPE, 3, torch.device("cpu"), print)
+    made = distill.Distiller(folder, "a digest", net, images, labels, RECIPE, 3, torch.device("cpu"))
     return made.tune(copy.deepcopy(start), WIDTHS)
 
 
 def student_in(folder: Path) -> Path:
     """The only file of a student in a run's folder."""
-    (path,) = (path for path in (folder / distill.FOLDER).iterdir() if not path.name.startswith("answers."))
+    (path,) = (path for path in (folder / distill.FOLDER).iterdir() if not path.name.startswith("teacher_logits."))
     return path
 
 
@@ -76,9 +77,9 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def epochs_of(tuner: distill.Tuner) -> list[str]:
+def epochs_of(lines: list[str]) -> list[str]:
     """The lines that say that an epoch was trained."""
-    return [line.split(":")[0].strip() for line in tuner.lines if ", epoch" in line]
+    return [line.split(":")[0].strip() for line in lines if ", epoch" in line]
 
 
 class TestStudentLoss:
@@ -102,66 +103,66 @@ class TestStudentLoss:
         assert logits.grad.abs().max() < 1e-6
 
 
-class TestTuner:
-    def test_it_learns(self, tuner, start):
-        made = tuner(recipe=replace(distill.recipe(8), batch_size=16, shift=0))
+class TestDistiller:
+    def test_it_learns(self, distiller, start, lines):
+        made = distiller(recipe=replace(distill.recipe(8), batch_size=16, translate=0))
         made.tune(copy.deepcopy(start), WIDTHS)
-        losses = [float(line.split("loss ")[1].split(",")[0]) for line in made.lines if ", epoch" in line]
+        losses = [float(line.split("loss ")[1].split(",")[0]) for line in lines() if ", epoch" in line]
         assert len(losses) == 8
         assert losses[-1] < 0.9 * losses[0], losses
 
-    def test_the_same_twice(self, tuner, start, tuned):
-        assert same(tuner().tune(copy.deepcopy(start), WIDTHS), tuned)
+    def test_the_same_twice(self, distiller, start, tuned):
+        assert same(distiller().tune(copy.deepcopy(start), WIDTHS), tuned)
 
-    def test_another_seed_gives_others(self, tuner, start, tuned):
-        assert not same(tuner(seed=4).tune(copy.deepcopy(start), WIDTHS), tuned)
+    def test_another_seed_gives_others(self, distiller, start, tuned):
+        assert not same(distiller(seed=4).tune(copy.deepcopy(start), WIDTHS), tuned)
 
-    def test_what_is_interrupted_goes_on(self, tuner, start, tuned, monkeypatch):
-        made, whole = tuner(), distill.Tuner._train_epoch
+    def test_what_is_interrupted_goes_on(self, distiller, start, tuned, monkeypatch, lines):
+        made, whole = distiller(), distill.Distiller._train_epoch
 
         def stop(self, student, optimizers, epoch):
             if epoch:
                 raise KeyboardInterrupt
             whole(self, student, optimizers, epoch)
 
-        monkeypatch.setattr(distill.Tuner, "_train_epoch", stop)
+        monkeypatch.setattr(distill.Distiller, "_train_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
             made.tune(copy.deepcopy(start), WIDTHS)
-        monkeypatch.setattr(distill.Tuner, "_train_epoch", whole)
+        monkeypatch.setattr(distill.Distiller, "_train_epoch", whole)
         assert same(made.tune(copy.deepcopy(start), WIDTHS), tuned)
-        assert epochs_of(made) == ["fine-tuning, epoch 1 of 2", "fine-tuning, epoch 2 of 2"]
+        assert epochs_of(lines()) == ["fine-tuning, epoch 1 of 2", "fine-tuning, epoch 2 of 2"]
 
-    def test_what_is_finished_is_kept_beside_what_other_settings_gave(self, tuner, start, tuned):
-        made, shorter = tuner(), tuner(recipe=ONE)
+    def test_what_is_finished_is_kept_beside_what_other_settings_gave(self, distiller, start, tuned, lines):
+        made, shorter = distiller(), distiller(recipe=ONE)
         made.tune(copy.deepcopy(start), WIDTHS)
         shorter.tune(copy.deepcopy(start), WIDTHS)
-        made.lines.clear()
+        lines()
         assert same(made.tune(copy.deepcopy(start), WIDTHS), tuned)
-        assert epochs_of(made) == []
-        assert made.lines[0].startswith("  fine-tuned before, taken from ")
+        (line,) = lines()
+        assert "fine-tuned before" in line
 
     @pytest.mark.parametrize(
         "changes",
         [{"origin": "another"}, {"seed": 9}, {"recipe": replace(ONE, lr=0.001)}],
         ids=lambda c: next(iter(c)),
     )
-    def test_what_was_kept_for_another_is_not_taken(self, tuner, start, changes):
-        made = tuner(recipe=ONE)
+    def test_what_was_kept_for_another_is_not_taken(self, distiller, start, changes, lines):
+        made = distiller(recipe=ONE)
         made.tune(copy.deepcopy(start), WIDTHS)
-        other = tuner(**{"recipe": ONE, **changes})
-        other.tune(copy.deepcopy(start), WIDTHS)
-        assert len(epochs_of(other)) == 1
+        lines()
+        distiller(**{"recipe": ONE, **changes}).tune(copy.deepcopy(start), WIDTHS)
+        assert len(epochs_of(lines())) == 1
 
-    @pytest.mark.parametrize("name", ["DISTILLATION_TEMPERATURE", "DISTILLATION_WEIGHT", "VIEWS", "AT_ONCE"])
-    def test_nor_what_was_kept_under_other_constants(self, tuner, start, name, monkeypatch):
-        made = tuner(recipe=ONE)
+    @pytest.mark.parametrize("name", ["DISTILLATION_TEMPERATURE", "DISTILLATION_WEIGHT", "VIEWS", "VIEW_BATCH_SIZE"])
+    def test_nor_what_was_kept_under_other_constants(self, distiller, start, name, monkeypatch):
+        made = distiller(recipe=ONE)
         made.tune(copy.deepcopy(start), WIDTHS)
         assert made.holds(start, WIDTHS)
         monkeypatch.setattr(distill, name, getattr(distill, name) / 2)
         assert not made.holds(start, WIDTHS)
 
-    def test_it_holds_what_is_finished(self, tuner, start, tmp_path):
-        made = tuner()
+    def test_it_holds_what_is_finished(self, distiller, start, tmp_path):
+        made = distiller()
         assert not made.holds(start, WIDTHS)
         assert not any(tmp_path.iterdir())
         made.tune(copy.deepcopy(start), WIDTHS)
@@ -171,79 +172,78 @@ class TestTuner:
         path.mkdir()  # whatever it is, it is not a student
         assert not made.holds(start, WIDTHS)
 
-    def test_memory_that_runs_out(self, tuner, start, monkeypatch):
+    def test_memory_that_runs_out(self, distiller, start, monkeypatch):
         def hungry(self, *_):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        monkeypatch.setattr(distill.Tuner, "_train_epoch", hungry)
-        with pytest.raises(RunError, match=r"^Memory ran out: export with --device cpu, or where there is more\.$"):
-            tuner().tune(copy.deepcopy(start), WIDTHS)
+        monkeypatch.setattr(distill.Distiller, "_train_epoch", hungry)
+        with pytest.raises(RunError, match="Memory ran out: fine-tune on the CPU"):
+            distiller().tune(copy.deepcopy(start), WIDTHS)
 
     @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-    def test_a_damaged_file_is_computed_anew(self, tuner, start, tmp_path, damage):
-        made = tuner(recipe=ONE)
+    def test_a_damaged_file_is_computed_anew(self, distiller, start, tmp_path, damage, lines):
+        made = distiller(recipe=ONE)
         whole = made.tune(copy.deepcopy(start), WIDTHS)
         path = student_in(tmp_path)
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes({"cut": content[:5_000], "flipped": content, "empty": b""}[damage])
-        made.lines.clear()
+        lines()
         assert same(made.tune(copy.deepcopy(start), WIDTHS), whole)
-        assert len(epochs_of(made)) == 1
+        assert len(epochs_of(lines())) == 1
 
-    def test_a_pickle_is_never_run(self, tuner, start, tmp_path):
+    def test_a_pickle_is_never_run(self, distiller, start, tmp_path, lines):
         class Evil:
             def __reduce__(self):
                 return (tmp_path / "ran").touch, ()
 
-        made = tuner(recipe=ONE)
+        made = distiller(recipe=ONE)
         made.tune(copy.deepcopy(start), WIDTHS)
         path = student_in(tmp_path)
         content = pickle.dumps(Evil())
         path.write_bytes(hashlib.sha256(content).digest() + content)
-        made.lines.clear()
+        lines()
         made.tune(copy.deepcopy(start), WIDTHS)
         assert not (tmp_path / "ran").exists()
-        assert len(epochs_of(made)) == 1
+        assert len(epochs_of(lines())) == 1
 
-    def test_a_loss_that_is_not_finite_is_said(self, tuner, start):
-        made = tuner(recipe=replace(RECIPE, lr=1e30, filter_lr=1e30))
-        with pytest.raises(RunError, match="not finite any more: export without --fine-tune"):
+    def test_a_loss_that_is_not_finite_is_said(self, distiller, start):
+        made = distiller(recipe=replace(RECIPE, lr=1e30, muon_lr=1e30))
+        with pytest.raises(RunError, match="not finite"):
             made.tune(copy.deepcopy(start), WIDTHS)
 
-    def test_a_folder_that_cannot_be_written(self, tuner, start, tmp_path):
+    def test_a_folder_that_cannot_be_written(self, distiller, start, tmp_path):
         (tmp_path / distill.FOLDER).write_text("taken")
         with pytest.raises(OutputError):
-            tuner().tune(copy.deepcopy(start), WIDTHS)
+            distiller().tune(copy.deepcopy(start), WIDTHS)
 
-    def test_the_teacher_is_unchanged(self, net, tuner, start):
+    def test_the_teacher_is_unchanged(self, net, distiller, start):
         before = copy.deepcopy(net)
-        tuner(recipe=replace(RECIPE, epochs=1)).tune(copy.deepcopy(start), WIDTHS)
+        distiller(recipe=replace(RECIPE, epochs=1)).tune(copy.deepcopy(start), WIDTHS)
         assert same(net, before)
         assert not net.training
 
 
 class TestViews:
-    def answers(self, folder):
-        return sorted((folder / distill.FOLDER).glob("answers.*"))
+    def stored(self, folder):
+        return sorted((folder / distill.FOLDER).glob("teacher_logits.*"))
 
-    def test_the_teacher_answers_once_a_view(self, tuner, start, tmp_path, monkeypatch):
+    def test_the_teacher_s_logits_are_computed_once_a_view(self, distiller, start, tmp_path, monkeypatch, lines):
         monkeypatch.setattr(distill, "VIEWS", 2)
-        made = tuner(recipe=replace(RECIPE, epochs=5))
+        made = distiller(recipe=replace(RECIPE, epochs=5))
         made.tune(copy.deepcopy(start), WIDTHS)
-        assert sum("the whole net's answers" in line for line in made.lines) == len(self.answers(tmp_path)) == 2
-        other = tuner(recipe=ONE, images=made.images)
-        other.tune(copy.deepcopy(start), WIDTHS)
-        assert not any("the whole net's answers" in line for line in other.lines)
+        assert sum("the teacher's logits" in line for line in lines()) == len(self.stored(tmp_path)) == 2
+        distiller(recipe=ONE).tune(copy.deepcopy(start), WIDTHS)
+        assert not any("the teacher's logits" in line for line in lines())
 
-    @pytest.mark.parametrize("changes", [{"seed": 9}, {"origin": "another"}, {"recipe": replace(ONE, shift=1)}])
-    def test_answers_to_other_views_are_not_taken(self, tuner, tmp_path, changes):
-        tuner()._view(0)
-        tuner(**changes)._view(0)
-        assert len(self.answers(tmp_path)) == 2
+    @pytest.mark.parametrize("changes", [{"seed": 9}, {"origin": "another"}, {"recipe": replace(ONE, translate=1)}])
+    def test_answers_to_other_views_are_not_taken(self, distiller, tmp_path, changes):
+        distiller()._view(0)
+        distiller(**changes)._view(0)
+        assert len(self.stored(tmp_path)) == 2
 
-    def test_answers_are_those_of_the_images_shown(self, net, tuner):
-        made = tuner(recipe=replace(ONE, bfloat16=False))
+    def test_answers_are_those_of_the_images_shown(self, net, distiller):
+        made = distiller(recipe=replace(ONE, bfloat16=False))
         for number in (0, 1):
             images, answers = made._view(number)
             assert images.dtype == torch.uint8
@@ -251,89 +251,85 @@ class TestViews:
         assert not torch.equal(made._view(0)[0], made._view(1)[0])
         assert torch.equal(made._view(1)[0], images)
 
-    def test_in_bfloat16_they_are_about_the_same(self, tuner, monkeypatch):
-        monkeypatch.setattr(optimizer, "_cpu_has_bfloat16", lambda: True)
-        exact, rough = (tuner(recipe=replace(ONE, bfloat16=bfloat16))._view(0)[1] for bfloat16 in (False, True))
+    def test_in_bfloat16_they_are_about_the_same(self, distiller, monkeypatch):
+        monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: True)
+        exact, rough = (distiller(recipe=replace(ONE, bfloat16=bfloat16))._view(0)[1] for bfloat16 in (False, True))
         assert not torch.equal(exact, rough)
         assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
 
-    def test_another_precision_has_students_and_answers_of_its_own(self, tuner, start, tmp_path, monkeypatch):
+    def test_another_precision_has_students_and_answers_of_its_own(self, distiller, start, tmp_path, monkeypatch):
         for there in (True, False):
-            monkeypatch.setattr(optimizer, "_cpu_has_bfloat16", lambda there=there: there)
-            made = tuner(recipe=ONE)
+            monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda there=there: there)
+            made = distiller(recipe=ONE)
             assert not made.holds(start, WIDTHS)
             made.tune(copy.deepcopy(start), WIDTHS)
             assert made.holds(start, WIDTHS)
-        assert len(self.answers(tmp_path)) == 2
+        assert len(self.stored(tmp_path)) == 2
 
-    def test_a_view_and_the_next_show_both_sides(self, tuner):
-        made = tuner(recipe=replace(RECIPE, shift=0))
+    def test_a_view_and_the_next_show_both_sides(self, distiller):
+        made = distiller(recipe=replace(RECIPE, translate=0))
         one, other = made._view(0)[0], made._view(1)[0]
         assert torch.equal(one, other.flip(2))
         originals = torch.from_numpy(made.images)
         mirrored = [not torch.equal(shown, image) for shown, image in zip(one, originals, strict=True)]
         assert 0 < sum(mirrored) < len(mirrored)
 
-    def test_damaged_answers_are_computed_anew(self, tuner, tmp_path):
-        made = tuner()
+    def test_damaged_answers_are_computed_anew(self, distiller, tmp_path):
+        made = distiller()
         _, whole = made._view(0)
-        (path,) = self.answers(tmp_path)
+        (path,) = self.stored(tmp_path)
         path.write_bytes(path.read_bytes()[:-9])
         assert torch.equal(made._view(0)[1], whole)
 
 
-class TestSearch:
-    """The ladder of widths, with fine-tuning and quantization replaced: what is decided is tested here."""
+class TestCandidates:
+    """The search over widths, with fine-tuning and quantization replaced: what is decided is tested here."""
 
     @pytest.fixture
-    def search(self, deployed, small, tuner, monkeypatch):
+    def searching(self, deployed, small, distiller, monkeypatch):
         def make(int8: list[float]):
-            lines, tuned, answers = [], [], iter(int8)
+            tuned, losses, saved = [], iter(int8), []
             monkeypatch.setattr(
-                distill.Tuner, "tune", lambda self, student, widths: tuned.append(widths) or student.eval()
+                distill.Distiller, "tune", lambda self, student, widths: tuned.append(widths) or student.eval()
             )
 
-            def quantized(self, model, shown, full, provenance):
-                accuracy = full + next(answers)
-                self._note(f"{shown}, int8, MinMax", accuracy, full)
+            def quantized(self, model, shown):
+                accuracy = self._full + next(losses)
+                self._note(f"{shown}, int8, MinMax", accuracy)
                 return model, "MinMax", accuracy
 
-            monkeypatch.setattr(edge.EdgeExporter, "_quantize", quantized)
-            monkeypatch.setattr(edge.to_onnx, "save", lambda model, path, provenance: saved.append(model))
-            saved = []
+            monkeypatch.setattr(search.Search, "_quantize", quantized)
+            monkeypatch.setattr(search.onnx_format, "save", lambda model, *_: saved.append(model))
             images, labels = small.train_images[:100], small.train_labels[:100]
-            found = edge.EdgeExporter(deployed, images, images, labels, lines.append, tuner())
-            return found, tuned, saved
+            return search.Search(deployed, small.contract, images, images, labels, distiller()), tuned, saved
 
         return make
 
-    def test_the_first_that_keeps_the_budget(self, search, tmp_path, deployed):
-        found, tuned, saved = search([-0.03, -0.01])
-        made_by = found.write(tmp_path / "model.onnx", {}, 2.0, [RUNGS[0], RUNGS[1], RUNGS[1]])
-        assert [tuple(widths.values()) for widths in tuned] == list(RUNGS)
-        assert made_by.startswith(
-            "narrowed (conv1 to fc2: 8, 16, 16, 16, 16, 16, 32, 16 outputs), fine-tuned for 2 epochs on labels and the "
-            "whole net's answers, then static int8"
-        )
+    def test_the_first_that_keeps_the_budget(self, searching, tmp_path, deployed):
+        found, tuned, saved = searching([-0.03, -0.01])
+        wanted = search.LossyVariant("edge", 1, [CANDIDATES[0], CANDIDATES[1], CANDIDATES[1]])
+        made = found.write(tmp_path / "model.onnx", wanted, 2.0, {})
+        assert [tuple(widths.values()) for widths in tuned] == list(CANDIDATES)
+        assert "(conv1 to fc2: 8, 16, 16, 16, 16, 16, 32, 16 outputs), fine-tuned for 2 epochs" in made.made_by
+        assert made.held_out_accuracy == pytest.approx(found.trials[0][1] - 0.01)
         assert len(saved) == 1
         assert saved[0].temperature == deployed.temperature
 
-    def test_none_keeps_it(self, search, tmp_path):
-        from edgecifar.runtime.errors import ParityError
+    def test_a_multiplier_is_of_the_budget_and_of_the_epochs(self, searching, tmp_path):
+        found, _, _ = searching([-0.09])
+        made = found.write(tmp_path / "model.onnx", search.LossyVariant("tiny", 5, CANDIDATES[:1]), 2.0, {})
+        assert "fine-tuned for 10 epochs" in made.made_by
 
-        found, _, saved = search([-0.5, -0.3])
-        with pytest.raises(
-            ParityError,
-            match=r"the closest \(widths 8-16-16-.*\) loses 30.00; .*, fine-tune for more epochs, or leave out",
-        ):
-            found.write(tmp_path / "model.onnx", {}, 0.2, RUNGS)
+    def test_none_keeps_it(self, searching, tmp_path):
+        found, _, saved = searching([-0.5, -0.3])
+        with pytest.raises(ParityError, match=r"\(widths 8-16-16-.*\) loses 30.00; fine-tune for more epochs"):
+            found.write(tmp_path / "model.onnx", search.LossyVariant("edge", 1, CANDIDATES), 0.2, {})
         assert saved == []
 
-    def test_one_temperature_calibrates_all(self, search, tmp_path, small, deployed):
-        from edgecifar.train.calibration import fit_temperature
-
-        found, _, saved = search([0.0])
-        found.write(tmp_path / "model.onnx", {}, 2.0, [(16, 32, 64, 128, 256, 512, 1024, 256)])
+    def test_one_temperature_calibrates_all(self, searching, tmp_path, small, net, deployed):
+        found, _, saved = searching([0.0])
+        whole = [len(net.get_submodule(name).weight) for name in LAYERS]
+        found.write(tmp_path / "model.onnx", search.LossyVariant("edge", 1, [whole]), 2.0, {})
         with torch.inference_mode():
             logits = saved[0](torch.from_numpy(small.train_images[:100]))[1].numpy()
         assert fit_temperature(logits, small.train_labels[:100]) == pytest.approx(deployed.temperature, rel=1e-3)
@@ -341,44 +337,41 @@ class TestSearch:
 
 
 @pytest.mark.slow
-def test_export_fine_tunes_once_and_gives_the_same_bytes_again(run, small, tmp_path):
+def test_export_fine_tunes_once_and_gives_the_same_bytes_again(run, small, tmp_path, lines, monkeypatch):
+    narrower = search.LossyVariant("tiny", 5, CANDIDATES[:1])
+    monkeypatch.setitem(variants.MAKERS, "tiny", functools.partial(variants.lossy, variant=narrower))
     folder = tmp_path / "run"
     folder.mkdir()
     for path in run.folder.iterdir():
         if path.is_file():
             os.link(path, folder / path.name)
-    lines, out = [], tmp_path / "bundle"
-    bundle, results = build.export(
-        Run(folder), out, variants=["tiny"], dataset=small, budget=20, say=lines.append, fine_tune=1
-    )
+    options = ExportOptions(variants=("tiny",), budget=20, fine_tune=1)
+    bundle, results = build.export(Run(folder), tmp_path / "bundle", small, options)
     assert results["tiny"].passed
-    assert bundle.variant("tiny").bytes < 1_000_000
-    assert ", fine-tuned for 5 epochs on labels and the whole net's answers, " in bundle.variant("tiny").made_by
-    assert sum("fine-tuning, epoch" in line for line in lines) == 5
-    assert student_in(folder).name.startswith("-".join(map(str, edge.WIDTHS["tiny"][0])) + "-")
-    lines.clear()
-    again, _ = build.export(
-        Run(folder), tmp_path / "again", variants=["tiny"], dataset=small, budget=20, say=lines.append, fine_tune=1
-    )
-    assert not any("fine-tuning, epoch" in line for line in lines)
-    assert (again.folder / "SHA256SUMS").read_bytes() == (out / "SHA256SUMS").read_bytes()
+    assert bundle.variant("tiny").bytes < 100_000
+    assert ", fine-tuned for 5 epochs on labels and the teacher's logits, " in bundle.variant("tiny").made_by
+    assert len(epochs_of(lines())) == 5
+    assert student_in(folder).name.startswith("-".join(map(str, CANDIDATES[0])) + "-")
+    again, _ = build.export(Run(folder), tmp_path / "again", small, options)
+    assert epochs_of(lines()) == []
+    assert (again.folder / "SHA256SUMS").read_bytes() == (bundle.folder / "SHA256SUMS").read_bytes()
 
 
 class TestCommandLine:
     def test_what_it_would_fine_tune_must_be_wanted(self, edgecifar, run, tmp_path):
         result = edgecifar("export", run.folder, "--fine-tune", "2", "--out", tmp_path / "bundle")
         assert result.exit_code == 2
-        assert "--fine-tune is for the lossy variants: add --variant edge or" in " ".join(result.stderr.split())
+        assert "--variant edge" in " ".join(result.stderr.split())
         assert not (tmp_path / "bundle").exists()
 
     def test_it_is_passed_on(self, edgecifar, run, tmp_path, monkeypatch):
         asked = []
 
-        def stop(*arguments):
-            asked.append(arguments[-2:])
+        def stop(run, out, dataset, options):
+            asked.append((options.fine_tune, options.device, options.wanted))
             raise RunError("enough.")
 
         monkeypatch.setattr(build, "export", stop)
         options = ["--variant", "tiny", "--fine-tune", "2", "--device", "cpu", "--data", "synthetic"]
         assert edgecifar("export", run.folder, *options, "--out", tmp_path / "bundle").exit_code == 1
-        assert asked == [(2, "cpu")]
+        assert asked == [(2, "cpu", ("tiny",))]

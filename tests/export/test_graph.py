@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgecifar.export.graph import Deployed, FlattenChannelsLast, _fold, _fold_normalisation, channels_first
+from edgecifar.export.graph import Deployed, FlattenChannelsLast, channels_first, fold, fold_normalisation
 
 PICTURES = {
     "drawn": lambda small: small.test_images[:20],
@@ -44,15 +44,16 @@ def test_equals_the_net_by_definition(net, small, kind, temperature):
 def test_pairs_of_pixels_give_the_same(deployed, net, small, kind):
     images = torch.from_numpy(PICTURES[kind](small))
     paired = Deployed(net, deployed.temperature, paired=True)
-    assert list(paired.conv1.weight.shape) == [32, 6, 3, 2]
-    assert int((paired.conv1.weight == 0).sum()) == 32 * 3 * 3  # one pixel of each window of four
+    outputs = 2 * net.conv1.out_channels
+    assert list(paired.conv1.weight.shape) == [outputs, 6, 3, 2]
+    assert int((paired.conv1.weight == 0).sum()) == outputs * 3 * 3  # one pixel of each window of four
     torch.testing.assert_close(paired.features(images), deployed.features(images), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(paired(images)[1], deployed(images)[1], atol=3e-5, rtol=3e-6)
 
 
 def test_channels_last_and_first_are_inverse(deployed, net, small):
     weight = net.fc1.weight.detach()
-    torch.testing.assert_close(channels_first(deployed.fc1[-1].weight), weight.unflatten(1, (512, 6, 6)))
+    torch.testing.assert_close(channels_first(deployed.fc1[-1].weight), weight.unflatten(1, (-1, 6, 6)))
     x = torch.arange(2 * 512 * 36).view(2, 512, 6, 6).float()
     flat = FlattenChannelsLast()(x)
     assert flat[1, 0] == x[1, 0, 0, 0]
@@ -76,7 +77,7 @@ def test_batch_norm_fold_alone(net, index):
     assert norm.running_mean.abs().max() > 0.01  # or the fold would have nothing to do
     assert (norm.running_var - 1).abs().max() > 0.05
     x = torch.randn(4, convolution.in_channels, 9, 9, generator=torch.Generator().manual_seed(0))
-    folded = _fold(convolution, norm)
+    folded = fold(convolution, norm)
     torch.testing.assert_close(folded(x), norm(convolution(x)), atol=2e-5, rtol=1e-5)
 
 
@@ -84,20 +85,20 @@ def test_batch_norm_fold_regards_eps():
     convolution, norm = nn.Conv2d(2, 3, 3).requires_grad_(False), nn.BatchNorm2d(3, eps=0.5).requires_grad_(False)
     norm.eval().running_var.copy_(torch.tensor([0.0, 0.01, 4.0]))
     x = torch.ones(1, 2, 4, 4)
-    torch.testing.assert_close(_fold(convolution, norm)(x), norm(convolution(x)))
+    torch.testing.assert_close(fold(convolution, norm)(x), norm(convolution(x)))
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 254, 255])
 def test_normalisation_fold_alone(net, value):
     x = torch.full((1, 3, 32, 32), float(value))
-    torch.testing.assert_close(_fold_normalisation(net.conv1)(x), net.conv1(x / 127.5 - 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fold_normalisation(net.conv1)(x), net.conv1(x / 127.5 - 1), atol=1e-5, rtol=1e-5)
 
 
 def test_normalisation_fold_keeps_channels_apart(net):
     for channel in range(3):
         x = torch.zeros(1, 3, 32, 32)
         x[:, channel] = 255
-        torch.testing.assert_close(_fold_normalisation(net.conv1)(x), net.conv1(x / 127.5 - 1), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fold_normalisation(net.conv1)(x), net.conv1(x / 127.5 - 1), atol=1e-5, rtol=1e-5)
 
 
 def test_probabilities_sum_to_one(deployed):

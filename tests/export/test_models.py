@@ -57,20 +57,17 @@ def message(path, kind=ModelError, **options) -> str:
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt", "model.pt2", "folder", "model.h5"])
 def test_a_missing_path(tmp_path, name):
-    assert message(tmp_path / name) == f"{tmp_path / name} is not there: check the path."
+    assert f"{tmp_path / name} is not there" in message(tmp_path / name)
 
 
 def test_a_folder_that_is_neither(tmp_path):
-    remedy = "name one that 'edgecifar train' or 'edgecifar export' made"
-    assert message(tmp_path) == f"{tmp_path} is neither a run folder nor a bundle: {remedy}."
+    assert "neither a run folder nor a bundle" in message(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.h5", "model", "weights.safetensors"])
 def test_an_unknown_ending(tmp_path, name):
     (tmp_path / name).write_text("x")
-    assert "has an unknown ending: name a run folder, a bundle, or a .pt, .pt2 or .onnx file" in message(
-        tmp_path / name
-    )
+    assert "unknown ending" in message(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +107,29 @@ class OneOutput(torch.nn.Module):
         return x.float().flatten(1)[:, :10]
 
 
-class Classes100(torch.nn.Module):
+class OutputsDiffer(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = x.float().flatten(1)[:, :100]
-        return x, x
+        x = x.float().flatten(1)
+        return x[:, :10], x[:, :9]
 
 
-@pytest.mark.parametrize("other", [OtherInput, OneOutput, Classes100])
+class Earlier(torch.nn.Module):
+    """Gives what exports of before the contract gave."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = x.float().flatten(1)[:, :10]
+        return logits.softmax(1), logits
+
+
+def test_torchscript_of_an_earlier_version_lacks_a_contract_and_loads(tmp_path, small):
+    path = tmp_path / "model.pt"
+    path.write_bytes(script(Earlier()))
+    model = models.load(path)
+    assert model.contract is None
+    assert model.logits(small.test_images[:3]).shape == (3, 10)
+
+
+@pytest.mark.parametrize("other", [OtherInput, OneOutput, OutputsDiffer])
 def test_torchscript_of_another_net(tmp_path, other):
     path = tmp_path / "model.pt"
     path.write_bytes(script(other()))
@@ -187,13 +200,11 @@ def test_an_onnx_file_of_another_net(tmp_path):
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", [value], [out])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    assert f"{path} is another kind of model" in message(path)
+    assert "name a model that 'edgecifar export' made" in message(path)
 
 
 def test_an_unknown_variant(own_bundle):
-    assert message(own_bundle, VariantError, variant="tiny") == (
-        f"{own_bundle} has no variant called tiny: choose one of edge."
-    )
+    assert "tiny: choose one of edge" in message(own_bundle, VariantError, variant="tiny")
 
 
 def test_a_variant_that_needs_torch(bundle):

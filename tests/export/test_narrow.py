@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 
+import narrow_net
 import pytest
 import torch
 
-from edgecifar.export import narrow
+from edgecifar.export.compress import narrow
 from edgecifar.export.graph import Deployed
 from edgecifar.train.augment import normalise
-from edgecifar.train.loop import logits_with
-from edgecifar.train.net import Net
+from edgecifar.train.inference import logits_with
+from edgecifar.train.net import LAYERS, READERS
 
-FULL = dict(zip(narrow.LAYERS, (16, 32, 64, 128, 256, 512, 1024, 256), strict=True))
+FULL = narrow_net.WIDTHS
 HALF = {name: width // 2 for name, width in FULL.items()}
 
 
@@ -27,28 +28,23 @@ def half(net, images):
     return narrow.narrowed(net, HALF, narrow.importance(net, images))
 
 
-def test_the_widths_are_those_of_the_whole_net():
-    whole = Net()
-    assert {name: len(whole.get_submodule(name).weight) for name in narrow.LAYERS} == FULL
-
-
 def test_nothing_removed_is_the_net_itself(net, images):
     same = narrow.narrowed(net, FULL, narrow.importance(net, images)).state_dict()
     assert all(torch.equal(tensor, same[name]) for name, tensor in net.state_dict().items())
 
 
 def test_layers_have_the_widths_asked_for(half):
-    assert {name: len(half.get_submodule(name).weight) for name in narrow.LAYERS} == HALF
-    assert list(half.fc1.weight.shape) == [512, 256 * 36]
-    assert list(half.fc3.weight.shape) == [10, 128]
+    assert {name: len(half.get_submodule(name).weight) for name in LAYERS} == HALF
+    assert list(half.fc1.weight.shape) == [HALF["fc1"], HALF["conv6"] * 36]
+    assert list(half.fc3.weight.shape) == [10, HALF["fc2"]]
     assert all(len(half.get_submodule(f"norm{i}").running_mean) == HALF[f"conv{i}"] for i in range(1, 7))
 
 
-@pytest.mark.parametrize("name", narrow.LAYERS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_outputs_that_nothing_reads_go_first(net, images, name):
     """Those of one layer that are zero, or met by zeros only, are removed; the answers stay."""
     silenced = copy.deepcopy(net)
-    reader, width = silenced.get_submodule(narrow.READERS[name]), FULL[name]
+    reader, width = silenced.get_submodule(READERS[name]), FULL[name]
     unread = torch.randperm(width, generator=torch.Generator().manual_seed(3))[: width // 2]
     with torch.no_grad():
         reader.weight.flatten(1).view(len(reader.weight), width, -1)[:, unread] = 0
@@ -66,8 +62,8 @@ def test_importance_by_its_definition(net, images):
     with torch.inference_mode():
         features = net.features(normalise(torch.from_numpy(images))).double()
         hidden = net.fc1(features.float()).relu().double()
-    energy = features.view(len(images), 512, 36).pow(2).sum(2).mean(0)
-    met = net.fc1.weight.detach().double().view(1024, 512, 36).pow(2).sum((0, 2))
+    energy = features.unflatten(1, (-1, 36)).pow(2).sum(2).mean(0)
+    met = net.fc1.weight.detach().double().unflatten(1, (-1, 36)).pow(2).sum((0, 2))
     torch.testing.assert_close(found["conv6"], energy * met, rtol=1e-4, atol=0)
     met = net.fc2.weight.detach().double().pow(2).sum(0)
     torch.testing.assert_close(found["fc1"], hidden.pow(2).mean(0) * met, rtol=1e-4, atol=1e-9)
@@ -78,8 +74,8 @@ def test_an_output_that_is_never_on_goes(net, images):
     silenced = copy.deepcopy(net)
     with torch.no_grad():
         silenced.norm3.bias[5] = -1e3  # ReLU lets nothing of it through
-    narrower = narrow.narrowed(silenced, {**FULL, "conv3": 63}, narrow.importance(silenced, images))
-    left = [index for index in range(64) if index != 5]
+    narrower = narrow.narrowed(silenced, {**FULL, "conv3": 31}, narrow.importance(silenced, images))
+    left = [index for index in range(32) if index != 5]
     assert torch.equal(narrower.conv3.weight, silenced.conv3.weight[left])
     assert torch.equal(narrower.conv4.weight, silenced.conv4.weight[:, left])
 

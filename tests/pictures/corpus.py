@@ -82,7 +82,9 @@ WHITE = np.uint8(255)
 
 def levels(bits: int) -> np.ndarray:
     """Return the grey picture in `bits` bits."""
-    return (GREY.astype(np.uint32) >> (8 - bits)).astype(np.uint32) if bits <= 8 else GREY.astype(np.uint32) << (bits - 8)
+    return (
+        (GREY.astype(np.uint32) >> (8 - bits)).astype(np.uint32) if bits <= 8 else GREY.astype(np.uint32) << (bits - 8)
+    )
 
 
 def grey_of(numbers: np.ndarray, bits: int) -> np.ndarray:
@@ -135,9 +137,10 @@ def variants() -> tuple[Variant, ...]:
     """Draw the corpus."""
     import lossless
     import lossy
+    import simple
     import tiffs
 
-    found = tuple(variant for module in (lossless, lossy, tiffs) for variant in module.variants())
+    found = tuple(variant for module in (lossless, simple, lossy, tiffs) for variant in module.variants())
     names = [variant.title for variant in found]
     assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
     return found
@@ -182,7 +185,7 @@ COLUMNS = ("read", "refused", "wrong", "damaged")
 
 @functools.cache
 def results() -> tuple[tuple[Variant, str, str, str], ...]:
-    """Load every variant: what came of it, what was seen, and what the independent reader says, "" where none is asked."""
+    """Load every variant: what came of it, what was seen, what the independent reader says ("" where none is asked)."""
     found = []
     for variant in variants():
         came, seen = outcome(variant)
@@ -237,13 +240,13 @@ def main() -> int:
         for variant in variants():
             (options.save / re.sub(r"[^\w.-]+", "_", variant.title)).write_bytes(variant.data)
     made = table()
-    print(made)
+    print(made)  # noqa: T201
     if options.write:
         page = Path(__file__).parents[2] / "docs" / "pictures.md"
         before, rest = page.read_text().split(BEGIN)
         page.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}")
     wrong = list(failures())
-    print(*wrong, sep="\n", file=sys.stderr)
+    print(*wrong, sep="\n", file=sys.stderr)  # noqa: T201
     return int(bool(wrong))
 
 

@@ -1,4 +1,4 @@
-"""The corpus's PNG, GIF, BMP, TGA, ICO, PPM, PGM and PBM pictures, nearly all written byte by byte."""
+"""The corpus's PNG, GIF and BMP pictures, nearly all written byte by byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RAW = "raw bytes"
 
 
 def variants() -> Iterator[Variant]:
-    for part in (png_kinds, png_transparency, png_colours, png_metadata, png_other, gifs, bmps, tgas, icons, pnms):
+    for part in (png_kinds, png_transparency, png_colours, png_metadata, png_other, gifs, bmps):
         yield from part()
 
 
@@ -89,7 +89,9 @@ def png_transparency() -> Iterator[Variant]:
 
 def srgb(light: np.ndarray) -> np.ndarray:
     """Encode light, 0 to 1, as sRGB of 8 bits."""
-    return np.rint(255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)).astype(np.uint8)
+    return np.rint(255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)).astype(
+        np.uint8
+    )
 
 
 def png_colours() -> Iterator[Variant]:
@@ -176,7 +178,10 @@ def png_other() -> Iterator[Variant]:
     for name, array in (("grey", GREY), ("RGB", RGB), ("16-bit grey", GREY.astype(np.uint16) * 257)):
         expected = RGB if array.ndim == 3 else GREY_RGB
         yield Variant("PNG", name, "imagecodecs", imagecodecs.png_encode(array), expected, judge=opencv)
-    for name, array in (("16-bit RGB", RGB.astype(np.uint16) * 257), ("RGBA", np.dstack([RGB, np.full_like(GREY, 255)]))):
+    for name, array in (
+        ("16-bit RGB", RGB.astype(np.uint16) * 257),
+        ("RGBA", np.dstack([RGB, np.full_like(GREY, 255)])),
+    ):
         yield Variant("PNG", name, "imagecodecs", imagecodecs.png_encode(array), RGB, judge=opencv)
     control = lambda number: struct.pack(">IIIIIHHBB", number, WIDTH, HEIGHT, 0, 0, 1, 10, 0, 0)  # noqa: E731
     other = zlib.compress(b"".join(b"\0" + bytes(3 * WIDTH) for _ in range(HEIGHT)))
@@ -213,7 +218,13 @@ def gifs() -> Iterator[Variant]:
     for transparent in (None, 63):
         data = raw.gif(small, colours, canvas=(WIDTH, HEIGHT), corner=(6, 4), transparent=transparent)
         name = f"a frame that covers a part{', a transparent colour' * (transparent is not None)}"
-        yield Variant("GIF", name, RAW, data, corpus.where_seen(seen, ~np.all(seen == colours[63], axis=2)) if transparent else seen)
+        yield Variant(
+            "GIF",
+            name,
+            RAW,
+            data,
+            corpus.where_seen(seen, ~np.all(seen == colours[63], axis=2)) if transparent else seen,
+        )
     yield Variant("GIF", "grey", "imagecodecs", imagecodecs.gif_encode(GREY), GREY_RGB)
     file = io.BytesIO()
     first, second = Image.fromarray(RGB).quantize(32), Image.new("P", (WIDTH, HEIGHT))
@@ -248,7 +259,9 @@ def bmps() -> Iterator[Variant]:
         yield Variant("BMP", f"{bits}-bit palette of the darkest greys", RAW, data, grey[numbers])
         full = np.repeat(np.linspace(0, 255, 1 << bits).astype(np.uint8)[:, None], 3, axis=1)
         for name, colours in (("grey", full), ("inverted grey", full[::-1])):
-            yield Variant("BMP", f"{bits}-bit {name} palette", RAW, raw.bmp(numbers, bits, palette=colours), colours[numbers])
+            yield Variant(
+                "BMP", f"{bits}-bit {name} palette", RAW, raw.bmp(numbers, bits, palette=colours), colours[numbers]
+            )
     few = np.minimum(corpus.levels(8) // 32, 4)
     colours = corpus.palette(5)
     yield Variant("BMP", "8-bit palette of five colours", RAW, raw.bmp(few, 8, palette=colours), colours[few])
@@ -259,7 +272,9 @@ def bmps() -> Iterator[Variant]:
             data = raw.bmp(packed, 24, header=header, top_down=top_down)
             yield Variant("BMP", f"24 bits, header of {header}{', top down' * top_down}", RAW, data, RGB, judge=judge)
     for high in (0, 0x7F000000, 0xFF000000):
-        yield Variant("BMP", f"32 bits, the fourth byte {high >> 24}", RAW, raw.bmp(packed | high, 32), RGB, judge=opencv)
+        yield Variant(
+            "BMP", f"32 bits, the fourth byte {high >> 24}", RAW, raw.bmp(packed | high, 32), RGB, judge=opencv
+        )
     opaque, clear = np.dstack([RGB, np.full_like(GREY, 255)]), np.dstack([RGB, np.zeros_like(GREY)])
     bits555, means555 = numbers_of(RGB, (0x7C00, 0x3E0, 0x1F))
     yield Variant("BMP", "16 bits", RAW, raw.bmp(bits555, 16), means555)
@@ -308,93 +323,10 @@ def bmps() -> Iterator[Variant]:
     yield Variant("BMP", "OS/2's RLE24", RAW, data, None, "this kind of BMP")
     import cv2
 
-    for name, array in (("grey", GREY), ("RGB", RGB[..., ::-1]), ("RGBA", np.dstack([RGB[..., ::-1], np.full_like(GREY, 255)]))):
+    for name, array in (
+        ("grey", GREY),
+        ("RGB", RGB[..., ::-1]),
+        ("RGBA", np.dstack([RGB[..., ::-1], np.full_like(GREY, 255)])),
+    ):
         expected = GREY_RGB if array.ndim == 2 else RGB
         yield Variant("BMP", name, "OpenCV", cv2.imencode(".bmp", array)[1].tobytes(), expected, judge=opencv)
-
-
-def tgas() -> Iterator[Variant]:
-    grey, numbers, colours = GREY.astype(np.uint32), corpus.levels(6), corpus.palette(64)
-    packed = RGB[..., 0].astype(np.uint32) << 16 | RGB[..., 1].astype(np.uint32) << 8 | RGB[..., 2]
-    with_alpha = packed | ALPHA.astype(np.uint32) << 24
-    fifteen, means = numbers_of(RGB, (0x7C00, 0x3E0, 0x1F))
-    bgr = colours[:, ::-1]
-    for packing in (0, 8):
-        for origin in (0, 0x10, 0x20, 0x30):
-            where = {0: "bottom left", 0x10: "bottom right", 0x20: "top left", 0x30: "top right"}[origin]
-            name = f"{where}{', RLE' * bool(packing)}"
-            make = lambda values, depth, kind, **more: raw.tga(values, depth, kind + packing, origin=origin, **more)  # noqa: B023, E731
-            yield Variant("TGA", f"grey, {name}", RAW, make(grey, 8, 3), GREY_RGB)
-            yield Variant("TGA", f"24 bits, {name}", RAW, make(packed, 24, 2, identification=b"a car"), RGB)
-            seen = corpus.over_white(RGB, ALPHA)
-            yield Variant("TGA", f"32 bits, {name}", RAW, make(with_alpha, 32, 2, alpha_bits=8, footer=True), seen, most=1)
-            yield Variant("TGA", f"32 bits, alpha 0 everywhere, {name}", RAW, make(packed, 32, 2, alpha_bits=8), RGB)
-            yield Variant("TGA", f"32 bits, none of alpha, {name}", RAW, make(with_alpha, 32, 2), RGB)
-            yield Variant("TGA", f"16 bits, {name}", RAW, make(fifteen, 16, 2), means, most=8)
-            yield Variant("TGA", f"16 bits, bit 15 set, {name}", RAW, make(fifteen | 0x8000, 16, 2, alpha_bits=1), means, most=8)
-            data = make(numbers, 8, 1, palette=bgr.tobytes(), palette_depth=24)
-            yield Variant("TGA", f"palette, {name}", RAW, data, colours[numbers])
-        whole = np.dstack([GREY, ALPHA])
-        values = whole[..., 0].astype(np.uint32) | whole[..., 1].astype(np.uint32) << 8
-        data = raw.tga(values, 16, 3 + packing, alpha_bits=8)
-        yield Variant("TGA", f"grey with alpha{', RLE' * bool(packing)}", RAW, data, corpus.over_white(GREY_RGB, ALPHA), most=1)
-
-
-def icons() -> Iterator[Variant]:
-    shown = ALPHA > 90
-    nothing = np.zeros((HEIGHT, WIDTH), np.uint32)
-    hidden = (~shown).astype(np.uint32)
-    packed = RGB[..., 0].astype(np.uint32) << 16 | RGB[..., 1].astype(np.uint32) << 8 | RGB[..., 2]
-    for bits in (1, 4, 8):
-        numbers, colours = corpus.levels(bits), corpus.palette(1 << bits)
-        for name, mask, seen in (("opaque", nothing, shown | True), ("with a mask", hidden, shown)):
-            data = raw.icon_bmp(raw.bmp(numbers, bits, palette=colours), mask)
-            expected = corpus.where_seen(colours[numbers], seen)
-            yield Variant("ICO", f"{bits}-bit palette, {name}", RAW, raw.ico([(WIDTH, HEIGHT, bits, data)]), expected)
-    for name, mask, seen in (("opaque", nothing, shown | True), ("with a mask", hidden, shown)):
-        data = raw.ico([(WIDTH, HEIGHT, 24, raw.icon_bmp(raw.bmp(packed, 24), mask))])
-        yield Variant("ICO", f"24 bits, {name}", RAW, data, corpus.where_seen(RGB, seen))
-    for name, alpha, expected in (
-        ("with alpha", ALPHA, corpus.over_white(RGB, ALPHA)),
-        ("alpha 0 everywhere", np.zeros_like(ALPHA), RGB),
-    ):
-        content = raw.icon_bmp(raw.bmp(packed | alpha.astype(np.uint32) << 24, 32), nothing)
-        yield Variant("ICO", f"32 bits, {name}", RAW, raw.ico([(WIDTH, HEIGHT, 32, content)]), expected, most=1)
-    small = raw.png(np.zeros((8, 8, 3), np.uint32), 8, 2)
-    large = raw.png(RGB.astype(np.uint32), 8, 2)
-    yield Variant("ICO", "PNG", RAW, raw.ico([(WIDTH, HEIGHT, 32, large)]), RGB)
-    for name, order in (("first", (0, 1)), ("last", (1, 0))):
-        entries = [(WIDTH, HEIGHT, 24, large), (8, 8, 24, small)]
-        yield Variant("ICO", f"the largest {name}", RAW, raw.ico([entries[place] for place in order]), RGB)
-    file = io.BytesIO()
-    Image.fromarray(RGB).save(file, "ICO", sizes=[(16, 16), (WIDTH, HEIGHT)])
-    yield Variant("ICO", "two sizes", "Pillow", file.getvalue(), RGB)
-
-
-def pnms() -> Iterator[Variant]:
-    import cv2
-
-    head = lambda kind, rest: b"%s\n# a comment\n%d %d\n%s" % (kind, WIDTH, HEIGHT, rest)  # noqa: E731
-    text = lambda values: b" ".join(b"%d" % value for value in values.reshape(-1).tolist())  # noqa: E731
-    bits = (GREY > 127).astype(np.uint32)
-    seen = np.repeat((1 - bits).astype(np.uint8)[..., None] * corpus.WHITE, 3, axis=2)
-    yield Variant("PPM", "P1", RAW, head(b"P1", text(bits)), seen, judge=opencv)
-    yield Variant("PPM", "P4", RAW, head(b"P4", raw.packed(bits, 1)), seen, judge=opencv)
-    for maximum in (1, 15, 100, 255, 1023, 65535):
-        for kind, pixels in ((b"P2", GREY), (b"P3", RGB), (b"P5", GREY), (b"P6", RGB)):
-            values = np.rint(pixels.astype(float) * maximum / 255).astype(np.uint32)
-            expected = np.rint(values.astype(float) * 255 / maximum).astype(np.uint8)
-            expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
-            packed = raw.packed(values.reshape(HEIGHT, -1), 8 if maximum < 256 else 16)
-            body = b"%d\n" % maximum + (text(values) if kind in (b"P2", b"P3") else packed)
-            yield Variant("PPM", f"{kind.decode()}, {maximum}", RAW, head(kind, body), expected, most=1)
-    for name, array in ((".pgm", GREY), (".ppm", RGB[..., ::-1])):
-        expected = GREY_RGB if array.ndim == 2 else RGB
-        yield Variant("PPM", name, "OpenCV", cv2.imencode(name, array)[1].tobytes(), expected, judge=opencv)
-    for order, scale in (("<", b"-1.0"), (">", b"1.0")):
-        values = (GREY[::-1].astype(np.float32) / 255).astype(f"{order}f4").tobytes()
-        data = b"Pf\n%d %d\n%s\n" % (WIDTH, HEIGHT, scale) + values
-        yield Variant("PPM", f"grey floats, {order}", RAW, data, GREY_RGB, most=1)
-    yield Variant("PPM", "colour floats", RAW, b"PF\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + bytes(12 * WIDTH * HEIGHT), None, "PFM")
-    pam = b"P7\nWIDTH %d\nHEIGHT %d\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n" % (WIDTH, HEIGHT)
-    yield Variant("PPM", "PAM", RAW, pam + RGB.tobytes(), None, "PAM")

@@ -58,15 +58,28 @@ def jpegs() -> Iterator[Variant]:
         ("YCCK", 255 - ink, ("cmyk", "ycck"), RGB),
     ):
         data = imagecodecs.jpeg8_encode(np.ascontiguousarray(array), 95, colorspace=spaces[0], outcolorspace=spaces[1])
-        yield Variant("JPEG", name, "imagecodecs", data, expected, mean=6, judge=opencv if name != "RGB" else None, judged=2)
+        yield Variant(
+            "JPEG", name, "imagecodecs", data, expected, mean=6, judge=opencv if name != "RGB" else None, judged=2
+        )
     data = imagecodecs.jpeg8_encode(RGB, 95, optimize=True, subsampling="444")
     yield Variant("JPEG", "Huffman tables of its own", "imagecodecs", data, RGB, mean=3, judge=opencv)
     for adobe in (0, 2):
         segment = b"Adobe" + struct.pack(">HHHB", 100, 0, 0, adobe)
-        plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(255 - ink), 95, colorspace="cmyk", outcolorspace=("cmyk", None, "ycck")[adobe])
+        plain = imagecodecs.jpeg8_encode(
+            np.ascontiguousarray(255 - ink), 95, colorspace="cmyk", outcolorspace=("cmyk", None, "ycck")[adobe]
+        )
         bare = without(plain, 0xEE)
-        yield Variant("JPEG", f"four channels, Adobe transform {adobe}", "imagecodecs", raw.with_segment(bare, 0xEE, segment), RGB, mean=6)
-    bare = without(imagecodecs.jpeg8_encode(np.ascontiguousarray(255 - ink), 95, colorspace="cmyk", outcolorspace="cmyk"), 0xEE)
+        yield Variant(
+            "JPEG",
+            f"four channels, Adobe transform {adobe}",
+            "imagecodecs",
+            raw.with_segment(bare, 0xEE, segment),
+            RGB,
+            mean=6,
+        )
+    bare = without(
+        imagecodecs.jpeg8_encode(np.ascontiguousarray(255 - ink), 95, colorspace="cmyk", outcolorspace="cmyk"), 0xEE
+    )
     yield Variant("JPEG", "CMYK without an Adobe segment", "imagecodecs", bare, RGB, mean=6, judge=opencv, judged=2)
     for mode, expected in (("RGB", RGB), ("L", GREY_RGB), ("CMYK", RGB)):
         image = Image.fromarray(GREY) if mode == "L" else Image.fromarray(RGB).convert(mode)
@@ -106,13 +119,20 @@ def jpeg_others() -> Iterator[Variant]:
     for name, data in (("baseline", plain), ("progressive", progressive)):
         yield Variant("JPEG", f"{name} without its end", "OpenCV", data[:-2], RGB, mean=8)
         yield Variant("JPEG", f"{name} with half of its end", "OpenCV", data[:-1], RGB, mean=8)
-        yield Variant("JPEG", f"{name} with more after its end", "OpenCV", data + b"more" * 9, RGB, mean=8, judge=opencv)
+        yield Variant(
+            "JPEG", f"{name} with more after its end", "OpenCV", data + b"more" * 9, RGB, mean=8, judge=opencv
+        )
     yield Variant("JPEG", "fill bytes before a marker", "OpenCV", plain[:2] + b"\xff\xff" + plain[2:], RGB, mean=8)
     comment = raw.with_segment(plain, 0xFE, b"a comment")
     yield Variant("JPEG", "a comment", "OpenCV", comment, RGB, mean=8, judge=opencv)
-    for name, segment in (("EXIF that is none", b"Exif\0\0nonsense"), ("XMP that is none", b"http://ns.adobe.com/xap/1.0/\0<")):
+    for name, segment in (
+        ("EXIF that is none", b"Exif\0\0nonsense"),
+        ("XMP that is none", b"http://ns.adobe.com/xap/1.0/\0<"),
+    ):
         yield Variant("JPEG", name, "OpenCV", raw.with_segment(plain, 0xE1, segment), RGB, mean=8, judge=opencv)
-    yield Variant("JPEG", "a broken index of pictures", "OpenCV", raw.with_segment(plain, 0xE2, b"MPF\0II*\0"), RGB, mean=8)
+    yield Variant(
+        "JPEG", "a broken index of pictures", "OpenCV", raw.with_segment(plain, 0xE2, b"MPF\0II*\0"), RGB, mean=8
+    )
     second = Image.fromarray(255 - RGB)
     data = by_pillow(Image.fromarray(RGB), "MPO", save_all=True, append_images=[second], quality=95)
     yield Variant("MPO", "two pictures", "Pillow", data, RGB, mean=8, judge=opencv)
@@ -141,14 +161,23 @@ def webps() -> Iterator[Variant]:
         yield Variant("WebP", f"lossless RGBA, method {method}", "imagecodecs", data, over, most=1)
         data = imagecodecs.webp_encode(alpha, 95, lossless=False, method=method)
         yield Variant("WebP", f"lossy RGBA, method {method}", "imagecodecs", data, over, mean=8)
-    yield Variant("WebP", "lossless", "OpenCV", by_opencv(".webp", BGR, cv2.IMWRITE_WEBP_QUALITY, 101), RGB, judge=opencv)
-    yield Variant("WebP", "lossy", "OpenCV", by_opencv(".webp", BGR, cv2.IMWRITE_WEBP_QUALITY, 95), RGB, mean=8, judge=opencv)
+    yield Variant(
+        "WebP", "lossless", "OpenCV", by_opencv(".webp", BGR, cv2.IMWRITE_WEBP_QUALITY, 101), RGB, judge=opencv
+    )
+    yield Variant(
+        "WebP", "lossy", "OpenCV", by_opencv(".webp", BGR, cv2.IMWRITE_WEBP_QUALITY, 95), RGB, mean=8, judge=opencv
+    )
     for orientation in range(1, 9):
         image = Image.fromarray(corpus.stored(RGB, orientation))
-        for name, metadata in (("EXIF", {"exif": raw.exif(orientation, ">", 4)}), ("XMP", {"xmp": raw.xmp(orientation)})):
+        for name, metadata in (
+            ("EXIF", {"exif": raw.exif(orientation, ">", 4)}),
+            ("XMP", {"xmp": raw.xmp(orientation)}),
+        ):
             data = by_pillow(image, "WEBP", lossless=True, **metadata)
             yield Variant("WebP", f"orientation {orientation} in {name}", "Pillow", data, RGB)
-    data = by_pillow(Image.fromarray(RGB), "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (WIDTH, HEIGHT))])
+    data = by_pillow(
+        Image.fromarray(RGB), "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (WIDTH, HEIGHT))]
+    )
     yield Variant("WebP", "animated", "Pillow", data, RGB)
 
 
@@ -168,9 +197,13 @@ def avifs() -> Iterator[Variant]:
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        data = by_pillow(Image.fromarray(corpus.stored(RGB, orientation)), "AVIF", quality=95, subsampling="4:4:4", exif=exif)
+        data = by_pillow(
+            Image.fromarray(corpus.stored(RGB, orientation)), "AVIF", quality=95, subsampling="4:4:4", exif=exif
+        )
         yield Variant("AVIF", f"orientation {orientation}", "Pillow", data, RGB, mean=5)
-    data = by_pillow(Image.fromarray(RGB), "AVIF", quality=95, save_all=True, append_images=[Image.fromarray(255 - RGB)])
+    data = by_pillow(
+        Image.fromarray(RGB), "AVIF", quality=95, save_all=True, append_images=[Image.fromarray(255 - RGB)]
+    )
     yield Variant("AVIF", "animated", "Pillow", data, RGB, mean=8)
 
 
@@ -193,7 +226,9 @@ def jpeg2000s() -> Iterator[Variant]:
         yield Variant("JPEG 2000", f"lossy, {container}", "imagecodecs", data, RGB, mean=4)
     tiled = by_pillow(Image.fromarray(RGB), "JPEG2000", tile_size=(16, 16), irreversible=False)
     yield Variant("JPEG 2000", "tiles", "Pillow", tiled, RGB)
-    yield Variant("JPEG 2000", "RGB", "OpenCV", by_opencv(".jp2", BGR, cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000), RGB, mean=4)
+    yield Variant(
+        "JPEG 2000", "RGB", "OpenCV", by_opencv(".jp2", BGR, cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000), RGB, mean=4
+    )
 
 
 def heics() -> Iterator[Variant]:
@@ -205,7 +240,9 @@ def heics() -> Iterator[Variant]:
         return file.getvalue()
 
     for chroma in (444, 422, 420):
-        yield Variant("HEIC", f"RGB, {chroma}", "pillow-heif", encoded(Image.fromarray(RGB), chroma=chroma), RGB, mean=8)
+        yield Variant(
+            "HEIC", f"RGB, {chroma}", "pillow-heif", encoded(Image.fromarray(RGB), chroma=chroma), RGB, mean=8
+        )
     yield Variant("HEIC", "grey", "pillow-heif", encoded(Image.fromarray(GREY)), GREY_RGB, mean=4)
     data = encoded(Image.fromarray(np.dstack([RGB, ALPHA])), chroma=444)
     yield Variant("HEIC", "RGBA", "pillow-heif", data, corpus.over_white(RGB, ALPHA), mean=8)

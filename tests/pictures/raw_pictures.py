@@ -81,7 +81,12 @@ def png(
 def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
     """Return EXIF data that holds an orientation alone, as a SHORT (3) or a LONG (4)."""
     value = struct.pack(order + ("HH" if kind == 3 else "I"), *((orientation, 0) if kind == 3 else (orientation,)))
-    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IHHHI", 8, 1, 0x0112, kind, 1) + value + bytes(4)
+    return (
+        (b"II*\0" if order == "<" else b"MM\0*")
+        + struct.pack(order + "IHHHI", 8, 1, 0x0112, kind, 1)
+        + value
+        + bytes(4)
+    )
 
 
 def xmp(orientation: int, as_element: bool = False) -> bytes:
@@ -134,7 +139,9 @@ def bmp(
     else:
         used = len(palette) if palette is not None else 0
         signed = -height if top_down else height
-        fields = struct.pack("<IiiHHIIiiII", header, width, signed, 1, bits, compression, len(data), 2835, 2835, used, 0)
+        fields = struct.pack(
+            "<IiiHHIIiiII", header, width, signed, 1, bits, compression, len(data), 2835, 2835, used, 0
+        )
         mask_bytes = struct.pack(f"<{len(masks)}I", *masks) if masks else b""
         fields = (fields + mask_bytes).ljust(header, b"\0") if header > 40 else fields + mask_bytes
     offset = 14 + len(fields) + len(colours)
@@ -218,10 +225,25 @@ def tga(
         data = pixels.tobytes()
     else:  # alternately a run of one and a stretch of one, and the rest of the row as it is
         data = b"".join(
-            b"\x80" + row[0].tobytes() + b"\0" + row[1].tobytes() + bytes([width - 3]) + row[2:].tobytes() for row in pixels
+            b"\x80" + row[0].tobytes() + b"\0" + row[1].tobytes() + bytes([width - 3]) + row[2:].tobytes()
+            for row in pixels
         )
     entries = len(palette) * 8 // palette_depth if palette else 0
-    header = struct.pack("<BBBHHBHHHHBB", len(identification), bool(palette), kind, 0, entries, palette_depth, 0, 0, width, height, depth, origin | alpha_bits)
+    header = struct.pack(
+        "<BBBHHBHHHHBB",
+        len(identification),
+        bool(palette),
+        kind,
+        0,
+        entries,
+        palette_depth,
+        0,
+        0,
+        width,
+        height,
+        depth,
+        origin | alpha_bits,
+    )
     return header + identification + palette + data + (bytes(8) + b"TRUEVISION-XFILE.\0") * footer
 
 
@@ -235,7 +257,7 @@ def ico(pictures: list[tuple[int, int, int, bytes]]) -> bytes:
 
 
 def icon_bmp(whole: bytes, mask: np.ndarray) -> bytes:
-    """Return the content of an icon: a BMP without its file header, twice as high, and the mask of what is not shown."""
+    """Return the content of an icon: a BMP without file header, twice as high, and the mask of what is not shown."""
     rows = b"".join(row.ljust(-(-len(row) // 4) * 4, b"\0") for row in packed_rows(mask[::-1], 1))
     (height,) = struct.unpack_from("<i", whole, 22)
     return whole[14:22] + struct.pack("<i", 2 * height) + whole[26:] + rows
@@ -276,5 +298,7 @@ def gif(
     for place, code in enumerate([*codes, 129]):
         stream |= code << 8 * place
     data = stream.to_bytes(len(codes) + 1, "little")
-    out += bytes([bits]) + b"".join(bytes([len(data[at : at + 255])]) + data[at : at + 255] for at in range(0, len(data), 255))
+    out += bytes([bits]) + b"".join(
+        bytes([len(data[at : at + 255])]) + data[at : at + 255] for at in range(0, len(data), 255)
+    )
     return out + b"\0" + b";" * trailer

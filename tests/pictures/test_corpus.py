@@ -9,7 +9,7 @@ import pytest
 for package in ("cv2", "imagecodecs", "pillow_heif", "tifffile"):
     pytest.importorskip(package)
 
-import corpus
+import corpus  # noqa: E402 - it needs them
 
 FORMATS = ("PNG", "APNG", "GIF", "BMP", "TGA", "ICO", "PPM", "JPEG", "MPO", "WebP", "AVIF", "JPEG 2000", "HEIC", "TIFF")
 

@@ -53,11 +53,21 @@ def by_tifffile() -> Iterator[Variant]:
         "16-bit RGB in planes": (planes(deep_rgb), RGB, 0, {"photometric": "rgb", "planarconfig": "separate"}),
         "16-bit RGB in tiles": (deep_rgb, RGB, 0, {"photometric": "rgb", "tile": (16, 16)}),
         "RGBA": (rgba, over, 1, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
-        "RGBA in planes": (planes(rgba), over, 1, {"photometric": "rgb", "extrasamples": ["unassalpha"], "planarconfig": "separate"}),
+        "RGBA in planes": (
+            planes(rgba),
+            over,
+            1,
+            {"photometric": "rgb", "extrasamples": ["unassalpha"], "planarconfig": "separate"},
+        ),
         "RGBA, premultiplied": (premultiplied, over, 3, {"photometric": "rgb", "extrasamples": ["assocalpha"]}),
         "16-bit RGBA": (rgba.astype(np.uint16) * 257, over, 1, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
         "RGB and infrared": (rgba, RGB, 0, {"photometric": "rgb", "extrasamples": ["unspecified"]}),
-        "grey with alpha": (np.dstack([GREY, ALPHA]), corpus.over_white(GREY_RGB, ALPHA), 1, {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"}),
+        "grey with alpha": (
+            np.dstack([GREY, ALPHA]),
+            corpus.over_white(GREY_RGB, ALPHA),
+            1,
+            {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"},
+        ),
         "CMYK": (cmyk, RGB, 0, {"photometric": "separated"}),
         "16-bit CMYK": (cmyk.astype(np.uint16) * 257, RGB, 0, {"photometric": "separated"}),
     }
@@ -68,17 +78,29 @@ def by_tifffile() -> Iterator[Variant]:
                 plain = options["photometric"] in ("minisblack", "rgb") and array.dtype in (np.uint8, np.uint16)
                 judge = by_other if plain and array.ndim >= 2 and not options.get("extrasamples") else None
                 if name == "32-bit unsigned" and order == ">":
-                    yield Variant("TIFF", f"{name}, {order}, {compression}", "tifffile", data, None, "this kind of TIFF")
+                    yield Variant(
+                        "TIFF", f"{name}, {order}, {compression}", "tifffile", data, None, "this kind of TIFF"
+                    )
                     continue
-                right = np.repeat(np.rint(GREY / (GREY.max() / 255)).astype(np.uint8)[..., None], 3, axis=2) if expected is None else expected
-                yield Variant("TIFF", f"{name}, {order}, {compression}", "tifffile", data, right, most=most, judge=judge)
+                right = (
+                    np.repeat(np.rint(GREY / (GREY.max() / 255)).astype(np.uint8)[..., None], 3, axis=2)
+                    if expected is None
+                    else expected
+                )
+                yield Variant(
+                    "TIFF", f"{name}, {order}, {compression}", "tifffile", data, right, most=most, judge=judge
+                )
     for name in ("grey", "16-bit grey", "RGB", "16-bit RGB", "32-bit floats"):
         array, expected, most, options = kinds[name]
         for order in "<>":
             for compression in ("zlib", "lzw"):
                 data = written(array, byteorder=order, compression=compression, predictor=True, **options)
-                yield Variant("TIFF", f"{name}, {order}, {compression}, predictor", "tifffile", data, expected, most=most)
-        yield Variant("TIFF", f"{name}, BigTIFF", "tifffile", written(array, bigtiff=True, **options), expected, most=most)
+                yield Variant(
+                    "TIFF", f"{name}, {order}, {compression}, predictor", "tifffile", data, expected, most=most
+                )
+        yield Variant(
+            "TIFF", f"{name}, BigTIFF", "tifffile", written(array, bigtiff=True, **options), expected, most=most
+        )
         data = written(array, bigtiff=True, byteorder=">", **options)
         yield Variant("TIFF", f"{name}, BigTIFF, >", "tifffile", data, None, "this kind of TIFF")
 
@@ -112,11 +134,15 @@ def packed_bits() -> Iterator[Variant]:
                     name = f"{bits}-bit grey, {order}, photometric {photometric}{', bits turned round' * (fill == 2)}"
                     refused = bits == 12 and order == ">"
                     data = raw.tiff(data, WIDTH, HEIGHT, tags, order)
-                    yield Variant("TIFF", name, RAW, data, None if refused else expected, "this kind of TIFF" if refused else "")
+                    yield Variant(
+                        "TIFF", name, RAW, data, None if refused else expected, "this kind of TIFF" if refused else ""
+                    )
     data = raw.packed(255 - GREY.astype(np.uint32), 8)
     yield Variant("TIFF", "no photometric tag", RAW, raw.tiff(data, WIDTH, HEIGHT, {258: (3, (8,))}), GREY_RGB)
     bits = raw.packed(1 - corpus.levels(1), 1)
-    yield Variant("TIFF", "no tags but the size", RAW, raw.tiff(bits, WIDTH, HEIGHT, {}), corpus.grey_of(corpus.levels(1), 1))
+    yield Variant(
+        "TIFF", "no tags but the size", RAW, raw.tiff(bits, WIDTH, HEIGHT, {}), corpus.grey_of(corpus.levels(1), 1)
+    )
 
 
 def palettes() -> Iterator[Variant]:
@@ -130,22 +156,34 @@ def palettes() -> Iterator[Variant]:
                 yield Variant("TIFF", f"{bits}-bit palette of {name} colours, {order}", RAW, data, colours[numbers])
     for compression in ("zlib", "lzw"):
         numbers, colours = corpus.levels(8).astype(np.uint8), corpus.palette(256)
-        data = written(numbers, photometric="palette", colormap=colours.T.astype(np.uint16) * 257, compression=compression)
+        data = written(
+            numbers, photometric="palette", colormap=colours.T.astype(np.uint16) * 257, compression=compression
+        )
         yield Variant("TIFF", f"palette, {compression}", "tifffile", data, colours[numbers])
 
 
 def others() -> Iterator[Variant]:
     for subsampling in ((1, 1), (2, 1), (2, 2)):
-        data = written(RGB, photometric="rgb", compression="jpeg", compressionargs={"level": 95}, subsampling=subsampling)
+        data = written(
+            RGB, photometric="rgb", compression="jpeg", compressionargs={"level": 95}, subsampling=subsampling
+        )
         yield Variant("TIFF", f"JPEG inside, {subsampling}", "tifffile", data, RGB, mean=6)
     data = written(GREY, photometric="minisblack", compression="jpeg", compressionargs={"level": 95})
     yield Variant("TIFF", "grey JPEG inside", "tifffile", data, GREY_RGB, mean=2)
     full = np.array(Image.fromarray(RGB).convert("YCbCr"))
-    tags = {258: (3, (8, 8, 8)), 262: (3, (6,)), 277: (3, (3,)), 530: (3, (1, 1)), 532: (4, (0, 255, 128, 255, 128, 255))}
+    tags = {
+        258: (3, (8, 8, 8)),
+        262: (3, (6,)),
+        277: (3, (3,)),
+        530: (3, (1, 1)),
+        532: (4, (0, 255, 128, 255, 128, 255)),
+    }
     for order in "<>":
         data = raw.tiff(full.tobytes(), WIDTH, HEIGHT, {**tags, 532: tags[532]}, order)
         del_reference = {tag: value for tag, value in tags.items() if tag != 532}
-        yield Variant("TIFF", f"YCbCr, {order}", RAW, raw.tiff(full.tobytes(), WIDTH, HEIGHT, del_reference, order), RGB, most=4)
+        yield Variant(
+            "TIFF", f"YCbCr, {order}", RAW, raw.tiff(full.tobytes(), WIDTH, HEIGHT, del_reference, order), RGB, most=4
+        )
         even = np.pad(full, ((0, 0), (0, 1), (0, 0)), mode="edge").astype(int)
         blocks = even.reshape(HEIGHT // 2, 2, (WIDTH + 1) // 2, 2, 3)
         luma = blocks[..., 0].transpose(0, 2, 1, 3).reshape(HEIGHT // 2, -1, 4)
@@ -199,7 +237,10 @@ def refused() -> Iterator[Variant]:
         "complex": (GREY.astype(np.complex64), {"photometric": "minisblack"}),
         "RGB floats": (RGB.astype(np.float32) / 255, {"photometric": "rgb"}),
         "32-bit RGB": (RGB.astype(np.uint32), {"photometric": "rgb"}),
-        "16-bit grey with alpha": (both.astype(np.uint16) * 257, {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"}),
+        "16-bit grey with alpha": (
+            both.astype(np.uint16) * 257,
+            {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"},
+        ),
         "raw sensor data": (GREY, {"photometric": "cfa"}),
         "five inks": (np.dstack([both, RGB]), {"photometric": "minisblack", "planarconfig": "contig"}),
         "JPEG 2000 inside": (RGB, {"photometric": "rgb", "compression": "jpeg2000"}),

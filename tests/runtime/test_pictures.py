@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgecifar.runtime import formats, pictures
-from edgecifar.runtime.errors import PictureError
 from edgecifar.runtime.contract import CIFAR10, FITS, Contract
+from edgecifar.runtime.errors import PictureError
 from edgecifar.runtime.pictures import load_picture
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -470,6 +470,12 @@ def test_too_many_pixels_are_refused_from_the_header(width, height):
     assert message == "Could not read bomb.png: it has more than 64 million pixels; scale it down first."
 
 
+def test_a_bomb_in_an_icon(tmp_path):
+    png = png_header(20_000, 20_000)
+    entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(png), 22)
+    assert "pixels; scale it down first" in refusal(struct.pack("<HHH", 0, 1, 1) + entry + png)
+
+
 def test_too_many_pixels_in_every_format(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA"):
@@ -546,7 +552,9 @@ def test_a_pillow_picture_is_turned_laid_over_white_and_left_as_it_was():
     upright = noise(40, 32)
     exif = Image.Exif()
     exif[0x0112] = 6
-    stored = Image.open(io.BytesIO(encoded(Image.fromarray(np.ascontiguousarray(STORED[6](upright))), "PNG", exif=exif)))
+    stored = Image.open(
+        io.BytesIO(encoded(Image.fromarray(np.ascontiguousarray(STORED[6](upright))), "PNG", exif=exif))
+    )
     np.testing.assert_array_equal(load(stored), upright[4:36])
     assert stored.size == (40, 32)
     clear = Image.new("RGBA", (32, 32), (9, 9, 9, 0))

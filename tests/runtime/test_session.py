@@ -495,6 +495,18 @@ class TestImport:
             "onnxruntime', or onnxruntime-gpu for CUDA."
         )
 
+    def test_too_little_memory_to_load_it(self, monkeypatch):
+        class Loader:
+            def find_spec(self, name, *_rest):
+                if name == "onnxruntime":
+                    raise ImportError("libonnxruntime.so: failed to map segment from shared object")
+
+        monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+        monkeypatch.setattr(sys, "meta_path", [Loader(), *sys.meta_path])
+        with pytest.raises(ProviderError, match="too little memory") as caught:
+            import_onnxruntime()
+        assert "pip install" not in str(caught.value)
+
     def test_two_packages_that_overwrote_one_another(self, monkeypatch, installed):
         monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
         installed("onnxruntime", "onnxruntime-gpu")

@@ -79,8 +79,14 @@ def test_what_is_left_out_is_counted_by_reason(monkeypatch):
         Path("album", name).touch()
     found = left_out("album")
     assert found.reasons == {
-        **{".txt": 2, ".heic": 2, ".svg": 1, ".mov": 1, ".gz": 1},
-        **{"without suffix": 1, "hidden file": 1, "hidden folder": 1},
+        ".txt": 2,
+        ".heic": 2,
+        ".svg": 1,
+        ".mov": 1,
+        ".gz": 1,
+        "without suffix": 1,
+        "hidden file": 1,
+        "hidden folder": 1,
     }
     assert found.unread == 3
     assert str(found).startswith("10 files left out: 2 .heic (pip install pillow-heif), 2 .txt, 1 ")

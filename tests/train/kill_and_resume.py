@@ -1,7 +1,7 @@
-"""Crashes a small net's training and exports as benchmarks/crashes.py does Net's; run by tests, as it forks.
+"""Crashes a narrow net's training and exports as tests/stress/crashes.py does Net's; run by tests, as it forks.
 
 kill_and_resume.py writes FOLDER    training is killed before and after each file is put in its place
-kill_and_resume.py moments FOLDER   training of Net itself is killed at random moments
+kill_and_resume.py moments FOLDER   training is killed at random moments
 kill_and_resume.py exports FOLDER   an export in the place of a bundle is killed before and after each step
 kill_and_resume.py disks FOLDER     the disk under training and exports is full, then read-only
 """
@@ -12,39 +12,25 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from conftest import SmallNet
 from PIL import Image
-from torch import Tensor, nn
 
-from edgecifar.export import build
 from edgecifar.runtime.files import write_file
-from edgecifar.train import loop, net, plots, run
-from edgecifar.train.augment import normalise
+from edgecifar.train import plots
+from edgecifar.train.recipes import RECIPES
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import crashes
-
-
-class SmallDeployed(nn.Module):
-    """What `Deployed` is for Net: uint8 pictures to probabilities and logits."""
-
-    def __init__(self, net: SmallNet, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.net, self.temperature = net, temperature
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.net(normalise(images))
-        return torch.softmax(logits / self.temperature, dim=1), logits
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "stress"), str(TESTS / "shared")]
+import crashes  # noqa: E402
+import narrow_net  # noqa: E402, F401  the net "narrow"
 
 
 def small() -> None:
-    """Put the small net in Net's place, and a point in the pictures' place, as drawing takes longest."""
-    for module in (net, loop, run):
-        module.Net = SmallNet
-    build.Deployed = SmallDeployed
+    """Let every recipe train a narrow net, and put a point in the pictures' place, as drawing takes longest."""
+    for name, recipe in RECIPES.items():
+        RECIPES[name] = replace(recipe, net="narrow")
     point = io.BytesIO()
     Image.new("L", (1, 1)).save(point, "png")
     for name in ("confusion", "curves"):
@@ -77,8 +63,7 @@ def disks(root: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] != "moments":
-        small()
+    small()
     crashes.prepare_process()
     kills = 0
     for lost in globals()[sys.argv[1]](Path(sys.argv[2])):

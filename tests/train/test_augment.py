@@ -20,9 +20,9 @@ def noise(count: int, seed: int = 0) -> Tensor:
 
 
 def augmented(images: Tensor, seed: int = 0, epoch: int = 0, **settings) -> Tensor:
-    mirrored_first = torch.zeros(len(images), dtype=torch.bool)
+    flipped_first = torch.zeros(len(images), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
-    return augment(images, epoch, mirrored_first, replace(REFERENCE, **settings), generator)
+    return augment(images, epoch, flipped_first, replace(REFERENCE, **settings), generator)
 
 
 def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
@@ -61,10 +61,10 @@ def test_nothing_is_augmented_where_the_recipe_asks_for_nothing():
 @pytest.mark.parametrize("epoch", [0, 1, 6, 7])
 def test_flips_alternate(epoch):
     images = noise(4)
-    mirrored_first = torch.tensor([True, False, True, False])
+    flipped_first = torch.tensor([True, False, True, False])
     recipe = replace(REFERENCE, flip=True)
-    seen = augment(images, epoch, mirrored_first, recipe, torch.Generator())
-    for image, first, shown in zip(images, mirrored_first, seen, strict=True):
+    seen = augment(images, epoch, flipped_first, recipe, torch.Generator())
+    for image, first, shown in zip(images, flipped_first, seen, strict=True):
         mirrored = bool(first) == (epoch % 2 == 0)
         wanted = torch.from_numpy(image.numpy()[:, ::-1].copy()) if mirrored else image
         assert torch.equal(shown, wanted)
@@ -72,11 +72,11 @@ def test_flips_alternate(epoch):
 
 def test_two_successive_epochs_show_both_sides_of_every_image():
     images, recipe = noise(64), replace(REFERENCE, flip=True)
-    mirrored_first = torch.randint(2, (64,), generator=torch.Generator().manual_seed(0)).bool()
-    first, second = (augment(images, epoch, mirrored_first, recipe, torch.Generator()) for epoch in (4, 5))
+    flipped_first = torch.randint(2, (64,), generator=torch.Generator().manual_seed(0)).bool()
+    first, second = (augment(images, epoch, flipped_first, recipe, torch.Generator()) for epoch in (4, 5))
     assert torch.equal(first, second.flip(2))
     as_it_is = (first == images).flatten(1).all(1)
-    assert torch.equal(as_it_is, ~mirrored_first)
+    assert torch.equal(as_it_is, ~flipped_first)
 
 
 @pytest.mark.parametrize("most", [1, 2, 4])
@@ -89,7 +89,7 @@ def test_shift_is_a_reflected_window_and_reaches_every_offset(most):
     }
     assert len(wanted) == (2 * most + 1) ** 2
     count = 40 * len(wanted)
-    seen = augmented(torch.from_numpy(image).expand(count, -1, -1, -1), shift=most)
+    seen = augmented(torch.from_numpy(image).expand(count, -1, -1, -1), translate=most)
     offsets = [wanted[shown.numpy().tobytes()] for shown in seen]  # a KeyError: not a shift of the image
     assert set(offsets) == set(wanted.values())
     for axis in (0, 1):
@@ -99,7 +99,7 @@ def test_shift_is_a_reflected_window_and_reaches_every_offset(most):
 
 def test_each_image_of_a_batch_is_shifted_on_its_own():
     images = noise(16)
-    seen = augmented(images, shift=2)
+    seen = augmented(images, translate=2)
     for image, shown in zip(images.numpy(), seen.numpy(), strict=True):
         every = (shifted(image, down, right) for down in range(-2, 3) for right in range(-2, 3))
         assert any(np.array_equal(shown, other) for other in every)
@@ -129,7 +129,7 @@ def test_cutout_is_a_grey_square_also_partly_outside(side):
 
 
 def test_everything_is_a_function_of_the_generator():
-    images, settings = noise(32), {"shift": 3, "cutout": 8}
+    images, settings = noise(32), {"translate": 3, "cutout": 8}
     assert torch.equal(augmented(images, 1, **settings), augmented(images, 1, **settings))
     assert not torch.equal(augmented(images, 1, **settings), augmented(images, 2, **settings))
     state = torch.get_rng_state()
@@ -144,7 +144,7 @@ def test_dtype_and_shape_are_kept_and_the_input_is_left_alone():
         images,
         0,
         torch.ones(5, dtype=torch.bool),
-        replace(REFERENCE, flip=True, shift=4, cutout=8),
+        replace(REFERENCE, flip=True, translate=4, cutout=8),
         torch.Generator().manual_seed(0),
     )
     assert (seen.dtype, seen.shape) == (torch.uint8, (5, 32, 32, 3))

@@ -18,6 +18,8 @@ from torch import nn
 from edgecifar.runtime.errors import RunError
 from edgecifar.train import distributed, loop
 from edgecifar.train.distributed import Group
+from edgecifar.train.listeners import Silent
+from edgecifar.train.loop import TrainingOptions
 from edgecifar.train.net import Net
 from edgecifar.train.recipes import Recipe
 from edgecifar.train.run import Run
@@ -35,9 +37,10 @@ SGD = Recipe(
     label_smoothing=0.1,
     dropout=0.0,
     flip=True,
-    shift=2,
+    translate=2,
     cutout=4,
     held_out=0.25,
+    net="small",
 )
 RECIPES = {
     "sgd": SGD,
@@ -73,29 +76,29 @@ def same_but_for_rounding(run: Run, other: Run) -> None:
     assert losses == pytest.approx(wanted_losses, rel=1e-5)
 
 
-class Interrupt(loop.Silent):
+class Interrupt(Silent):
     def epoch(self, metrics):
         raise KeyboardInterrupt
 
 
 @pytest.mark.slow
-def test_two_processes_train_to_what_one_trains_to(tmp_path, tiny, small_net, no_plots):
+def test_two_processes_train_to_what_one_trains_to(tmp_path, tiny, no_plots):
     together, alone = tmp_path / "together", tmp_path / "alone"
     together.mkdir()
     (together / "recipes.json").write_text(json.dumps({name: asdict(recipe) for name, recipe in RECIPES.items()}))
     for name, recipe in RECIPES.items():
-        loop.train(recipe, tiny, alone / name, CPU)
+        loop.train(recipe, tiny, alone / name)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(SGD, tiny, together / "one", CPU, listener=Interrupt())
+        loop.train(SGD, tiny, together / "one", TrainingOptions(listener=Interrupt()))
     result = torchrun("library", together, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert sorted(result.stdout.splitlines()) == ["process 0 of 2", "process 1 of 2"]
     assert "Warning" not in result.stderr
     for name in RECIPES:
-        assert Run(together / name).record["processes"] == 2
+        assert Run(together / name).record.conditions.processes == 2
         same_but_for_rounding(Run(together / name), Run(alone / name))
     same_but_for_rounding(Run(together / "one"), Run(alone / "sgd"))
-    loop.resume(Run(together / "two"), tiny, CPU)
+    loop.resume(Run(together / "two"), tiny)
     same_but_for_rounding(Run(together / "two"), Run(alone / "sgd"))
     assert {path.name for path in together.iterdir()} == {*RECIPES, "one", "two", "recipes.json"}
 
@@ -103,14 +106,16 @@ def test_two_processes_train_to_what_one_trains_to(tmp_path, tiny, small_net, no
 @pytest.mark.slow
 def test_net_itself_in_two_processes(tmp_path):
     """In float64: in float32 a ReLU takes the other side now and then, and the weights part from there."""
-    recipe = replace(SGD, epochs=1, batch_size=11, lr=0.01)  # of 30 images: parts of 5 and 6, at last of 4 and 4
+    recipe = replace(
+        SGD, epochs=1, batch_size=11, lr=0.01, net="double"
+    )  # of 30 images: parts of 5 and 6, at last of 4 and 4
     (tmp_path / "recipes.json").write_text(json.dumps({"net": asdict(recipe)}))
     alone = [sys.executable, Path(__file__).with_name("train_together.py"), "net", tmp_path]
     subprocess.run(alone, cwd=tmp_path, capture_output=True, timeout=300, check=True)
     result = torchrun("net", tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     one, two = (load_file(tmp_path / f"net-{processes}" / "weights.safetensors") for processes in (1, 2))
-    begun = Net(recipe.dropout).state_dict()
+    begun = Net(10, recipe.dropout).state_dict()
     assert one.keys() == two.keys() == begun.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-9)
@@ -118,7 +123,7 @@ def test_net_itself_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failure_ends_all_processes_with_one_sentence(tmp_path, tiny, small_net, no_plots):
+def test_a_failure_ends_all_processes_with_one_sentence(tmp_path, tiny, no_plots):
     """The loss is not finite any more in the second epoch, in every process at once."""
     options = ("--data", "synthetic", "--device", "cpu", "--recipe", "reference", "--epochs", 2, "--batch-size", 8)
     result = torchrun("train", *map(str, options), cwd=tmp_path)
@@ -132,22 +137,18 @@ def test_a_failure_ends_all_processes_with_one_sentence(tmp_path, tiny, small_ne
         "edgecifar",
     ]
     assert ", 2 processes. " in said[0]
-    assert re.fullmatch(
-        "edgecifar: The loss is not finite any more at step [2-5] of epoch 2: train again with a smaller --lr than "
-        rf"0\.001\. The last complete epoch is kept in runs/{folder.name}\.",
-        said[2],
-    )
+    assert re.search(rf"not finite any more at step [2-5] of epoch 2; .* kept in runs/{folder.name}: .*--lr", said[2])
     assert "train_together.py FAILED" in result.stderr  # torchrun's own report follows
-    assert Run(folder).record["epochs_done"] == 1
-    loop.resume(Run(folder), tiny, CPU)
-    assert Run(folder).record["status"] == "finished"
+    assert Run(folder).record.epochs_done == 1
+    loop.resume(Run(folder), tiny)
+    assert Run(folder).record.is_finished
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 16])
 def test_the_parts_are_the_batch(size, count):
     batch = list(range(count))
-    parts = [batch[Group(None, rank, size).part(count)] for rank in range(size)]
+    parts = [batch[Group(None, rank, size).shard(count)] for rank in range(size)]
     assert [*itertools.chain(*parts)] == batch
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -160,9 +161,9 @@ def test_the_mean_of_the_weighed_losses_is_the_batch_s(count):
     images, labels = torch.randn(count, 3, generator=generator), torch.randint(10, (count,), generator=generator)
     losses = []
     for group in (Group(None, rank, 2) for rank in range(2)):
-        mine = group.part(count)
+        mine = group.shard(count)
         loss = nn.functional.cross_entropy(images[mine] @ weight.T, labels[mine])
-        losses.append(group.weigh(loss, len(labels[mine]), count))
+        losses.append(group.scale_loss(loss, len(labels[mine]), count))
     wanted = nn.functional.cross_entropy(images @ weight.T, labels)
     torch.testing.assert_close(sum(losses) / 2, wanted)
     mean, *_ = torch.autograd.grad(sum(losses) / 2, weight)
@@ -195,23 +196,15 @@ def test_batch_norm_is_torch_s(monkeypatch, layout):
     assert torch.equal(norms[0](x).double(), nn.BatchNorm2d.forward(norms[0], x).double())
 
 
-def refusal(function, *args) -> str:
-    with pytest.raises(RunError) as caught:
-        function(*args)
-    return str(caught.value)
-
-
 def test_devices_of_several_processes(monkeypatch):
     for name, value in (("LOCAL_WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     group = Group(object(), 1, 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert refusal(group.connect, torch.device("cuda")) == (
-        "torchrun started 4 processes on a machine with 2 GPUs: use --nproc-per-node 2, or --device cpu."
-    )
-    assert refusal(group.connect, torch.device("mps")) == (
-        "Only cuda and cpu train in several processes, not mps: use --device cpu."
-    )
+    with pytest.raises(RunError, match="4 processes on a machine with 2 GPUs: use --nproc-per-node 2"):
+        group.connect(torch.device("cuda"))
+    with pytest.raises(RunError, match="not mps"):
+        group.connect(torch.device("mps"))
     connected = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", connected.append)
@@ -224,16 +217,16 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")  # as other software sets it
     with distributed.joined() as group:
-        assert (group.rank, group.size, group.leads) == (0, 1, True)
+        assert (group.rank, group.size, group.is_main) == (0, 1, True)
         assert group.connect(CPU) == CPU
-        assert group.agree("name") == "name"
-        with group.one_first():
+        assert group.broadcast("name") == "name"
+        with group.main_process_first():
             pass
         net, loss = nn.BatchNorm2d(3), torch.tensor(2.0)
         assert group.wrap(net) is net
         assert type(net) is nn.BatchNorm2d
-        assert group.weigh(loss, 7, 7) is loss
-        assert group.part(7) == slice(0, 7)
+        assert group.scale_loss(loss, 7, 7) is loss
+        assert group.shard(7) == slice(0, 7)
     assert not torch.distributed.is_initialized()
 
 
@@ -286,7 +279,6 @@ def test_only_the_first_failure_is_said(failing, error):
 def test_a_process_that_is_gone(failing, error):
     failure = failing(error, 0)
     assert isinstance(failure, RunError)
-    assert str(failure) == (
-        "Another process of this training has ended or hangs: see what torchrun says of it, and go on with --resume."
-    )
+    assert "Another process" in str(failure)
+    assert failure.option == "resume"
     assert isinstance(failing(error, 1), SystemExit)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from edgecifar.train.net import CLASSES, INPUT_SHAPE, Net
+from edgecifar.runtime.contract import Contract
+from edgecifar.runtime.errors import RunError
+from edgecifar.train import net as layers
+from edgecifar.train.net import INPUT_SHAPE, Net
+from edgecifar.train.nets import NETS, make_net, summarise
 
 PARAMETERS = {  # name: weight's shape, bias's length; from the reference experiment's table
     "conv1": ((16, 3, 3, 3), 16),
@@ -60,7 +65,7 @@ OUTPUTS = {  # what each stage of the table gives
 @pytest.fixture(scope="module")
 def net() -> Net:
     torch.manual_seed(0)
-    return Net().eval()
+    return Net(10).eval()
 
 
 @pytest.fixture
@@ -100,7 +105,7 @@ def test_every_stage_has_the_references_output_shape(net, images):
     for hook in hooks:
         hook.remove()
     assert {name: tuple(shape[1:]) for name, shape in shapes.items()} == OUTPUTS
-    assert logits.shape == (2, CLASSES)
+    assert logits.shape == (2, 10)
     assert logits.dtype == torch.float32
     assert INPUT_SHAPE == (3, 32, 32)
 
@@ -111,7 +116,7 @@ def test_layers_have_the_references_settings(net):
         assert (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (0, 0))
         assert (norm.eps, norm.momentum) == (1e-5, 0.1)
     assert (net.pool1.kernel_size, net.pool1.stride) == (2, 2)
-    assert Net().dropout.p == 0.5
+    assert Net(10).dropout.p == 0.5
 
 
 @pytest.mark.parametrize("name", ["pool2", "pool3"])
@@ -129,7 +134,7 @@ def test_features_are_what_fc1_reads(net, images):
 
 
 def test_dropout_changes_training_only(net, images):
-    other = Net(dropout=0.9)
+    other = Net(10, dropout=0.9)
     other.load_state_dict(net.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(other.eval()(images), net(images))
@@ -144,3 +149,46 @@ def test_dropout_comes_after_each_block_and_after_fc1(net, images):
         net(images)
     hook.remove()
     assert inputs == [(32, 14, 14), (128, 10, 10), (512, 6, 6), (1024,)]
+
+
+def test_what_is_said_of_the_layers_is_so(net):
+    read = {name: layer for name, layer in net.named_children() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    assert tuple(read) == (*layers.LAYERS, layers.LAST_LAYER)
+    assert {name: len(read[name].weight) for name in layers.LAYERS} == layers.WIDTHS
+    channels, height, width = layers.FEATURES
+    assert read["fc1"].in_features == channels * height * width
+    assert layers.READERS["conv6"] == "fc1"
+    assert layers.READERS["fc2"] == "fc3"
+    assert layers.parameter_count(10) == 20_715_146
+    assert "20,715,146" in layers.describe(10)
+
+
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_the_last_layer_follows_the_classes(classes, images):
+    with torch.device("meta"):
+        net = Net(classes)
+    assert net.fc3.weight.shape == (classes, 256)
+    assert layers.parameter_count(classes) == 20_715_146 + (classes - 10) * 257
+
+
+def test_net_takes_32_pixels_only(net):
+    with pytest.raises(ValueError, match="32"):
+        net(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(RunError, match="32x32"):
+        make_net("net", Contract(("a", "b"), 28))
+
+
+def test_a_net_is_made_by_its_name():
+    with pytest.raises(RunError, match=r"tower.*net"):
+        make_net("tower", Contract(("a", "b"), 32))
+    made = make_net("net", Contract(("a", "b", "c"), 32), dropout=0.25)
+    assert isinstance(made, NETS["net"])
+    assert made.fc3.out_features == 3
+    assert made.dropout.p == 0.25
+
+
+def test_the_summary_names_every_layer(net):
+    table = summarise(net, 32)
+    assert "20,715,146" in table
+    for name in (*layers.LAYERS, "norm6", "pool2", "fc3"):
+        assert f"({name})" in table

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from edgecifar.train import optimizer
+from edgecifar.train import devices, optimizer
 from edgecifar.train.net import Net
 from edgecifar.train.optimizer import NAMES, Muon, make_optimizers, orthogonal
 from edgecifar.train.recipes import FAST
@@ -42,8 +42,8 @@ def test_orthogonal_keeps_the_singular_vectors(shape, dtype):
 
 @pytest.mark.parametrize(("wanted", "there"), [(True, True), (True, False), (False, True)])
 def test_muon_computes_in_bfloat16_where_the_recipe_says_so_and_the_device_can(monkeypatch, wanted, there):
-    monkeypatch.setattr(optimizer, "_cpu_has_bfloat16", lambda: there)
-    net, seen = Net(), set()
+    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: there)
+    net, seen = Net(10), set()
     muon = make_optimizers(net, replace(FAST, bfloat16=wanted))[1]
     monkeypatch.setattr(optimizer, "orthogonal", lambda matrix: seen.add(matrix.dtype) or matrix)
     for bank in muon.param_groups[0]["params"]:
@@ -92,7 +92,7 @@ def test_the_memory_format_changes_nothing(memory_format):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_of_net_is_moved_by_one_optimizer(name):
-    net = Net()
+    net = Net(10)
     moved = [
         p for o in make_optimizers(net, replace(FAST, optimizer=name)) for g in o.param_groups for p in g["params"]
     ]
@@ -100,15 +100,15 @@ def test_every_parameter_of_net_is_moved_by_one_optimizer(name):
 
 
 def test_muon_moves_the_filters_that_see_features_and_sgd_the_rest():
-    net = Net()
-    sgd, muon = make_optimizers(net, replace(FAST, optimizer="muon", lr=0.2, filter_lr=0.3, weight_decay=0.25))
+    net = Net(10)
+    sgd, muon = make_optimizers(net, replace(FAST, optimizer="muon", lr=0.2, muon_lr=0.3, weight_decay=0.25))
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     assert isinstance(sgd, SGD)
     assert isinstance(muon, Muon)
     (group,) = muon.param_groups
     assert [names[id(p)] for p in group["params"]] == [f"conv{i}.weight" for i in range(2, 7)]
-    assert (group["lr"], group["peak_lr"], group["weight_decay"]) == (0.3, 0.3, 0)
-    assert {group["peak_lr"] for group in sgd.param_groups} == {0.2}
+    assert (group["lr"], group["max_lr"], group["weight_decay"]) == (0.3, 0.3, 0)
+    assert {group["max_lr"] for group in sgd.param_groups} == {0.2}
     decaying, others = sgd.param_groups
     assert [names[id(p)] for p in decaying["params"]] == ["conv1.weight", "fc1.weight", "fc2.weight", "fc3.weight"]
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.25, 0)

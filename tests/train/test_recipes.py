@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from edgecifar.cli.training import Optimizer, RecipeName
+from edgecifar.train.nets import NETS
 from edgecifar.train.optimizer import NAMES
-from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE
+from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE, Recipe, RecipeError
 
 
 def test_reference_is_the_reference_experiment():
@@ -18,7 +19,7 @@ def test_reference_is_the_reference_experiment():
         "batch_size": 16,
         "optimizer": "sgd",
         "lr": 1e-3,
-        "filter_lr": 0.1,
+        "muon_lr": 0.1,
         "momentum": 0.9,
         "nesterov": False,
         "weight_decay": 0.0,
@@ -27,11 +28,12 @@ def test_reference_is_the_reference_experiment():
         "label_smoothing": 0.0,
         "dropout": 0.5,
         "flip": False,
-        "shift": 0,
+        "translate": 0,
         "cutout": 0,
         "held_out": 0.0,
         "bfloat16": False,
         "cuda_epochs": 0,
+        "net": "net",
     }
 
 
@@ -55,8 +57,9 @@ def test_recipes_are_called_as_they_are_named():
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_recipe_can_be_trained_with(recipe):
     assert recipe.optimizer in NAMES
+    assert recipe.net in NETS
     assert recipe.lr > 0
-    assert recipe.filter_lr > 0
+    assert recipe.muon_lr > 0
     assert not recipe.nesterov or recipe.momentum > 0
     assert recipe.held_out <= 0.5
 
@@ -68,14 +71,14 @@ def test_every_recipe_can_be_trained_with(recipe):
         {"cuda_epochs": -1},
         {"batch_size": 1},
         {"lr": -0.1},
-        {"filter_lr": float("nan")},
+        {"muon_lr": float("nan")},
         {"momentum": 1.0},
         {"weight_decay": -1.0},
         {"schedule": "cosine"},
         {"warm_up": 1.5},
         {"label_smoothing": 1.0},
         {"dropout": 1.0},
-        {"shift": 32},
+        {"translate": -1},
         {"cutout": -1},
         {"held_out": 1.0},
     ],
@@ -83,19 +86,19 @@ def test_every_recipe_can_be_trained_with(recipe):
 )
 def test_what_cannot_be_trained_with(setting):
     ((name, value),) = setting.items()
-    with pytest.raises(ValueError, match=f"^{name} cannot be {value}$"):
+    with pytest.raises(RecipeError, match=f"{name} cannot be {value}"):
         replace(FAST, **setting)
 
 
 def test_constant_rate_is_constant():
-    assert {REFERENCE.share_of_lr(step, 1000) for step in range(1000)} == {1}
+    assert {REFERENCE.lr_factor(step, 1000) for step in range(1000)} == {1}
 
 
 @pytest.mark.parametrize("warm_up", [0.0, 0.2, 0.5, 1.0])
 def test_one_cycle_rises_to_the_rate_and_falls_to_nothing(warm_up):
     steps = 999  # so that step i is done at (i + 1) / 1000
     recipe = replace(FAST, warm_up=warm_up)
-    rates = [recipe.share_of_lr(step, steps) for step in range(steps)]
+    rates = [recipe.lr_factor(step, steps) for step in range(steps)]
     peak = round(1000 * warm_up)
     for step, rate in enumerate(rates, start=1):
         wanted = step / peak if step <= peak else (1000 - step) / (1000 - peak)
@@ -104,3 +107,17 @@ def test_one_cycle_rises_to_the_rate_and_falls_to_nothing(warm_up):
         assert rates[peak - 1] == max(rates) == pytest.approx(1)
         assert rates[-1] == pytest.approx(1 / (1000 - peak))
     assert min(rates) > 0
+
+
+def test_another_rate_is_one_for_muon_too():
+    assert FAST.with_settings({"lr": 0.3}).muon_lr == pytest.approx(2 * FAST.muon_lr)
+    assert FAST.with_settings({"lr": 0.3, "muon_lr": 0.7}).muon_lr == 0.7
+    assert FAST.with_settings({"epochs": 3}) == replace(FAST, epochs=3)
+
+
+def test_settings_of_older_and_newer_versions():
+    old = {**asdict(FAST), "filter_lr": 0.4, "shift": 3, "colour": "blue"}
+    del old["muon_lr"], old["translate"], old["net"]
+    settings, unknown = Recipe.known(old)
+    assert Recipe(**settings) == replace(FAST, muon_lr=0.4, translate=3)
+    assert unknown == ("colour",)

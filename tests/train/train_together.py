@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from conftest import SmallNet
 
 from edgecifar.cli.main import main
 from edgecifar.runtime.files import write_file
 from edgecifar.train import data, distributed, loop, plots, run
+from edgecifar.train.listeners import Silent
+from edgecifar.train.loop import TrainingOptions
 from edgecifar.train.net import Net
-from edgecifar.train.recipes import Recipe
+from edgecifar.train.nets import NETS
+from edgecifar.train.recipes import RECIPES, Recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+import small_net  # noqa: F401  the net "small"
 
 DRAWN = data.synthetic(40, 20)
 
 
-class Interrupt(loop.Silent):
+class Interrupt(Silent):
     """Ctrl-C after the first epoch."""
 
     def epoch(self, metrics) -> None:
@@ -37,33 +43,44 @@ def library(root: Path) -> None:
     with distributed.joined() as group:
         device = group.connect(torch.device("cpu"))
         for name, recipe in recipes.items():
-            loop.train(recipe, DRAWN, root / name, device, group=group)
-        loop.resume(run.Run(root / "one"), DRAWN, device, group=group)
+            loop.train(recipe, DRAWN, root / name, TrainingOptions(device, group=group))
+        loop.resume(run.Run(root / "one"), DRAWN, TrainingOptions(device, group=group))
         try:
-            loop.train(next(iter(recipes.values())), DRAWN, root / "two", device, listener=Interrupt(), group=group)
+            options = TrainingOptions(device, listener=Interrupt(), group=group)
+            loop.train(next(iter(recipes.values())), DRAWN, root / "two", options)
         except KeyboardInterrupt:
             sys.stdout.write(f"process {group.rank} of {group.size}\n")
 
 
+class DoubleNet(Net):
+    """Net in float64."""
+
+    def __init__(self, classes: int, dropout: float) -> None:
+        super().__init__(classes, dropout)
+        self.double()
+
+    def forward(self, x):
+        return super().forward(x.double())
+
+
 def whole_net(root: Path) -> None:
-    normalise = loop.normalise
-    loop.Net = lambda dropout: Net(dropout).double()
-    loop.normalise = lambda images: normalise(images).double()
+    NETS["double"] = DoubleNet
     recipe = Recipe(**next(iter(json.loads((root / "recipes.json").read_text()).values())))
     with distributed.joined() as group:
-        loop.train(recipe, DRAWN, root / f"net-{group.size}", group.connect(torch.device("cpu")), group=group)
+        options = TrainingOptions(group.connect(torch.device("cpu")), group=group)
+        loop.train(recipe, DRAWN, root / f"net-{group.size}", options)
 
 
 def command() -> None:
-    share = Recipe.share_of_lr
-    Recipe.share_of_lr = lambda self, step, steps: 1e38 if step == steps // 2 else share(self, step, steps)
+    factor = Recipe.lr_factor
+    Recipe.lr_factor = lambda self, step, steps: 1e38 if step == steps // 2 else factor(self, step, steps)
     data.synthetic = lambda: DRAWN
+    RECIPES["reference"] = replace(RECIPES["reference"], net="small")
     main()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loop.Net = run.Net = SmallNet
     for name in ("confusion", "curves"):
         setattr(plots, name, lambda _, path: write_file(path, b"drawn"))
     match sys.argv[1]:

@@ -1,0 +1,293 @@
+"""The search for a lossy variant: a smaller net, then static int8, all decided on held-out images."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from ...runtime.contract import Contract
+from ...runtime.errors import DataError, ParityError
+from ...runtime.session import Session
+from ...train.calibration import fit_temperature
+from ...train.data import Dataset
+from ...train.net import LAYERS, Net
+from ..formats import onnx as onnx_format
+from ..graph import Deployed
+from ..parity import in_batches
+from .distill import Distiller
+from .low_rank import FACTORED, Principal, principal_outputs, split
+from .narrow import importance, narrowed
+from .quantize import CALIBRATION_IMAGES, CALIBRATORS, quantize
+
+log = logging.getLogger("edgecifar")
+
+LOST_VARIANCE = (0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018, 0.013, 0.009, 0.006, 0.004, 0.002, 0.001)
+"""These shares of the variance of a layer's outputs, 0 to 1, may its factors lose; the smallest variant is first."""
+
+IMPORTANCE_IMAGES = 10_000
+"""Principal directions and the importance of channels are measured on about so many training images."""
+
+MIN_CALIBRATION_IMAGES = CALIBRATION_IMAGES // 10
+"""With fewer held-out images no int8 variant is made."""
+
+
+@dataclass(frozen=True)
+class LossyVariant:
+    """A variant that is searched for.
+
+    Attributes:
+        name: its name in the bundle.
+        multiplier: multiplier on the epochs of fine-tuning and on the user's budget.
+        candidates: outputs of `LAYERS` at which a narrowed net is fine-tuned, the smallest first: they decide size and
+            speed.
+    """
+
+    name: str
+    multiplier: int
+    candidates: Sequence[Sequence[int]]
+
+
+EDGE = LossyVariant("edge", 1, ((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)))
+TINY = LossyVariant("tiny", 5, ((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)))
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a model file was made.
+
+    Attributes:
+        made_by: how, in a sentence without its full stop.
+        held_out_accuracy: share of the held-out images classified correctly, 0 to 1; None where it was not measured.
+    """
+
+    made_by: str
+    held_out_accuracy: float | None = None
+
+
+def importance_subset(dataset: Dataset, trained_on: np.ndarray) -> np.ndarray:
+    """Return about `IMPORTANCE_IMAGES` of the images that a net was trained on, uint8 [N, size, size, 3].
+
+    Args:
+        dataset: what it was trained on.
+        trained_on: indices of its training images, as `Dataset.hold_out` gives them.
+    """
+    return dataset.train_images[trained_on[:: max(1, len(trained_on) // IMPORTANCE_IMAGES)]]
+
+
+class Search:
+    """Searches the smallest variant of a net that stays within a budget of held-out accuracy.
+
+    Args:
+        model: the deployed net; it is not changed.
+        contract: what the model takes and gives.
+        training_images: uint8 [N, size, size, 3], on which principal directions and importance are measured.
+        images: uint8 [M, size, size, 3], held out from training, for every decision.
+        labels: integer [M].
+        distiller: fine-tunes what the net that `model` was made from is narrowed to; None to search low ranks instead.
+
+    Attributes:
+        trials: what was tried for the last variant, and its held-out accuracy, 0 to 1.
+
+    Raises:
+        DataError: fewer held-out images than the calibration needs, or not images and a label each.
+    """
+
+    def __init__(
+        self,
+        model: Deployed,
+        contract: Contract,
+        training_images: np.ndarray,
+        images: np.ndarray,
+        labels: np.ndarray,
+        distiller: Distiller | None = None,
+    ) -> None:
+        if len(images) < MIN_CALIBRATION_IMAGES:
+            raise DataError(
+                f"{len(images)} held-out images are too few to calibrate int8 on ({MIN_CALIBRATION_IMAGES} at least): "
+                "train with a recipe that holds images out, or on more images."
+            )
+        for some in (training_images, images):
+            if some.dtype != np.uint8 or some.shape[1:] != contract.picture_shape:
+                raise DataError(
+                    f"int8 is calibrated on images as the net takes them, uint8 {['N', *contract.picture_shape]}, not "
+                    f"{some.dtype} {list(some.shape)}: convert them first."
+                )
+        if len(labels) != len(images):
+            raise DataError(f"There are {len(labels):,} labels to {len(images):,} held-out images: give one for each.")
+        self.model, self.contract, self.training_images = model, contract, training_images
+        self.images, self.labels, self.distiller = images, labels, distiller
+        self.trials: list[tuple[str, float]] = []
+        self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again
+
+    def write(self, path: Path, variant: LossyVariant, budget: float, provenance: Mapping[str, Any]) -> Made:
+        """Search and write the ONNX file of the variant found.
+
+        With a distiller, that is the first candidate whose fine-tuned int8 form keeps the budget. Without one, large
+        layers at low rank, which may take half of the budget; where their int8 form then does not keep all of it, a
+        quarter, and at last nothing.
+
+        Args:
+            path: where to.
+            variant: which one.
+            budget: points of held-out accuracy, in per cent, that a user allows; the variant multiplies it.
+            provenance: JSON values that go into the file's metadata.
+
+        Raises:
+            ParityError: nothing tried stays within the budget; the best is named.
+        """
+        self.trials = []
+        full, allowed = self._full, variant.multiplier * budget
+        self._note("fp32", full)
+        if self.distiller:
+            reductions = self._fine_tuned(self.distiller.lasting(variant.multiplier), variant.candidates)
+        else:
+            reductions = self._low_ranks(allowed)
+        for model, shown, how in reductions:
+            quantized, calibrator, accuracy = self._quantize(model, shown)
+            if _within(allowed, accuracy, full):
+                onnx_format.save(quantized, path, self.contract, provenance)
+                return Made(
+                    f"{how}, then static int8 (QDQ, per channel, 7-bit weights, {calibrator} ranges of "
+                    f"{min(CALIBRATION_IMAGES, len(self.images)):,} held-out images); held-out accuracy "
+                    f"{100 * accuracy:.2f} % against {100 * full:.2f} %",
+                    accuracy,
+                )
+        raise self._over_budget(variant, budget)
+
+    def _low_ranks(self, budget: float) -> Iterator[tuple[Deployed, str, str]]:
+        """Yield nets at low rank, ever more exact, their ranks in words, and how they were made."""
+        for share in (1 / 2, 1 / 4, 0):
+            model, ranks = self._split_layers(share * budget)
+            yield model, f"ranks {ranks}", f"low rank by principal outputs ({ranks})"
+
+    def _fine_tuned(
+        self, distiller: Distiller, candidates: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Deployed, str, str]]:
+        """Yield narrowed nets, fine-tuned, ever larger, their widths in words, and how they were made."""
+        for candidate in candidates:
+            widths: dict[str, int] = dict(zip(LAYERS, candidate, strict=True))
+            shown = f"widths {'-'.join(map(str, candidate))}"
+            model, accuracy = self._taught(distiller, self._narrowed(distiller, widths), widths)
+            self._note(f"{shown}, fine-tuned", accuracy)
+            epochs = f"{distiller.recipe.epochs} {'epoch' if distiller.recipe.epochs == 1 else 'epochs'}"
+            outputs = f"narrowed ({LAYERS[0]} to {LAYERS[-1]}: {', '.join(map(str, candidate))} outputs)"
+            yield model, shown, f"{outputs}, fine-tuned for {epochs} on labels and the teacher's logits"
+
+    def stored_student(self, widths: Mapping[str, int]) -> Deployed | None:
+        """Return the net narrowed to `widths` as it was fine-tuned before; None where the distiller has none.
+
+        Raises:
+            ValueError: there is no distiller.
+        """
+        if not self.distiller:
+            raise ValueError("a student needs a distiller")
+        student = self._narrowed(self.distiller, widths)
+        stored = self.distiller.holds(student, widths)
+        return self._taught(self.distiller, student, widths)[0] if stored else None
+
+    def _narrowed(self, distiller: Distiller, widths: Mapping[str, int]) -> Net:
+        return narrowed(distiller.teacher, widths, self._importances)
+
+    def _taught(self, distiller: Distiller, student: Net, widths: Mapping[str, int]) -> tuple[Deployed, float]:
+        """Return `student` fine-tuned, its logits in the whole net's unit, and its held-out accuracy, 0 to 1.
+
+        One temperature, the run's, then calibrates every variant.
+        """
+        model = Deployed(distiller.tune(student, widths), self.model.temperature, self.model.paired)
+        logits = self._float_logits(model)
+        scale = self.model.temperature / fit_temperature(logits, self.labels)
+        for parameter in model.fc3.parameters():
+            parameter.mul_(scale)
+        return model, self._accuracy(logits)
+
+    def _split_layers(self, budget: float) -> tuple[Deployed, str]:
+        """Return the net with its layers split within `budget` points, and their ranks in words.
+
+        One layer after the other gets the smallest rank that keeps the budget together with those before it; it is
+        found by bisection, as if accuracy never fell where the rank rises.
+        """
+        model, ranks = self.model, ""
+        for name in FACTORED:
+
+            def keeps(lost: float, model: Deployed = model, name: str = name, before: str = ranks) -> bool:
+                reduced, rank = split(model, name, self._principals[name], lost)
+                if not rank:
+                    return True
+                shown = f"{before}{name} {rank}"
+                if shown not in self._known:
+                    self._known[shown] = self._accuracy(self._float_logits(reduced))
+                self._note(f"ranks {shown}", self._known[shown])
+                return _within(budget, self._known[shown], self._full)
+
+            found = bisect.bisect_left(LOST_VARIANCE, True, key=keeps)
+            if found < len(LOST_VARIANCE):
+                model, rank = split(model, name, self._principals[name], LOST_VARIANCE[found])
+                ranks += f"{name} {rank}, " if rank else ""
+        return model, ranks.removesuffix(", ") or "full"
+
+    @functools.cached_property
+    def _full(self) -> float:
+        """The held-out accuracy of the whole net, 0 to 1."""
+        return self._accuracy(self._float_logits(self.model))
+
+    @functools.cached_property
+    def _principals(self) -> dict[str, Principal]:
+        return principal_outputs(self.model, self.training_images)
+
+    @functools.cached_property
+    def _importances(self) -> dict[str, torch.Tensor]:
+        return importance(self.distiller.teacher, self.training_images) if self.distiller else {}
+
+    def _quantize(self, model: Deployed, shown: str) -> tuple[onnx.ModelProto, str, float]:
+        """Return the int8 form of `model` by the best calibrator, which that is, and its held-out accuracy, 0 to 1."""
+        found = []
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "float.onnx"
+            onnx_format.write(model, source, self.contract, {})
+            for calibrator in CALIBRATORS:
+                quantized = quantize(source, self.images[:CALIBRATION_IMAGES], self.contract, calibrator)
+                session = Session(quantized.SerializeToString(), contract=self.contract, provider="cpu")
+                accuracy = self._accuracy(in_batches(session.logits, self.images))
+                self._note(f"{shown}, int8, {calibrator}", accuracy)
+                found.append((quantized, calibrator, accuracy))
+        return max(found, key=lambda trial: trial[2])
+
+    def _float_logits(self, model: Deployed) -> np.ndarray:
+        """Return the logits of the held-out images, float32 [M, classes]."""
+        with torch.inference_mode():
+            return in_batches(lambda images: model(torch.from_numpy(images))[1].numpy(), self.images)
+
+    def _accuracy(self, logits: np.ndarray) -> float:
+        return float((logits.argmax(1) == self.labels).mean())
+
+    def _note(self, tried: str, accuracy: float) -> None:
+        self.trials.append((tried, accuracy))
+        lost = 100 * (accuracy - self._full)
+        log.info("  %-62s held-out %6.2f %%  (%+.2f)", tried, 100 * accuracy, lost)
+
+    def _over_budget(self, variant: LossyVariant, budget: float) -> ParityError:
+        tried, accuracy = max((trial for trial in self.trials if "int8" in trial[0]), key=lambda trial: trial[1])
+        asked = f"{variant.multiplier * budget:g} points"
+        if variant.multiplier > 1:
+            asked += f" ({variant.multiplier} times {budget:g})"
+        remedy = "fine-tune for more epochs" if self.distiller else "train longer, or fine-tune narrower nets"
+        return ParityError(
+            f"No {variant.name} that was tried keeps the budget of {asked}: the closest ({tried}) loses "
+            f"{100 * (self._full - accuracy):.2f}; {remedy}, leave out the variant {variant.name}, or allow a larger "
+            "budget.",
+            option="budget",
+        )
+
+
+def _within(budget: float, accuracy: float, full: float) -> bool:
+    return 100 * (full - accuracy) <= budget + 1e-9  # 5 of 5,000 images are 0.1 points, in floats a little more

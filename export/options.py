@@ -1,0 +1,60 @@
+"""What an export is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..runtime.signing import Signer
+
+FORMATS = ("onnx", "torchscript", "pt2")
+"""Formats that a bundle can hold."""
+
+VARIANTS = ("fp32", "fp16", "edge", "tiny")
+"""Variants of the ONNX format, the most exact first."""
+
+LOSSY = ("edge", "tiny")
+"""These variants are int8, and searched for on held-out images."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The settings of `build.export`.
+
+    Attributes:
+        formats: of `FORMATS`.
+        variants: of `VARIANTS`; they apply to the ONNX format.
+        budget: points of held-out accuracy, in per cent, that `edge` may lose; smaller variants multiply it.
+        fine_tune: epochs for which a narrower net learns to be `edge`; smaller variants multiply them. The students are
+            kept in the run. With 0 the lossy variants are the net itself at low rank.
+        device: what fine-tunes, as `train.loop.choose_device` takes it.
+        without_data: whether the run may be exported without the data set that it was trained on: parity is then proved
+            on drawn pictures, accuracy stays unknown, and no lossy variant can be made.
+        replace: whether a bundle that is there already may be replaced.
+        signer: signs the bundle, the last thing before it appears; None leaves it unsigned.
+
+    Raises:
+        ValueError: a format or a variant is not known, none is named, or a number is negative.
+    """
+
+    formats: tuple[str, ...] = ("onnx",)
+    variants: tuple[str, ...] = ("fp32",)
+    budget: float = 0.2
+    fine_tune: int = 0
+    device: str = "auto"
+    without_data: bool = False
+    replace: bool = False
+    signer: Signer | None = None
+
+    def __post_init__(self) -> None:
+        for kind, names, known in (("format", self.formats, FORMATS), ("variant", self.variants, VARIANTS)):
+            if not names or not set(names) <= set(known):
+                wrong = ", ".join(name for name in names if name not in known) or "none"
+                raise ValueError(f"{wrong} is no {kind} of an export: choose of {', '.join(known)}")
+        if not self.budget >= 0 or self.fine_tune < 0:
+            raise ValueError("the budget and the epochs of fine-tuning are at least 0")
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the models to make, the most exact first: variants of ONNX, and formats of torch."""
+        onnx = tuple(name for name in VARIANTS if "onnx" in self.formats and name in self.variants)
+        return onnx + tuple(name for name in FORMATS[1:] if name in self.formats)

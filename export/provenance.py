@@ -1,0 +1,96 @@
+"""Where a model comes from: the run's settings and results, for the manifest, the card and the files' metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..runtime.errors import BundleError
+from ..train.record import RunRecord
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a model. All times are the run's, so that exporting a run again gives the same bytes.
+
+    Attributes:
+        edgecifar: version that trained the net; "" where the run does not say.
+        recipe: every setting of the training, as `Recipe`'s fields.
+        seed: what all randomness derived from.
+        epochs_done: complete epochs.
+        temperature: what the logits are divided by before the softmax.
+        dataset: name, sha256 over all images and labels, and the number of images trained on.
+        training_images: the same number.
+        checkpoint_sha256: digest of the run's weights.
+        checkpoint_test_accuracy: the run's own, 0 to 1; None where training has not ended.
+        started: when training began, ISO 8601.
+        finished: when it ended; None where it has not.
+        trained_with: hardware, device and versions of packages.
+        selection_run: of a full-data run, what it took from the run that decided on held-out images; None of others.
+    """
+
+    edgecifar: str
+    recipe: Mapping[str, Any]
+    seed: int
+    epochs_done: int
+    temperature: float
+    dataset: Mapping[str, Any]
+    training_images: int
+    checkpoint_sha256: str
+    checkpoint_test_accuracy: float | None
+    started: str
+    finished: str | None
+    trained_with: Mapping[str, str]
+    selection_run: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, record: RunRecord) -> Provenance:
+        """Return where a model that is made from a run comes from."""
+        versions = record.machine["versions"]
+        return cls(
+            edgecifar=versions.get("edgecifar", ""),
+            recipe=asdict(record.recipe),
+            seed=record.seed,
+            epochs_done=record.epochs_done,
+            temperature=record.temperature,
+            dataset=asdict(record.dataset),
+            training_images=record.dataset.trained_on,
+            checkpoint_sha256=record.weights_sha256 or "",
+            checkpoint_test_accuracy=record.test["accuracy"] if record.test else None,
+            started=record.started,
+            finished=record.finished,
+            trained_with={
+                "hardware": record.conditions.hardware,
+                "device": record.conditions.device,
+                **versions,
+            },
+            selection_run=asdict(record.selection_run) if record.selection_run else None,
+        )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Provenance:
+        """Read what `as_json` returned, as a manifest holds it, or earlier versions; what else is there is left out.
+
+        Raises:
+            BundleError: something is missing.
+        """
+        if "trial" in values:  # the name of the selection run until 0.1
+            values = {"selection_run": values["trial"], **values}
+        known = {field.name for field in fields(cls)}
+        if missing := sorted(known - values.keys() - {"selection_run"}):
+            raise BundleError(f"The manifest's provenance lacks {missing[0]}: export the run again.")
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as JSON values; `selection_run` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "selection_run" or value}
+
+    @property
+    def calibrated_on(self) -> str:
+        """What the temperature was fitted on, in words; "" where none was fitted."""
+        if not self.finished:  # there is no temperature before training ends
+            return ""
+        if self.selection_run:
+            return "held-out images of the selection run, the same training without them"
+        return "held-out images" if self.recipe["held_out"] else ""

@@ -1,0 +1,225 @@
+"""The models of a bundle: one small maker each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.contract import Contract
+from ..runtime.errors import DataError, RunError
+from ..runtime.manifest import MODELS
+from ..train.data import Dataset
+from ..train.devices import choose_device
+from ..train.net import Net
+from ..train.run import Run
+from .compress import distill
+from .compress.search import EDGE, TINY, LossyVariant, Made, Search, importance_subset
+from .formats import fp16, onnx, pt2, torchscript
+from .graph import Deployed
+from .options import ExportOptions
+from .parity import Limits
+from .provenance import Provenance
+
+FP16_ACCURACY_DROP = 0.1
+"""`fp16` may lose so many points of accuracy, in per cent, beyond three standard errors."""
+
+FP16_MAX_PROBABILITY_DIFFERENCE = 0.02
+"""A probability of `fp16` may differ by so much from the net's."""
+
+INT8_GOLDEN_TOLERANCE = 0.05
+"""A probability of int8 may differ by so much between processors: their kernels round differently."""
+
+EXACT_GOLDEN_TOLERANCE = 1e-4
+"""A probability of an exact format may differ by so much between machines."""
+
+EXACT = "the net itself, normalisation and batch norm folded in"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model file to make.
+
+    Attributes:
+        name: the variant's, such as "fp32".
+        format: of `options.FORMATS`.
+        precision: of its weights and arithmetic.
+        limits: what the parity gate holds it to.
+        make: writes the file at a path and returns how it was made.
+    """
+
+    name: str
+    format: str
+    precision: str
+    limits: Limits
+    make: Callable[[Path], Made]
+
+    @property
+    def file(self) -> str:
+        """The file's name in the bundle."""
+        stem = "model" if self.limits.exact else f"model.{self.name}"
+        return stem + MODELS[self.format]
+
+    @property
+    def golden_tolerance(self) -> float:
+        """Largest difference of a probability that is accepted on another machine."""
+        if self.limits.exact:
+            return EXACT_GOLDEN_TOLERANCE
+        return self.limits.max_probability_difference or INT8_GOLDEN_TOLERANCE
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the models are made from.
+
+    Attributes:
+        run: a run with at least one complete epoch.
+        dataset: the one it was trained on; None where that is not at hand.
+        options: what is asked for.
+    """
+
+    run: Run
+    dataset: Dataset | None
+    options: ExportOptions
+
+    @functools.cached_property
+    def provenance(self) -> Provenance:
+        """Where the models come from."""
+        return Provenance.of(self.run.record)
+
+    @functools.cached_property
+    def contract(self) -> Contract:
+        """What the models take and give."""
+        return self.run.record.contract
+
+    @functools.cached_property
+    def net(self) -> Net:
+        """The trained net, in eval mode on the CPU.
+
+        Raises:
+            RunError: the run holds another net than Net, or it cannot be read.
+        """
+        net = self.run.net()
+        if not isinstance(net, Net):
+            raise RunError(
+                f"{self.run.folder} holds a {self.run.record.recipe.net}, and only the net that recipes such as fast "
+                "and best train is exported: name the run of one of them."
+            )
+        return net
+
+    @functools.cached_property
+    def model(self) -> Deployed:
+        """The graph that the exact formats hold."""
+        return Deployed(self.net, self.provenance.temperature)
+
+    def metadata(self, variant: str, **more: Any) -> dict[str, Any]:
+        """Return the provenance that goes into the ONNX file of a variant, as JSON values."""
+        return {**self.provenance.as_json(), **more, "variant": variant}
+
+    @functools.cached_property
+    def search(self) -> Search:
+        """The search for lossy variants, which share what it finds out.
+
+        Raises:
+            DataError: there is no data set, or there are too few images in it.
+            RunError: the run held no images out.
+        """
+        if self.dataset is None:
+            raise DataError("A lossy variant is calibrated on training images: name the data set.", option="data")
+        folder, net, held_out_share = self.run.folder, self.net, self.provenance.recipe["held_out"]
+        trained_on, held_out = self.dataset.hold_out(held_out_share)
+        if not len(held_out):
+            if self.provenance.selection_run:
+                raise RunError(
+                    f"{folder} was trained on all images, and a lossy variant is decided on such as the net has not "
+                    "seen: export it from the run that this one followed, or leave it out."
+                )
+            raise RunError(
+                f"{folder} was trained without held-out images, and a lossy variant is decided on such: train with a "
+                "tenth of the images held out."
+            )
+        images, labels = self.dataset.train_images[held_out], self.dataset.train_labels[held_out]
+        distiller = None
+        if self.options.fine_tune:
+            device = choose_device(self.options.device)
+            distiller = distill.distiller_of(self.run, net, self.dataset, self.options.fine_tune, device)
+        paired = Deployed(net, self.provenance.temperature, paired=True)
+        return Search(paired, self.contract, importance_subset(self.dataset, trained_on), images, labels, distiller)
+
+
+def fp32(source: Source) -> Target:
+    """Return the target of the net itself as ONNX."""
+    model = source.model  # a run without a usable net is refused now, not when the folder has been made
+
+    def make(path: Path) -> Made:
+        onnx.write(model, path, source.contract, source.metadata("fp32"))
+        return Made(EXACT)
+
+    return Target("fp32", "onnx", "fp32", Limits(), make)
+
+
+def half(source: Source) -> Target:
+    """Return the target of ONNX in half precision."""
+    model = source.model
+
+    def make(path: Path) -> Made:
+        fp16.write(model, path, source.contract, source.metadata("fp16"))
+        return Made(f"{EXACT}, half precision up to the last layer")
+
+    return Target("fp16", "onnx", "fp16", Limits(FP16_ACCURACY_DROP, FP16_MAX_PROBABILITY_DIFFERENCE), make)
+
+
+def lossy(source: Source, variant: LossyVariant) -> Target:
+    """Return the target of a smaller net as int8 ONNX."""
+    search, options = source.search, source.options  # what it lacks is said now, before others are written and checked
+    epochs = variant.multiplier * options.fine_tune
+    tuning = {"fine_tuning": distill.describe(epochs)} if epochs else {}
+
+    def make(path: Path) -> Made:
+        return search.write(path, variant, options.budget, source.metadata(variant.name, **tuning))
+
+    return Target(variant.name, "onnx", "int8", Limits(variant.multiplier * options.budget), make)
+
+
+def scripted(source: Source) -> Target:
+    """Return the target of the net itself as TorchScript."""
+    model = source.model
+
+    def make(path: Path) -> Made:
+        torchscript.write(model, path, source.contract)
+        return Made(EXACT)
+
+    return Target("torchscript", "torchscript", "fp32", Limits(), make)
+
+
+def exported_program(source: Source) -> Target:
+    """Return the target of the net itself as torch.export's program."""
+    model = source.model
+
+    def make(path: Path) -> Made:
+        pt2.write(model, path, source.contract)
+        return Made(EXACT)
+
+    return Target("pt2", "pt2", "fp32", Limits(), make)
+
+
+MAKERS: dict[str, Callable[[Source], Target]] = {
+    "fp32": fp32,
+    "fp16": half,
+    "edge": functools.partial(lossy, variant=EDGE),
+    "tiny": functools.partial(lossy, variant=TINY),
+    "torchscript": scripted,
+    "pt2": exported_program,
+}
+"""What makes each model of `ExportOptions.wanted`."""
+
+
+def targets(source: Source) -> list[Target]:
+    """Return what is to be made, the most exact first.
+
+    Raises:
+        DataError, RunError: a lossy variant is wanted, and the images that it is decided on are not there.
+    """
+    return [MAKERS[name](source) for name in source.options.wanted]

@@ -1,0 +1,84 @@
+"""Faster modules compute what those in whose place they are compute, and dropout drops as often as it says."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from edgecifar.train.net import Net
+from edgecifar.train.speed import ByteDropout, speed_up
+
+CPU = torch.device("cpu")
+
+
+class TestSpeedUp:
+    def test_gives_the_same_bit_for_bit(self, net):
+        faster, pictures = copy.deepcopy(net), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        speed_up(faster, CPU)
+        with torch.no_grad():
+            assert torch.equal(faster.eval()(pictures), net.eval()(pictures))
+
+    def test_keeps_the_parameters_and_the_real_pool(self):
+        net = Net(10, 0.25)
+        names = list(net.state_dict())
+        speed_up(net, CPU)
+        assert list(net.state_dict()) == names
+        assert (type(net.pool1), type(net.pool2), type(net.pool3)) == (nn.MaxPool2d, nn.Identity, nn.Identity)
+        assert type(net.dropout) is ByteDropout
+        assert net.dropout.p == 0.25
+
+    def test_leaves_dropout_to_other_devices(self):
+        net = Net(10, 0.25)
+        speed_up(net, torch.device("cuda"))
+        assert type(net.dropout) is nn.Dropout
+
+
+class TestByteDropout:
+    @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    def test_drops_as_often_as_it_says_and_scales_the_rest(self, p, dtype):
+        torch.manual_seed(0)
+        dropped = ByteDropout(p)(torch.ones(400, 500, dtype=dtype))
+        share = round(p * 256) / 256
+        kept = dropped[dropped != 0]
+        assert dropped.dtype == dtype
+        assert (dropped == 0).double().mean().item() == pytest.approx(share, abs=5 * (share * (1 - share) / 2e5) ** 0.5)
+        assert kept.unique().tolist() == [pytest.approx(1 / (1 - share), rel=0.01)]
+
+    def test_the_gradient_is_dropped_likewise(self):
+        x = torch.ones(50, 50, requires_grad=True)
+        dropped = ByteDropout(0.3)(x)
+        dropped.sum().backward()
+        assert torch.equal(x.grad, dropped.detach())
+
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_keeps_the_layout_and_drops_each_element_on_its_own(self, layout):
+        x = torch.ones(8, 32, 20, 20).contiguous(memory_format=layout)
+        dropped = ByteDropout(0.5)(x)
+        assert dropped.is_contiguous(memory_format=layout)
+        for axes in ((1, 2, 3), (0, 2, 3), (0, 1, 3)):  # no image, channel or row is dropped more than another
+            assert (dropped == 0).double().mean(axes).sub(0.5).abs().max() < 0.08
+
+    def test_of_a_view_with_gaps(self):
+        x = torch.ones(100, 100)[:, ::3]
+        dropped = ByteDropout(0.5)(x)
+        assert dropped.shape == x.shape
+        assert 0.4 < (dropped == 0).double().mean() < 0.6
+
+    def test_follows_from_torchs_seed_and_differs_from_call_to_call(self):
+        dropout, x = ByteDropout(0.5), torch.ones(1000)
+        torch.manual_seed(3)
+        first, second = dropout(x), dropout(x)
+        torch.manual_seed(3)
+        assert torch.equal(dropout(x), first)
+        assert torch.equal(dropout(x), second)
+        assert not torch.equal(first, second)
+
+    def test_nothing_and_everything(self):
+        x = torch.ones(1000)
+        assert torch.equal(ByteDropout(0.0)(x), x)
+        assert torch.equal(ByteDropout(0.5).eval()(x), x)
+        assert torch.equal(ByteDropout(1.0)(x), 0 * x)

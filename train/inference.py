@@ -1,0 +1,39 @@
+"""A net of torch as a function of numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from .augment import normalise
+
+BATCH_SIZE = 250
+"""So many images are given to a net at once where nothing is trained."""
+
+
+def logits_with(net: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from uint8 [N, size, size, 3] to logits, float32 [N, classes], by `net` in eval mode."""
+    device = next(net.parameters()).device
+
+    @torch.inference_mode()
+    def logits(images: np.ndarray) -> np.ndarray:
+        net.eval()
+        return net(normalise(torch.from_numpy(images).to(device))).float().cpu().numpy()
+
+    return logits
+
+
+def classify_with(net: nn.Module, temperature: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from uint8 [N, size, size, 3] to probabilities, float32 [N, classes], by `net` in eval mode."""
+    logits = logits_with(net)
+    return lambda images: torch.softmax(torch.from_numpy(logits(images)) / temperature, 1).numpy()
+
+
+def all_logits(net: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Return the logits of any number of images, computed in batches."""
+    logits = logits_with(net)
+    batches = np.array_split(images, -(-len(images) // BATCH_SIZE))
+    return np.concatenate([logits(batch) for batch in batches])

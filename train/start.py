@@ -1,0 +1,167 @@
+"""From what somebody asks for to a run: a new one, one that goes on, or one on all images that follows another."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..runtime.metrics import Evaluation
+from . import data as datasets
+from . import distributed, loop
+from .data import Dataset
+from .devices import choose_device, describe_device
+from .distributed import Group
+from .events import EventFiles
+from .listeners import Listener, Listeners
+from .recipes import RECIPES, Recipe
+from .record import SelectionRun
+from .run import RUNS, Run
+
+DEFAULT_RECIPE = "fast"
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What is asked for; everything has a default.
+
+    Attributes:
+        recipe: a name in `RECIPES`.
+        settings: other settings than the recipe's, by the names of `Recipe`'s fields.
+        seed: what all randomness derives from; 0 by default.
+        data: as `data.load` takes it. A run that goes on or is followed, and was trained on synthetic data, has those
+            by default.
+        out: the run folder; by default a new one under `RUNS`, or, with `resume`, the newest unfinished run there.
+        device: as `choose_device` takes it.
+        resume: whether to go on with the run in `out`. `recipe`, `settings` and `seed` are then the run's.
+        follow: a finished run, to train as it was on all images; likewise.
+        tensorboard: whether to write event files for TensorBoard.
+    """
+
+    recipe: str = DEFAULT_RECIPE
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    data: str | None = None
+    out: Path | None = None
+    device: str = "auto"
+    resume: bool = False
+    follow: Path | None = None
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a request comes to, before the first step.
+
+    Attributes:
+        run: the run's folder; it need not be there yet.
+        recipe: how the net is trained.
+        dataset: what it is trained and tested on.
+        device: what trains.
+        processes: how many train together.
+        resume_command: what to type to go on after a stop.
+        export_command: what to type to export the run.
+    """
+
+    run: Run
+    recipe: Recipe
+    dataset: Dataset
+    device: torch.device
+    processes: int
+    resume_command: str
+    export_command: str
+
+    @property
+    def hardware(self) -> str:
+        """The name of the processor or the GPU."""
+        return describe_device(self.device)
+
+
+class Display(Listener, AbstractContextManager["Display"], Protocol):
+    """A listener that is shown from before the first step until training has ended or failed."""
+
+
+def start(
+    request: TrainingRequest, display: Callable[[TrainingPlan], Display]
+) -> tuple[TrainingPlan, Evaluation] | None:
+    """Train, and return the plan and the evaluation on the test images; None in all processes but the main one.
+
+    Args:
+        request: what to train.
+        display: makes what shows the training, in the main process only.
+
+    Raises:
+        RecipeError: a setting of the request is none that can be trained with.
+        DataError, RunError, OutputError: as `data.load`, `loop.train` and `loop.resume` say.
+        KeyboardInterrupt: the user stopped; the last complete epoch stays.
+    """
+    with distributed.joined() as group, ExitStack() as stack:
+        device = group.connect(choose_device(request.device))
+        run, recipe, selection = _run_of(request, device, group)
+        # Early: what is wrong with the run is said before the data is read.
+        past = (run.resume_state() or {}).get("metrics", []) if request.resume else []
+        writes_events = request.tensorboard and group.is_main
+        events = stack.enter_context(EventFiles(run.folder, past)) if writes_events else None
+        data = request.data or _trained_on_drawn(request, run)
+        with group.main_process_first():
+            dataset = datasets.load(data)
+        plan = TrainingPlan(
+            run=run,
+            recipe=recipe,
+            dataset=dataset,
+            device=device,
+            processes=group.size,
+            resume_command=_resume_command(request, run, data, group.size),
+            export_command=_command("edgecifar", "export", run.folder, "--format", "onnx", data=data),
+        )
+        listeners: list[Listener] = [events] if events else []
+        if group.is_main:
+            listeners.append(stack.enter_context(display(plan)))
+        options = loop.TrainingOptions(device, request.seed, Listeners(*listeners), group, selection)
+        if request.resume:
+            result = loop.resume(run, dataset, options)
+        else:
+            result = loop.train(recipe, dataset, run.folder, options)
+        if events:
+            events.test(result, recipe.epochs)
+        return (plan, result) if group.is_main else None
+
+
+def _run_of(request: TrainingRequest, device: torch.device, group: Group) -> tuple[Run, Recipe, SelectionRun | None]:
+    """Return the run that a request begins or goes on with, its recipe, and the run that it follows."""
+    if request.resume:
+        run = Run(request.out) if request.out else Run.newest(unfinished=True)
+        return run, loop.recipe_of(run), None
+    selection = None
+    if request.follow:
+        recipe, selection = loop.follow(Run(request.follow))
+    else:
+        recipe = RECIPES[request.recipe].on(device.type).with_settings(request.settings)
+    name = f"{recipe.name}{'-final' if selection else ''}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = Run(request.out or RUNS / group.broadcast(name))
+    run.check_free()
+    return run, recipe, selection
+
+
+def _trained_on_drawn(request: TrainingRequest, run: Run) -> str | None:
+    """Return "synthetic" where the run that goes on, or is followed, was trained on that."""
+    earlier = run if request.resume else Run(request.follow) if request.follow else None
+    return datasets.SYNTHETIC if earlier and earlier.record.dataset.name == datasets.SYNTHETIC else None
+
+
+def _resume_command(request: TrainingRequest, run: Run, data: str | None, processes: int) -> str:
+    program = ["edgecifar"] if processes == 1 else [*distributed.LAUNCH, str(processes), "-m", "edgecifar.cli"]
+    options = ["--device", request.device] if request.device != "auto" else []
+    options += ["--tensorboard"] if request.tensorboard else []
+    return _command(*program, "train", "--resume", "--out", run.folder, data=data, options=options)
+
+
+def _command(*words: object, data: str | None, options: list[str] | None = None) -> str:
+    """Return a command as a shell takes it; the data set is named where it is not the default."""
+    return shlex.join([*map(str, words), *(["--data", data] if data else []), *(options or [])])

@@ -1,0 +1,113 @@
+"""What trainings share: what chance decides of an epoch, and one step of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .augment import normalise
+from .devices import autocast
+from .recipes import Recipe
+
+DROPOUT, AUGMENTATION, ORDER = range(3)
+"""What the random streams of an epoch are for, as `derive_seed` tells them apart."""
+
+
+class EpochPlan(NamedTuple):
+    """What chance decides of an epoch.
+
+    Attributes:
+        generator: the source of translations and cuts, for `augment`.
+        flipped_first: bool [images], likewise.
+        batches: the indices of each batch, int64 [at most batch_size].
+    """
+
+    generator: torch.Generator
+    flipped_first: Tensor
+    batches: tuple[Tensor, ...]
+
+
+def epoch_plan(seed: int, epoch: int, count: int, batch_size: int, device: torch.device) -> EpochPlan:
+    """Return the plan of an epoch: a function of the seed and the epoch, so that a resumed run repeats what was lost.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        count: images.
+        batch_size: images a step.
+        device: of the images.
+    """
+    generator = torch.Generator(device).manual_seed(derive_seed(seed, epoch, AUGMENTATION))
+    flipped_first = torch.randint(2, (count,), generator=torch.Generator().manual_seed(seed)).bool().to(device)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, epoch, ORDER)))
+    return EpochPlan(generator, flipped_first, order.to(device).split(batch_size))
+
+
+def derive_seed(seed: int, epoch: int, purpose: int) -> int:
+    """Return the seed of one stream of random numbers; numpy promises the same on every machine and version."""
+    return int(np.random.SeedSequence(seed, spawn_key=(epoch, purpose)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def set_learning_rates(optimizers: Iterable[Optimizer], factor: float) -> None:
+    """Set every learning rate to `factor` times its highest."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["max_lr"] * factor
+
+
+def load_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict]) -> None:
+    """Give each optimizer the state that its `state_dict` returned, in this version or an earlier one.
+
+    Raises:
+        ValueError: there are more or fewer states than optimizers, or a state is another optimizer's.
+    """
+    for optimizer, state in zip(optimizers, states, strict=True):
+        highest = [group["max_lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, max_lr in zip(optimizer.param_groups, highest, strict=True):
+            group.pop("peak_lr", None)  # the name in earlier versions
+            group["max_lr"] = max_lr
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One step: learning rates, forward pass, loss, backward pass, and the step of each optimizer.
+
+    Attributes:
+        net: maps float32 [N, 3, size, size] to logits, float [N, classes]; in training mode.
+        optimizers: together they move every parameter, each once.
+        recipe: its schedule and precision are used.
+        device: of the net.
+        steps: steps of the whole training, for the schedule.
+    """
+
+    net: nn.Module
+    optimizers: Sequence[Optimizer]
+    recipe: Recipe
+    device: torch.device
+    steps: int
+
+    def __call__(self, number: int, images: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Take step `number`, counted from 0 over all epochs, and return its loss, a detached scalar.
+
+        Args:
+            number: of the step.
+            images: the batch as it is shown, uint8 [N, size, size, 3].
+            loss_of: maps the logits, float32 [N, classes], to the loss, a scalar.
+        """
+        set_learning_rates(self.optimizers, self.recipe.lr_factor(number, self.steps))
+        with autocast(self.recipe, self.device):
+            logits = self.net(normalise(images))
+        loss = loss_of(logits.float())
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.detach()
