@@ -113,7 +113,7 @@ def main(folder: Path, files: list[Path]) -> int:
     name, outputs = contract["input"]["name"], [contract["outputs"][0]["name"]]
 
     for file in files:
-        (row,) = session.run(outputs, {name: prepare(file, contract)[None]})[0]
+        row = np.array(session.run(outputs, {name: prepare(file, contract)[None]})[0])[0]
         print(f"{file}: {contract['labels'][row.argmax()]} {row.max():.1%}")
     if files:
         return 0
@@ -124,7 +124,7 @@ def main(folder: Path, files: list[Path]) -> int:
             continue
         image = prepare(folder / golden["file"], contract)
         pixels = np.abs(image.ravel().astype(int) - golden["array"]).max()
-        (row,) = session.run(outputs, {name: image[None]})[0]
+        row = np.array(session.run(outputs, {name: image[None]})[0])[0]
         difference = np.abs(row - golden["probabilities"][variant["name"]]).max()
         good = pixels <= golden["tolerance"] and difference <= variant["golden_tolerance"]
         wrong += not good

@@ -251,9 +251,7 @@ class TestNewFolder:
         with pytest.raises(OutputError) as caught, new_folder(tmp_path / "made"):
             entered = True
         assert not entered
-        assert str(caught.value) == (
-            f"{tmp_path / 'made'} exists already: choose another folder or pass --force to replace it."
-        )
+        assert "exists already" in str(caught.value)
         assert names(tmp_path) == ["made"]
         assert contents(tmp_path / "made") == {"a": "old"}
 
