@@ -83,6 +83,8 @@ def _run_text(folder: Path, as_json: bool) -> str:
         f"{recipe.optimizer} at {recipe.lr:g}, dropout {recipe.dropout:g}, seed {record.seed}",
         f"data: {record.dataset.name}; on {where.hardware} ({where.device}); {record.status}",
     ]
+    teachers = record.distillation["teachers"] if record.distillation else []
+    lines += [f"learnt from {one.get('folder')}, recipe {one.get('recipe', {}).get('name')}" for one in teachers]
     if record.test:
         lines.append(f"test accuracy: {100 * record.test['accuracy']:.2f} % of {record.test['images']:,} images")
     return "\n".join(lines)

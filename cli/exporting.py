@@ -20,6 +20,13 @@ class Format(StrEnum):
     all = "all"
 
 
+class Students(StrEnum):
+    """What `export` fine-tunes."""
+
+    narrowed = "narrowed"
+    residual = "residual"
+
+
 class VariantName(StrEnum):
     """Variants of the ONNX format that `export` makes."""
 
@@ -27,6 +34,7 @@ class VariantName(StrEnum):
     fp16 = "fp16"
     edge = "edge"
     tiny = "tiny"
+    nano = "nano"
     all = "all"
 
 
@@ -41,7 +49,9 @@ def export(
     formats: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.onnx],  # noqa: B006
     variants: Annotated[
         list[VariantName],
-        typer.Option("--variant", help="Of ONNX: fp32 exact, fp16 for GPUs, edge small and fast, tiny more so."),
+        typer.Option(
+            "--variant", help="Of ONNX: fp32 exact, fp16 for GPUs; edge, tiny, nano: ever smaller and faster."
+        ),
     ] = [VariantName.fp32],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="The bundle to make. Default: RUN/bundle.")] = None,
     data: Data = None,
@@ -64,6 +74,14 @@ def export(
             min=0, help="Epochs in which a narrower net learns to be edge; tiny five times as many; 0: low rank."
         ),
     ] = 0,
+    students: Annotated[
+        Students,
+        typer.Option(help="What is fine-tuned: the net narrowed, or a small residual net that begins untrained."),
+    ] = Students.narrowed,
+    teachers: Annotated[
+        list[Path],
+        typer.Option("--teacher", help="Fine-tune on the answers of this finished run instead. May be repeated."),
+    ] = [],  # noqa: B006
     device: Annotated[str, typer.Option(help="What fine-tunes: auto, cpu, cuda or mps.")] = "auto",
     sign: Annotated[
         Path | None, typer.Option(help="Sign the bundle with this private key, PEM.", show_default=False)
@@ -79,13 +97,17 @@ def export(
     if run and run.exists() and kind_of(run) != "run":
         raise ModelError(f"{run} is not a run folder: name one that 'edgecifar train' made.")
     _check_usage(formats, variants, fine_tune, data if without_data else None)
+    if not fine_tune and (teachers or students != Students.narrowed):
+        raise typer.BadParameter("--teacher and --students say how nets are fine-tuned: add --fine-tune EPOCHS.")
+    if not fine_tune and VariantName.all in variants:  # all that can be made without training
+        variants = [name for name in VariantName if name not in (VariantName.all, VariantName.nano)]
 
     from ..export.build import export as build
     from ..export.options import ExportOptions
     from ..train import data as datasets
     from ..train.run import Run
 
-    source = Run(run) if run else Run.newest()
+    source = Run(run) if run else Run.newest(exported=True)
     record = source.record
     if not record.is_finished:
         say(f"Note: {source.folder} is not finished: {record.epochs_done} of {record.recipe.epochs} epochs.")
@@ -97,6 +119,8 @@ def export(
         variants=_expand(variants, VariantName),
         budget=budget,
         fine_tune=fine_tune,
+        students=students.value,
+        teachers=tuple(teachers),
         device=device,
         without_data=without_data,
         replace=force,
@@ -110,7 +134,7 @@ def _check_usage(formats: list[Format], variants: list[VariantName], fine_tune: 
     """Refuse options that contradict one another; `data` is given only beside --without-data."""
     if set(variants) != {VariantName.fp32} and not {Format.onnx, Format.all} & set(formats):
         raise typer.BadParameter("--variant chooses among the ONNX models: add --format onnx.")
-    if fine_tune and not {VariantName.edge, VariantName.tiny, VariantName.all} & set(variants):
+    if fine_tune and not {VariantName.edge, VariantName.tiny, VariantName.nano, VariantName.all} & set(variants):
         raise typer.BadParameter("--fine-tune is for the lossy variants: add --variant edge or --variant tiny.")
     if data:
         raise typer.BadParameter("--data and --without-data exclude one another: give one of them.")

@@ -18,6 +18,7 @@ class RecipeName(StrEnum):
     reference = "reference"
     fast = "fast"
     best = "best"
+    teacher = "teacher"
 
 
 class Optimizer(StrEnum):
@@ -31,6 +32,8 @@ class Optimizer(StrEnum):
 @examples(
     "edgecifar train",
     "edgecifar train --recipe reference --epochs 3 --out runs/reference",
+    "edgecifar train --recipe teacher --out runs/teacher",
+    "edgecifar train --recipe best --teacher runs/teacher",
     "edgecifar train --data synthetic --epochs 1",
 )
 @command
@@ -52,6 +55,10 @@ def train(
         Path | None,
         typer.Option(help="Train as this finished run was, on the images too that it held out; test once."),
     ] = None,
+    teachers: Annotated[
+        list[Path],
+        typer.Option("--teacher", help="Learn from the answers of this finished run, too. May be repeated."),
+    ] = [],  # noqa: B006
     optimizer: Annotated[Optimizer | None, typer.Option(help="Default: the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step. Default: the recipe's.")] = None,
     lr: Annotated[
@@ -81,7 +88,7 @@ def train(
         "held_out": held_out,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    _check_usage({"recipe": recipe, "seed": seed, **settings}, resume, final)
+    _check_usage({"recipe": recipe, "seed": seed, "teacher": teachers or None, **settings}, resume, final)
     request = TrainingRequest(
         recipe=recipe.value if recipe else DEFAULT_RECIPE,
         settings=settings,
@@ -91,6 +98,7 @@ def train(
         device=device,
         resume=resume,
         follow=final,
+        teachers=tuple(teachers),
         tensorboard=tensorboard,
     )
     try:
@@ -100,7 +108,7 @@ def train(
     if trained:
         plan, result = trained
         print(evaluation_table(result, plan.dataset.name))
-        say(f"\nThe run is in {plan.run.folder}. Next: {plan.export_command}")
+        say(f"\nThe run is in {plan.run.folder}. Next: {plan.next_command}")
 
 
 def _check_usage(given: dict[str, Any], resume: bool, final: Path | None) -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 from ..runtime import files, golden, machine
 from ..runtime.bundle import Bundle
@@ -20,13 +22,16 @@ from ..train.run import Run
 from . import bom, card, models, parity
 from .compress.search import Made
 from .options import ExportOptions
-from .parity import Parity, Reference
+from .parity import Function, Limits, Parity, Reference
 from .variants import Source, Target, targets
 
 log = logging.getLogger("edgecifar")
 
 GOLDEN_VECTORS = 32
 """Golden vectors are the probabilities of so many drawn images."""
+
+INT8_ACCURACY_DROP = 0.5
+"""Quantization may cost so many points of accuracy, in per cent, beyond three standard errors."""
 
 PARITY_PICTURES = 1_000
 """Where there is no data set, parity is proved on so many drawn pictures."""
@@ -80,7 +85,7 @@ def export(
             log.info("Writing %s …", target.file)
             made[target] = target.make(folder / target.file)
             log.info("Checking %s …", target.file)
-            results[target.name] = _check(folder / target.file, target, reference)
+            results[target.name] = _check(folder / target.file, target, reference, made[target])
         log.info("%s", parity.table(results))
         failed = {name: result for name, result in results.items() if not result.passed}
         if failed:
@@ -107,16 +112,39 @@ def _reference(source: Source) -> Reference:
     return Reference(images, data, eager, labels, source.provenance.temperature)
 
 
-def _check(path: Path, target: Target, reference: Reference) -> Parity:
-    """Return the parity of the model at `path`, loaded as whoever receives the bundle will."""
+def _check(path: Path, target: Target, reference: Reference, made: Made) -> Parity:
+    """Return the parity of the model at `path`, loaded as whoever receives the bundle will.
+
+    A quantized model is held against its own torch form too: only that tells what quantization did to it.
+    """
     try:
         exported = models.load(path, provider="cpu").logits
     except ModelError as error:
         result = parity.refused(reference, str(error).removesuffix(": export it again."))
     else:
         result = parity.compare(exported, reference, target.limits)
+        if made.torch_form is not None and result.passed:
+            result = _against_torch_form(result, exported, made.torch_form, reference)
     # The file is gone when this is read: the variant's name, which the reader sees beside it, says which it was.
     return replace(result, failure=result.failure.replace(f"{path} ", ""))
+
+
+def _against_torch_form(result: Parity, exported: Function, form: nn.Module, reference: Reference) -> Parity:
+    """Return `result` with how the model agrees with its torch form, and a failure where it does not."""
+
+    @torch.inference_mode()
+    def logits(images: np.ndarray) -> np.ndarray:
+        return form(torch.from_numpy(images))[1].numpy()
+
+    own = replace(reference, logits=parity.in_batches(logits, reference.images))
+    found = parity.compare(exported, own, Limits(INT8_ACCURACY_DROP))
+    figures: dict[str, float] = {"agree": found.agree}
+    if found.max_probability_difference is not None:
+        figures["max_probability_difference"] = found.max_probability_difference
+    if own.labels is not None:
+        figures["accuracy"] = float((own.logits.argmax(1) == own.labels).mean())
+    failure = f"is not its torch form any more: it {found.failure}" if found.failure else ""
+    return replace(result, torch_form=figures, failure=failure)
 
 
 def _complete(folder: Path, source: Source, made: dict[Target, Made], results: dict[str, Parity]) -> None:

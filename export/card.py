@@ -51,7 +51,7 @@ Accuracy, expected calibration error (ECE) and agreement: on {images:,} images (
 
 ## Training
 {net}, by the recipe `{recipe}`:
-{epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {training_images:,} {dataset} images.
+{epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {training_images:,} {dataset} images{taught}.
 Temperature {temperature:.3f}{fitted}.
 
 ## Limits
@@ -59,6 +59,16 @@ Temperature {temperature:.3f}{fitted}.
 - Trained on {size}x{size} pictures. What is small or off-centre in a photograph is lost when it is scaled down.
 - {calibrated}
 """
+
+
+def _taught(origin: Provenance) -> str:
+    """Return from what a net learnt beside the labels, in words that follow those on the images; "" where nothing."""
+    teachers = origin.distillation["teachers"] if origin.distillation else []
+    if not teachers:
+        return ""
+    recipes = ", ".join(f"`{teacher['recipe']['name']}`" for teacher in teachers)
+    runs = f"{len(teachers)} other runs" if len(teachers) > 1 else "another run"
+    return f", from the labels and from the answers of {runs} (by the recipe {recipes})"
 
 
 def text(manifest: Manifest) -> str:
@@ -104,6 +114,7 @@ def text(manifest: Manifest) -> str:
         batch_size=origin.recipe["batch_size"],
         seed=origin.seed,
         training_images=origin.training_images,
+        taught=_taught(origin),
         temperature=origin.temperature,
         fitted=f" fitted on {origin.calibrated_on}" if origin.calibrated_on else "",
         classes=contract.classes,

@@ -42,9 +42,7 @@ class Deployed(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Map uint8 [N, 32, 32, 3] to the float32 [N, 512, 6, 6] that `fc1` reads."""
         if self.paired:
-            pairs = images.unflatten(2, (-1, 2)).flatten(3).permute(0, 3, 1, 2).to(torch.float32)
-            x = torch.relu(self.conv1(pairs)).permute(0, 2, 3, 1)  # [N, 30, 15, 32]
-            x = x.unflatten(3, (2, -1)).flatten(2, 3).permute(0, 3, 1, 2)  # [N, 16, 30, 30]
+            x = apart(torch.relu(self.conv1(in_pairs(images))))  # [N, 16, 30, 30]
         else:
             x = torch.relu(self.conv1(images.permute(0, 3, 1, 2).to(torch.float32)))  # [N, 16, 30, 30]
         x = torch.max_pool2d(torch.relu(self.conv2(x)), 2)  # [N, 32, 14, 14]
@@ -53,11 +51,14 @@ class Deployed(nn.Module):
         x = torch.relu(self.conv5(x))  # [N, 256, 8, 8]
         return torch.relu(self.conv6(x))  # [N, 512, 6, 6]
 
+    def hidden(self, images: Tensor) -> Tensor:
+        """Map uint8 [N, 32, 32, 3] to the float32 [N, 256] that the last layer, `fc3`, reads."""
+        x = torch.relu(self.fc1(self.features(images)))
+        return torch.relu(self.fc2(x))
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 [N, 32, 32, 3] RGB to probabilities and logits, float32 [N, classes] each."""
-        x = torch.relu(self.fc1(self.features(images)))
-        x = torch.relu(self.fc2(x))
-        logits = self.fc3(x)
+        logits = self.fc3(self.hidden(images))
         return torch.softmax(logits / self.temperature, dim=1), logits
 
 
@@ -92,24 +93,33 @@ def _channels_last(layer: nn.Linear) -> nn.Linear:
     return copy
 
 
+def in_pairs(images: Tensor) -> Tensor:
+    """Map uint8 [N, height, width, 3] to float32 [N, 6, height, width / 2], the input of a `pair`ed convolution."""
+    return images.unflatten(2, (-1, 2)).flatten(3).permute(0, 3, 1, 2).to(torch.float32)
+
+
+def apart(x: Tensor) -> Tensor:
+    """Map what a `pair`ed convolution gives, [N, 2 * C, height, width], to [N, C, height, 2 * width]."""
+    return x.permute(0, 2, 3, 1).unflatten(3, (2, -1)).flatten(2, 3).permute(0, 3, 1, 2)
+
+
 def _copy(layer: nn.Linear) -> nn.Linear:
     copy = nn.Linear(layer.in_features, layer.out_features)
     copy.load_state_dict(layer.state_dict())
     return copy
 
 
-def _convolution(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+def _convolution(weight: Tensor, bias: Tensor, padding: int | tuple[int, ...] | str = 0) -> nn.Conv2d:
     outputs, inputs, height, width = weight.shape
-    layer = nn.Conv2d(inputs, outputs, (height, width))
+    layer = nn.Conv2d(inputs, outputs, (height, width), padding=padding)  # pyright: ignore[reportArgumentType]
     layer.load_state_dict({"weight": weight.float(), "bias": bias.float()})
     return layer
 
 
 def _parameters(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Return the weight and the bias in float64."""
-    if layer.bias is None:
-        raise ValueError("every convolution of Net has a bias")
-    return layer.weight.double(), layer.bias.double()
+    """Return the weight and the bias, zeros where there is none, in float64."""
+    weight = layer.weight.double()
+    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.double()
 
 
 def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
@@ -117,7 +127,8 @@ def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     weight, bias = _parameters(convolution)
     mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
     scale = norm.weight.double() / torch.sqrt(variance + norm.eps)
-    return _convolution(weight * scale[:, None, None, None], (bias - mean) * scale + norm.bias.double())
+    bias = (bias - mean) * scale + norm.bias.double()
+    return _convolution(weight * scale[:, None, None, None], bias, convolution.padding)
 
 
 def fold_normalisation(convolution: nn.Conv2d) -> nn.Conv2d:

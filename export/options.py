@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..runtime.signing import Signer
 
 FORMATS = ("onnx", "torchscript", "pt2")
 """Formats that a bundle can hold."""
 
-VARIANTS = ("fp32", "fp16", "edge", "tiny")
+VARIANTS = ("fp32", "fp16", "edge", "tiny", "nano")
 """Variants of the ONNX format, the most exact first."""
 
-LOSSY = ("edge", "tiny")
+LOSSY = ("edge", "tiny", "nano")
 """These variants are int8, and searched for on held-out images."""
+
+
+STUDENTS = ("narrowed", "residual")
+"""What is fine-tuned: the net itself with fewer channels, or an untrained residual net, which is smaller."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class ExportOptions:
         budget: points of held-out accuracy, in per cent, that `edge` may lose; smaller variants multiply it.
         fine_tune: epochs for which a narrower net learns to be `edge`; smaller variants multiply them. The students are
             kept in the run. With 0 the lossy variants are the net itself at low rank.
+        students: of `STUDENTS`; `nano` is always residual.
+        teachers: finished runs that students learn from, instead of from the run's own net.
         device: what fine-tunes, as `train.loop.choose_device` takes it.
         without_data: whether the run may be exported without the data set that it was trained on: parity is then proved
             on drawn pictures, accuracy stays unknown, and no lossy variant can be made.
@@ -40,6 +47,8 @@ class ExportOptions:
     variants: tuple[str, ...] = ("fp32",)
     budget: float = 0.2
     fine_tune: int = 0
+    students: str = "narrowed"
+    teachers: tuple[Path, ...] = ()
     device: str = "auto"
     without_data: bool = False
     replace: bool = False
@@ -50,6 +59,8 @@ class ExportOptions:
             if not names or not set(names) <= set(known):
                 wrong = ", ".join(name for name in names if name not in known) or "none"
                 raise ValueError(f"{wrong} is no {kind} of an export: choose of {', '.join(known)}")
+        if self.students not in STUDENTS:
+            raise ValueError(f"there are no {self.students} students: choose of {', '.join(STUDENTS)}")
         if not self.budget >= 0 or self.fine_tune < 0:
             raise ValueError("the budget and the epochs of fine-tuning are at least 0")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import comb
 from typing import Any
 
 import numpy as np
@@ -84,6 +83,8 @@ class Parity:
             net by as many correct answers or more.
         max_probability_difference: largest |exported - eager| of a probability; None where the model cannot be
             compared.
+        torch_form: of a quantized model, how it agrees with what it was before: "agree" and
+            "max_probability_difference" as here, and "accuracy", which is that of the form before. None of others.
     """
 
     images: int
@@ -98,6 +99,7 @@ class Parity:
     ece: float | None = None
     p_value: float | None = None
     max_probability_difference: float | None = None
+    torch_form: Mapping[str, float] | None = None
 
     @property
     def passed(self) -> bool:
@@ -220,7 +222,11 @@ def mcnemar(right: np.ndarray, other: np.ndarray) -> float:
     """
     alone, against = int((right & ~other).sum()), int((other & ~right).sum())
     trials, fewer = alone + against, min(alone, against)
-    return min(1.0, 2 * sum(comb(trials, k) for k in range(fewer + 1)) / 2**trials)
+    tail, ways = 0, 1  # ways to choose k of the trials, each from the one before
+    for k in range(fewer + 1):
+        tail += ways
+        ways = ways * (trials - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**trials)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -9,6 +9,9 @@ from typing import Any
 from ..runtime.errors import BundleError
 from ..train.record import RunRecord
 
+OPTIONAL = ("selection_run", "distillation")
+"""Not every model has these."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -28,6 +31,7 @@ class Provenance:
         finished: when it ended; None where it has not.
         trained_with: hardware, device and versions of packages.
         selection_run: of a full-data run, what it took from the run that decided on held-out images; None of others.
+        distillation: of a net that learnt from other runs, from which and how; None of others.
     """
 
     edgecifar: str
@@ -43,6 +47,7 @@ class Provenance:
     finished: str | None
     trained_with: Mapping[str, str]
     selection_run: Mapping[str, Any] | None = None
+    distillation: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, record: RunRecord) -> Provenance:
@@ -66,6 +71,7 @@ class Provenance:
                 **versions,
             },
             selection_run=asdict(record.selection_run) if record.selection_run else None,
+            distillation=_without_folders(record.distillation) if record.distillation else None,
         )
 
     @classmethod
@@ -78,13 +84,13 @@ class Provenance:
         if "trial" in values:  # the name of the selection run until 0.1
             values = {"selection_run": values["trial"], **values}
         known = {field.name for field in fields(cls)}
-        if missing := sorted(known - values.keys() - {"selection_run"}):
+        if missing := sorted(known - values.keys() - set(OPTIONAL)):
             raise BundleError(f"The manifest's provenance lacks {missing[0]}: export the run again.")
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as JSON values; `selection_run` only where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "selection_run" or value}
+        """Return all of it as JSON values; what is `OPTIONAL` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name not in OPTIONAL or value}
 
     @property
     def calibrated_on(self) -> str:
@@ -94,3 +100,11 @@ class Provenance:
         if self.selection_run:
             return "held-out images of the selection run, the same training without them"
         return "held-out images" if self.recipe["held_out"] else ""
+
+
+def _without_folders(distillation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says of a distillation, without where the teachers are on the machine that trained."""
+    teachers = [dict(teacher) for teacher in distillation["teachers"]]
+    for teacher in teachers:
+        teacher.pop("folder", None)
+    return {**distillation, "teachers": teachers}

@@ -11,12 +11,13 @@ from typing import Any
 from ..runtime.contract import Contract
 from ..runtime.errors import DataError, RunError
 from ..runtime.manifest import MODELS
+from ..train.answers import Teachers
 from ..train.data import Dataset
 from ..train.devices import choose_device
 from ..train.net import Net
 from ..train.run import Run
 from .compress import distill
-from .compress.search import EDGE, TINY, LossyVariant, Made, Search, importance_subset
+from .compress.search import EDGE, NANO, TINY, LossyVariant, Made, Search, importance_subset
 from .formats import fp16, onnx, pt2, torchscript
 from .graph import Deployed
 from .options import ExportOptions
@@ -105,7 +106,7 @@ class Source:
         if not isinstance(net, Net):
             raise RunError(
                 f"{self.run.folder} holds a {self.run.record.recipe.net}, and only the net that recipes such as fast "
-                "and best train is exported: name the run of one of them."
+                "and best train is exported: name the run of one of them, which may have learnt from this one."
             )
         return net
 
@@ -144,9 +145,11 @@ class Source:
         distiller = None
         if self.options.fine_tune:
             device = choose_device(self.options.device)
-            distiller = distill.distiller_of(self.run, net, self.dataset, self.options.fine_tune, device)
+            teachers = Teachers(tuple(map(Run, self.options.teachers))) if self.options.teachers else None
+            distiller = distill.distiller_of(self.run, net, self.dataset, self.options.fine_tune, device, teachers)
         paired = Deployed(net, self.provenance.temperature, paired=True)
-        return Search(paired, self.contract, importance_subset(self.dataset, trained_on), images, labels, distiller)
+        measured_on, residual = importance_subset(self.dataset, trained_on), self.options.students == "residual"
+        return Search(paired, self.contract, measured_on, images, labels, distiller, residual)
 
 
 def fp32(source: Source) -> Target:
@@ -172,10 +175,19 @@ def half(source: Source) -> Target:
 
 
 def lossy(source: Source, variant: LossyVariant) -> Target:
-    """Return the target of a smaller net as int8 ONNX."""
+    """Return the target of a smaller net as int8 ONNX.
+
+    Raises:
+        RunError: it is a student, and nothing is to be fine-tuned.
+    """
     search, options = source.search, source.options  # what it lacks is said now, before others are written and checked
-    epochs = variant.multiplier * options.fine_tune
-    tuning = {"fine_tuning": distill.describe(epochs)} if epochs else {}
+    distiller = search.distiller_for(variant)
+    if not distiller and not variant.candidates:
+        raise RunError(
+            f"{variant.name} is a net of its own shape that must learn: fine-tune it, or leave it out.",
+            option="fine_tune",
+        )
+    tuning = {"fine_tuning": distiller.describe()} if distiller else {}
 
     def make(path: Path) -> Made:
         return search.write(path, variant, options.budget, source.metadata(variant.name, **tuning))
@@ -210,6 +222,7 @@ MAKERS: dict[str, Callable[[Source], Target]] = {
     "fp16": half,
     "edge": functools.partial(lossy, variant=EDGE),
     "tiny": functools.partial(lossy, variant=TINY),
+    "nano": functools.partial(lossy, variant=NANO),
     "torchscript": scripted,
     "pt2": exported_program,
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ from ..runtime import machine
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation, evaluate
 from . import plots
+from .answers import ANSWERS, Teachers, Views, describe_distillation, distillation_loss
 from .augment import augment
 from .calibration import fit_temperature
 from .data import Dataset
@@ -33,6 +36,7 @@ from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
 from .run import Run, load_state
 from .speed import speed_up
 from .step import DROPOUT, TrainingStep, derive_seed, epoch_plan, load_optimizers
+from .teacher import prepare
 
 WINDOW = 2_000
 """The reference experiment prints the mean loss of so many mini-batches."""
@@ -51,6 +55,11 @@ class TrainingOptions:
         listener: what is told how training goes.
         group: the processes that train together, each of which makes the same call; by default this one alone.
         selection_run: of a full-data run, what `follow` returned beside the recipe; the seed is then its.
+        checkpoint_seconds: an epoch that ends sooner after the last checkpoint makes none, as one is 250 MB of Net: a
+            stop then loses it too.
+        warm_up_steps: steps on a copy of the net before the clock runs, so that loading of CUDA's libraries does not
+            count; None for three on CUDA and none elsewhere.
+        teachers: runs that the net learns from beside the labels; not used where a run is resumed.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -58,16 +67,19 @@ class TrainingOptions:
     listener: Listener = field(default_factory=Silent)
     group: Group = field(default_factory=Group)
     selection_run: SelectionRun | None = None
+    checkpoint_seconds: float = 0.0
+    warm_up_steps: int | None = None
+    teachers: Teachers | None = None
 
 
 def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptions | None = None) -> Evaluation:
     """Train a net into the new run folder `folder` and return its evaluation on the test images.
 
     Raises:
-        RunError: the folder is taken, the net takes no such pictures, the selection run was trained on other data, the
-            loss is not finite any more, or memory runs out.
-        OutputError: the folder cannot be written; the last complete epoch stays.
-        KeyboardInterrupt: the user stopped; the last complete epoch stays.
+        RunError: the folder is taken, the net takes no such pictures, the selection run was trained on other data, a
+            teacher cannot teach it, the loss is not finite any more, or memory runs out.
+        OutputError: the folder cannot be written; the last checkpoint stays.
+        KeyboardInterrupt: the user stopped; the last checkpoint stays.
     """
     options = options or TrainingOptions()
     selection, seed = options.selection_run, options.seed
@@ -79,6 +91,8 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         raise RunError(f"Pictures of {dataset.contract.size} pixels cannot be moved by {recipe.translate}.")
     with torch.device("meta"):  # no folder is made where there is no such net
         make_net(recipe.net, dataset.contract)
+    if options.teachers:
+        options.teachers.check(dataset, recipe.held_out)
     trained_on, _ = dataset.hold_out(recipe.held_out)
     record = RunRecord(
         recipe=recipe,
@@ -89,6 +103,7 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         dataset=DatasetRecord(dataset.name, dataset.digest, len(trained_on)),
         started=_now(),
         selection_run=selection,
+        distillation=describe_distillation(options.teachers) if options.teachers else None,
     )
     run = Run.create(folder, record) if options.group.is_main else Run(folder)
     with _enough_memory(recipe):
@@ -96,10 +111,11 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
 
 
 def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -> Evaluation:
-    """Go on with an interrupted run from its last complete epoch, or its start, to the weights it would have reached.
+    """Go on with an interrupted run from its last checkpoint, or its start, to the weights it would have reached.
 
     On another device, in another precision, or by another number of threads or processes they are not the same to the
-    bit; run.json then says under "resumed" what went on after which epoch. Each process needs the run folder.
+    bit; run.json then says under "resumed" what went on after which epoch. On CUDA they are not either: its libraries
+    add in an order that changes. Each process needs the run folder.
 
     Raises:
         RunError: there is nothing to resume, it is damaged, or `dataset` is another one.
@@ -168,6 +184,8 @@ class _Training:
         net = make_net(self.recipe.net, dataset.contract, self.recipe.dropout).to(self.device)
         # Channels last is what oneDNN and cuDNN run fastest for these shapes.
         self.net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        prepare(self.net, self._images())
+        self.views = Views.recorded(record, run.folder, self._images(), self.device) if record.distillation else None
         speed_up(self.net, self.device)
         self.optimizers = make_optimizers(self.net, self.recipe)
         self.steps_per_epoch = math.ceil(len(self.trained_on) / self.recipe.batch_size)
@@ -179,12 +197,18 @@ class _Training:
             steps=self.recipe.epochs * self.steps_per_epoch,
         )
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
+        self.kept_epoch, self.kept_at = 0, -math.inf
+
+    def _images(self) -> np.ndarray:
+        """Return what is trained on, uint8 [N, size, size, 3]."""
+        return self.dataset.train_images[self.trained_on]
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `_end_epoch` stored."""
         load_state(self.net, state["net"], self.run.folder)
         load_optimizers(self.optimizers, state["optimizers"])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
+        self.kept_epoch = self.epoch
         self._count()  # run.json was written later, and may be an epoch behind
 
     def note_conditions(self) -> None:
@@ -198,8 +222,10 @@ class _Training:
 
     def complete(self) -> Evaluation:
         """Train the epochs that are left, evaluate, and store everything."""
-        images = torch.from_numpy(self.dataset.train_images[self.trained_on]).to(self.device)
+        images = torch.from_numpy(self._images()).to(self.device)
         labels = torch.from_numpy(self.dataset.train_labels[self.trained_on]).to(self.device)
+        self._warm_up(images, labels)
+        self.kept_at = time.perf_counter()
         while self.epoch < self.recipe.epochs:
             started = time.perf_counter()
             losses = self._train_epoch(images, labels)
@@ -207,6 +233,18 @@ class _Training:
             self.epoch += 1
             self._end_epoch(losses, time.perf_counter() - started)
         return self._finish()
+
+    def _warm_up(self, images: Tensor, labels: Tensor) -> None:
+        """Take a few steps on a copy of the net, which is then forgotten."""
+        steps = self.options.warm_up_steps
+        if steps is None:
+            steps = 3 if self.device.type == "cuda" else 0
+        if not steps or self.epoch == self.recipe.epochs:
+            return
+        net, count = copy.deepcopy(self.net).train(), min(self.recipe.batch_size, len(labels))
+        step = replace(self.step, net=net, optimizers=make_optimizers(net, self.recipe))
+        for number in range(steps):
+            step(number, images[:count], self._loss(labels[:count], count))
 
     def _train_epoch(self, images: Tensor, labels: Tensor) -> Tensor:
         """Run one epoch and return the loss of every step, float32 [steps].
@@ -217,36 +255,48 @@ class _Training:
         torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT) + group.rank)
         plan = epoch_plan(self.seed, epoch, len(labels), self.recipe.batch_size, self.device)
         losses = torch.empty(self.steps_per_epoch, device=self.device)
+        view, logits = None, None
+        if self.views:
+            with group.main_process_first():
+                view, logits = self.views.view(epoch)
         self.net.train()
         started = shown = time.perf_counter()
         for step, batch in enumerate(plan.batches):
-            augmented = augment(images[batch], epoch, plan.flipped_first[batch], self.recipe, plan.generator)
+            if view is None:
+                augmented = augment(images[batch], epoch, plan.flipped_first[batch], self.recipe, plan.generator)
+            else:
+                augmented = view[batch]
             shard = group.shard(len(batch))
-            loss_of = self._loss(labels[batch[shard]], len(batch))
+            mine = batch[shard]
+            loss_of = self._loss(labels[mine], len(batch), None if logits is None else logits[mine])
             loss = self.step(epoch * self.steps_per_epoch + step, augmented[shard], loss_of)
             losses[step] = group.mean(loss)
             now = time.perf_counter()
             if now - shown > PROGRESS_SECONDS or step + 1 == self.steps_per_epoch:
                 shown = now
                 mean = losses[: step + 1].mean().item()
-                self._check_finite(mean, epoch, f"at step {step + 1} of epoch {epoch + 1}")
+                self._check_finite(mean, f"at step {step + 1} of epoch {epoch + 1}")
                 rate = min((step + 1) * self.recipe.batch_size, len(labels)) / (time.perf_counter() - started)
                 self.listener.progress(Progress(epoch + 1, step + 1, self.steps_per_epoch, mean, rate))
         return losses
 
-    def _loss(self, labels: Tensor, batch_size: int) -> Any:
-        """Return the function from this process's logits to the loss, given its labels of a batch."""
+    def _loss(self, labels: Tensor, batch_size: int, teacher: Tensor | None = None) -> Any:
+        """Return the function from this process's logits to the loss, given its labels, and a teacher's logits."""
+        smoothing = self.recipe.label_smoothing
 
         def loss_of(logits: Tensor) -> Tensor:
-            loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            if teacher is None:
+                loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+            else:
+                loss = distillation_loss(logits, teacher, labels, smoothing)
             return self.group.scale_loss(loss, len(labels), batch_size)
 
         return loss_of
 
     def _end_epoch(self, losses: Tensor, seconds: float) -> None:
-        """Validate and checkpoint."""
+        """Validate, checkpoint where it is time, and tell the listener."""
         validated_on, result = self._validate()
-        self._check_finite(result.nll, self.epoch - 1, f"after epoch {self.epoch}")  # the last step was one too many
+        self._check_finite(result.nll, f"after epoch {self.epoch}")  # the last step was one too many
         windows = losses[: len(losses) // WINDOW * WINDOW].view(-1, WINDOW).mean(1)
         line = {
             "epoch": self.epoch,
@@ -258,6 +308,12 @@ class _Training:
             "images_per_second": len(self.trained_on) / seconds,
         }
         self.metrics.append(line)
+        self._count()
+        if time.perf_counter() - self.kept_at >= self.options.checkpoint_seconds:
+            self._checkpoint()
+        self.listener.epoch(line)
+
+    def _checkpoint(self) -> None:
         state = {
             "net": self.net.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -265,10 +321,9 @@ class _Training:
             "seconds": self.seconds,
             "metrics": self.metrics,
         }
-        self._count()
         if self.group.is_main:
             self.run.write(self.net, self.record, self.metrics, state)
-        self.listener.epoch(line)
+        self.kept_epoch, self.kept_at = self.epoch, time.perf_counter()
 
     def _finish(self) -> Evaluation:
         """Fit the temperature where images are held out, test, draw, and mark the run finished."""
@@ -285,6 +340,7 @@ class _Training:
             plots.confusion(result, self.run.folder / "confusion.png")
             plots.curves(self.metrics, self.run.folder / "curves.png")
             self.run.finish(self.net, self.record, self.metrics)
+            shutil.rmtree(self.run.folder / ANSWERS, ignore_errors=True)
         return result
 
     def _validate(self) -> tuple[str, Evaluation]:
@@ -300,9 +356,9 @@ class _Training:
             return "", self._evaluate(self.trained_on[:1_000])
         return "test", self._test()
 
-    def _check_finite(self, loss: float, complete: int, when: str) -> None:
+    def _check_finite(self, loss: float, when: str) -> None:
         if not math.isfinite(loss):
-            kept = f"; the last complete epoch is kept in {self.run.folder}" if complete else ""
+            kept = f"; epoch {self.kept_epoch} is kept in {self.run.folder}" if self.kept_epoch else ""
             remedy = f"train again with a smaller learning rate than {self.recipe.lr:g}"
             raise RunError(f"The loss is not finite any more {when}{kept}: {remedy}.", option="lr")
 

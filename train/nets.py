@@ -9,6 +9,7 @@ from torch import nn
 from ..runtime.contract import Contract
 from ..runtime.errors import RunError
 from .net import Net
+from .teacher import Teacher
 
 
 class Architecture(Protocol):
@@ -22,8 +23,13 @@ class Architecture(Protocol):
         ...
 
 
-NETS: dict[str, Any] = {"net": Net}
+NETS: dict[str, Any] = {"net": Net, "teacher": Teacher}
 """Each `Architecture` by the name that a recipe calls it (`Recipe.net`)."""
+
+
+def is_exported(name: str) -> bool:
+    """Return whether a net of this name can be exported: Net, and not what it learns from."""
+    return issubclass(NETS.get(name, object), Net)
 
 
 def make_net(name: str, contract: Contract, dropout: float = 0.5) -> nn.Module:

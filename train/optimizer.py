@@ -69,7 +69,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
         x = x.T
     for _ in range(5):
         squared = x @ x.T
-        x = a * x + (b * squared + c * squared @ squared) @ x
+        polynomial = torch.addmm(squared, squared, squared, beta=b, alpha=c)
+        x = torch.addmm(x, polynomial, x, beta=a)
     return x.T if tall else x
 
 
@@ -86,13 +87,14 @@ def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
         raise RunError(
             f"There is no optimizer called {recipe.optimizer}: choose {', '.join(NAMES[:-1])} or {NAMES[-1]}."
         )
-    parameters = list(net.parameters())
-    banks = [p for p in parameters if p.ndim == 4][1:] if recipe.optimizer == "muon" else []
+    banks = [p for p in net.parameters() if p.ndim == 4][1:] if recipe.optimizer == "muon" else []
     moved = {id(bank) for bank in banks}
+    parameters = [p for p in net.parameters() if p.requires_grad]
     groups = [
         {
             "params": [p for p in parameters if p.ndim > 1 and id(p) not in moved],
             "weight_decay": recipe.weight_decay,
+            "lr": recipe.head_lr or recipe.lr,
         },
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]

@@ -93,6 +93,8 @@ class RunRecord:
         temperature: the logits are divided by it before the softmax; 1 before the run is finished.
         test: figures on the test images, as `Evaluation.as_json` gives them; None before.
         selection_run: the run that this full-data run follows; None of others.
+        distillation: of a net that learns from teachers, which and how, as `answers.Views.describe` gives it; None of
+            others.
         resumed: where it went on under other conditions, each with the number of epochs before it.
         unknown_settings: settings of the recipe that this version does not know.
     """
@@ -112,6 +114,7 @@ class RunRecord:
     temperature: float = 1.0
     test: Mapping[str, Any] | None = None
     selection_run: SelectionRun | None = None
+    distillation: Mapping[str, Any] | None = None
     resumed: tuple[tuple[int, Conditions], ...] = ()
     unknown_settings: tuple[str, ...] = field(default=(), compare=False)
 
@@ -137,6 +140,7 @@ class RunRecord:
             "started": self.started,
             "status": self.status,
             "selection_run": asdict(self.selection_run) if self.selection_run else None,
+            "distillation": dict(self.distillation) if self.distillation else None,
         }
         if self.weights_sha256 is not None:
             values |= {"epochs_done": self.epochs_done, "training_seconds": self.training_seconds}
@@ -185,6 +189,7 @@ class RunRecord:
                 temperature=_get(values, "temperature", float) if status == FINISHED else 1.0,
                 test=_get(values, "test", dict) if status == FINISHED else None,
                 selection_run=_selection_run(values, selection) if selection in values else None,
+                distillation=_get(values, "distillation", dict, None),
                 resumed=tuple(
                     (_get(entry, "after_epochs", int), _conditions(entry))
                     for entry in _get(values, "resumed", list, [])

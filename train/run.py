@@ -16,7 +16,7 @@ from torch import nn
 
 from ..runtime.errors import RunError
 from ..runtime.files import STAGING, make_folder, remove_leftovers, sha256, write_file
-from .nets import make_net
+from .nets import is_exported, make_net
 from .record import RUNNING, RecordError, RunRecord
 
 RUNS = Path("runs")
@@ -66,10 +66,11 @@ class Run:
         return run
 
     @classmethod
-    def newest(cls, unfinished: bool = False, under: Path = RUNS) -> Run:
+    def newest(cls, unfinished: bool = False, under: Path = RUNS, exported: bool = False) -> Run:
         """Return the finished run under `under` that was begun last, or where none is, the last with weights.
 
-        Where `unfinished` ones are asked for, the last of those. Those whose record is damaged are passed over with a
+        Where `unfinished` ones are asked for, the last of those; where `exported`, of those whose net can be exported.
+        Those whose record is damaged are passed over with a
         line in the log.
 
         Raises:
@@ -82,6 +83,8 @@ class Run:
                 record = run.record
             except RunError as error:
                 log.warning("Passed over: %s", error)
+                continue
+            if exported and not is_exported(record.recipe.net):
                 continue
             if record.status == RUNNING if unfinished else (run.folder / WEIGHTS).exists():
                 found.append((record.is_finished, record.started, run.folder.name, run))

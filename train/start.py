@@ -15,16 +15,21 @@ import torch
 from ..runtime.metrics import Evaluation
 from . import data as datasets
 from . import distributed, loop
+from .answers import Teachers
 from .data import Dataset
 from .devices import choose_device, describe_device
 from .distributed import Group
 from .events import EventFiles
 from .listeners import Listener, Listeners
+from .nets import is_exported
 from .recipes import RECIPES, Recipe
 from .record import SelectionRun
 from .run import RUNS, Run
 
 DEFAULT_RECIPE = "fast"
+
+CUDA_CHECKPOINT_SECONDS = 30.0
+"""On CUDA an epoch takes less than a second, and a checkpoint of Net about as long: not every epoch makes one."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class TrainingRequest:
         device: as `choose_device` takes it.
         resume: whether to go on with the run in `out`. `recipe`, `settings` and `seed` are then the run's.
         follow: a finished run, to train as it was on all images; likewise.
+        teachers: finished runs whose answers the net learns from, too; a run that goes on or follows has its own.
         tensorboard: whether to write event files for TensorBoard.
     """
 
@@ -52,6 +58,7 @@ class TrainingRequest:
     device: str = "auto"
     resume: bool = False
     follow: Path | None = None
+    teachers: tuple[Path, ...] = ()
     tensorboard: bool = False
 
 
@@ -66,7 +73,7 @@ class TrainingPlan:
         device: what trains.
         processes: how many train together.
         resume_command: what to type to go on after a stop.
-        export_command: what to type to export the run.
+        next_command: what to type to use the run: to export it, or to learn from it.
     """
 
     run: Run
@@ -75,7 +82,7 @@ class TrainingPlan:
     device: torch.device
     processes: int
     resume_command: str
-    export_command: str
+    next_command: str
 
     @property
     def hardware(self) -> str:
@@ -99,11 +106,12 @@ def start(
     Raises:
         RecipeError: a setting of the request is none that can be trained with.
         DataError, RunError, OutputError: as `data.load`, `loop.train` and `loop.resume` say.
-        KeyboardInterrupt: the user stopped; the last complete epoch stays.
+        KeyboardInterrupt: the user stopped; the last checkpoint stays.
     """
     with distributed.joined() as group, ExitStack() as stack:
         device = group.connect(choose_device(request.device))
         run, recipe, selection = _run_of(request, device, group)
+        teachers = _teachers(request)
         # Early: what is wrong with the run is said before the data is read.
         past = (run.resume_state() or {}).get("metrics", []) if request.resume else []
         writes_events = request.tensorboard and group.is_main
@@ -118,12 +126,20 @@ def start(
             device=device,
             processes=group.size,
             resume_command=_resume_command(request, run, data, group.size),
-            export_command=_command("edgecifar", "export", run.folder, "--format", "onnx", data=data),
+            next_command=_next_command(recipe, run, data),
         )
         listeners: list[Listener] = [events] if events else []
         if group.is_main:
             listeners.append(stack.enter_context(display(plan)))
-        options = loop.TrainingOptions(device, request.seed, Listeners(*listeners), group, selection)
+        options = loop.TrainingOptions(
+            device=device,
+            seed=request.seed,
+            listener=Listeners(*listeners),
+            group=group,
+            selection_run=selection,
+            teachers=teachers,
+            checkpoint_seconds=CUDA_CHECKPOINT_SECONDS if device.type == "cuda" else 0.0,
+        )
         if request.resume:
             result = loop.resume(run, dataset, options)
         else:
@@ -149,6 +165,16 @@ def _run_of(request: TrainingRequest, device: torch.device, group: Group) -> tup
     return run, recipe, selection
 
 
+def _teachers(request: TrainingRequest) -> Teachers | None:
+    """Return the runs that a new run learns from: those asked for, or those of the run that it follows."""
+    if request.follow:
+        distillation = Run(request.follow).record.distillation
+        return Teachers.recorded(distillation, request.follow) if distillation else None
+    for folder in request.teachers:
+        _ = Run(folder).record  # what is no run is said before the data is read
+    return Teachers(tuple(map(Run, request.teachers))) if request.teachers else None
+
+
 def _trained_on_drawn(request: TrainingRequest, run: Run) -> str | None:
     """Return "synthetic" where the run that goes on, or is followed, was trained on that."""
     earlier = run if request.resume else Run(request.follow) if request.follow else None
@@ -160,6 +186,12 @@ def _resume_command(request: TrainingRequest, run: Run, data: str | None, proces
     options = ["--device", request.device] if request.device != "auto" else []
     options += ["--tensorboard"] if request.tensorboard else []
     return _command(*program, "train", "--resume", "--out", run.folder, data=data, options=options)
+
+
+def _next_command(recipe: Recipe, run: Run, data: str | None) -> str:
+    if is_exported(recipe.net):
+        return _command("edgecifar", "export", run.folder, "--format", "onnx", data=data)
+    return _command("edgecifar", "train", "--recipe", "best", "--teacher", run.folder, data=data)
 
 
 def _command(*words: object, data: str | None, options: list[str] | None = None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from torch import nn
 
 from ...runtime.contract import Contract
 from ...runtime.errors import DataError, ParityError
@@ -28,8 +29,12 @@ from .distill import Distiller
 from .low_rank import FACTORED, Principal, principal_outputs, split
 from .narrow import importance, narrowed
 from .quantize import CALIBRATION_IMAGES, CALIBRATORS, quantize
+from .students import DeployedResidual, Residual, describe_widths
 
 log = logging.getLogger("edgecifar")
+
+Lossy = Deployed | DeployedResidual
+"""A graph that is quantized."""
 
 LOST_VARIANCE = (0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018, 0.013, 0.009, 0.006, 0.004, 0.002, 0.001)
 """These shares of the variance of a layer's outputs, 0 to 1, may its factors lose; the smallest variant is first."""
@@ -45,20 +50,39 @@ MIN_CALIBRATION_IMAGES = CALIBRATION_IMAGES // 10
 class LossyVariant:
     """A variant that is searched for.
 
+    Widths decide size and speed. What is fine-tuned is either narrowed from the net, or a residual student, which
+    begins untrained.
+
     Attributes:
         name: its name in the bundle.
-        multiplier: multiplier on the epochs of fine-tuning and on the user's budget.
-        candidates: outputs of `LAYERS` at which a narrowed net is fine-tuned, the smallest first: they decide size and
-            speed.
+        multiplier: multiplier on the user's budget, and on the epochs for which a narrowed net is fine-tuned.
+        candidates: outputs of `LAYERS` at which a narrowed net is fine-tuned, the smallest first; none where the
+            variant is a residual student or nothing.
+        residual: widths of `students.Residual`, likewise.
+        residual_multiplier: multiplier on the epochs for which a residual student is trained.
     """
 
     name: str
     multiplier: int
     candidates: Sequence[Sequence[int]]
+    residual: Sequence[Sequence[int]] = ()
+    residual_multiplier: int = 3
 
 
-EDGE = LossyVariant("edge", 1, ((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)))
-TINY = LossyVariant("tiny", 5, ((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)))
+EDGE = LossyVariant(
+    "edge",
+    1,
+    candidates=((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)),
+    residual=((16, 32, 64, 112, 112, 112, 160), (16, 32, 96, 144, 144, 144, 192)),
+)
+TINY = LossyVariant(
+    "tiny",
+    5,
+    candidates=((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)),
+    residual=((16, 32, 64, 96, 96, 96, 128),),
+)
+NANO = LossyVariant("nano", 20, candidates=(), residual=((16, 16, 32, 40, 40, 40, 56),), residual_multiplier=5)
+"""A variant for the smallest devices: MLPerf Tiny's reference IC01 has 98,496 bytes, and its int8 file has fewer."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +92,13 @@ class Made:
     Attributes:
         made_by: how, in a sentence without its full stop.
         held_out_accuracy: share of the held-out images classified correctly, 0 to 1; None where it was not measured.
+        torch_form: of a quantized model, what it was before: maps uint8 [N, size, size, 3] to probabilities and logits,
+            float32 [N, classes]. None of others.
     """
 
     made_by: str
     held_out_accuracy: float | None = None
+    torch_form: nn.Module | None = None
 
 
 def importance_subset(dataset: Dataset, trained_on: np.ndarray) -> np.ndarray:
@@ -93,7 +120,9 @@ class Search:
         training_images: uint8 [N, size, size, 3], on which principal directions and importance are measured.
         images: uint8 [M, size, size, 3], held out from training, for every decision.
         labels: integer [M].
-        distiller: fine-tunes what the net that `model` was made from is narrowed to; None to search low ranks instead.
+        distiller: fine-tunes smaller nets; None to search low ranks instead.
+        residual: whether these are residual students where a variant has such; else they are narrowed from the net that
+            `model` was made from.
 
     Attributes:
         trials: what was tried for the last variant, and its held-out accuracy, 0 to 1.
@@ -110,6 +139,7 @@ class Search:
         images: np.ndarray,
         labels: np.ndarray,
         distiller: Distiller | None = None,
+        residual: bool = False,
     ) -> None:
         if len(images) < MIN_CALIBRATION_IMAGES:
             raise DataError(
@@ -125,7 +155,7 @@ class Search:
         if len(labels) != len(images):
             raise DataError(f"There are {len(labels):,} labels to {len(images):,} held-out images: give one for each.")
         self.model, self.contract, self.training_images = model, contract, training_images
-        self.images, self.labels, self.distiller = images, labels, distiller
+        self.images, self.labels, self.distiller, self.residual = images, labels, distiller, residual
         self.trials: list[tuple[str, float]] = []
         self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again
 
@@ -148,10 +178,13 @@ class Search:
         self.trials = []
         full, allowed = self._full, variant.multiplier * budget
         self._note("fp32", full)
-        if self.distiller:
-            reductions = self._fine_tuned(self.distiller.lasting(variant.multiplier), variant.candidates)
+        distiller = self.distiller_for(variant)
+        if not distiller:
+            reductions: Iterator[tuple[Lossy, str, str]] = self._low_ranks(allowed)
+        elif self.is_residual(variant):
+            reductions = self._students(distiller, variant.residual)
         else:
-            reductions = self._low_ranks(allowed)
+            reductions = self._fine_tuned(distiller, variant.candidates)
         for model, shown, how in reductions:
             quantized, calibrator, accuracy = self._quantize(model, shown)
             if _within(allowed, accuracy, full):
@@ -161,10 +194,21 @@ class Search:
                     f"{min(CALIBRATION_IMAGES, len(self.images)):,} held-out images); held-out accuracy "
                     f"{100 * accuracy:.2f} % against {100 * full:.2f} %",
                     accuracy,
+                    model,
                 )
         raise self._over_budget(variant, budget)
 
-    def _low_ranks(self, budget: float) -> Iterator[tuple[Deployed, str, str]]:
+    def is_residual(self, variant: LossyVariant) -> bool:
+        """Return whether a variant is a residual student, if nets are fine-tuned at all."""
+        return bool(variant.residual) and (self.residual or not variant.candidates)
+
+    def distiller_for(self, variant: LossyVariant) -> Distiller | None:
+        """Return what fine-tunes a variant; None where nothing does."""
+        if self.distiller and self.is_residual(variant):
+            return self.distiller.from_nothing(variant.residual_multiplier)
+        return self.distiller and self.distiller.lasting(variant.multiplier)
+
+    def _low_ranks(self, budget: float) -> Iterator[tuple[Lossy, str, str]]:
         """Yield nets at low rank, ever more exact, their ranks in words, and how they were made."""
         for share in (1 / 2, 1 / 4, 0):
             model, ranks = self._split_layers(share * budget)
@@ -172,16 +216,27 @@ class Search:
 
     def _fine_tuned(
         self, distiller: Distiller, candidates: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[Deployed, str, str]]:
+    ) -> Iterator[tuple[Lossy, str, str]]:
         """Yield narrowed nets, fine-tuned, ever larger, their widths in words, and how they were made."""
         for candidate in candidates:
             widths: dict[str, int] = dict(zip(LAYERS, candidate, strict=True))
             shown = f"widths {'-'.join(map(str, candidate))}"
             model, accuracy = self._taught(distiller, self._narrowed(distiller, widths), widths)
             self._note(f"{shown}, fine-tuned", accuracy)
-            epochs = f"{distiller.recipe.epochs} {'epoch' if distiller.recipe.epochs == 1 else 'epochs'}"
             outputs = f"narrowed ({LAYERS[0]} to {LAYERS[-1]}: {', '.join(map(str, candidate))} outputs)"
-            yield model, shown, f"{outputs}, fine-tuned for {epochs} on labels and the teacher's logits"
+            yield model, shown, f"{outputs}, fine-tuned for {_learnt(distiller)}"
+
+    def _students(self, distiller: Distiller, candidates: Sequence[Sequence[int]]) -> Iterator[tuple[Lossy, str, str]]:
+        """Yield residual students, ever larger, their widths in words, and how they were made."""
+        for candidate in candidates:
+            shown = f"residual {'-'.join(map(str, candidate))}"
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(distiller.seed)
+                student = Residual(self.contract.classes, candidate)
+            widths = {f"conv{number}": width for number, width in enumerate(candidate, 1)}
+            model = distiller.tune(student, widths).deployed(self.model.temperature, self.model.paired)
+            self._note(f"{shown}, trained", self._calibrated(model, model.head))
+            yield model, shown, f"residual net ({describe_widths(candidate)}), trained for {_learnt(distiller)}"
 
     def stored_student(self, widths: Mapping[str, int]) -> Deployed | None:
         """Return the net narrowed to `widths` as it was fine-tuned before; None where the distiller has none.
@@ -204,11 +259,15 @@ class Search:
         One temperature, the run's, then calibrates every variant.
         """
         model = Deployed(distiller.tune(student, widths), self.model.temperature, self.model.paired)
+        return model, self._calibrated(model, model.fc3)
+
+    def _calibrated(self, model: Lossy, last_layer: nn.Linear) -> float:
+        """Bring the logits of `model` into the whole net's unit, and return its held-out accuracy, 0 to 1."""
         logits = self._float_logits(model)
         scale = self.model.temperature / fit_temperature(logits, self.labels)
-        for parameter in model.fc3.parameters():
+        for parameter in last_layer.parameters():
             parameter.mul_(scale)
-        return model, self._accuracy(logits)
+        return self._accuracy(logits)
 
     def _split_layers(self, budget: float) -> tuple[Deployed, str]:
         """Return the net with its layers split within `budget` points, and their ranks in words.
@@ -248,7 +307,7 @@ class Search:
     def _importances(self) -> dict[str, torch.Tensor]:
         return importance(self.distiller.teacher, self.training_images) if self.distiller else {}
 
-    def _quantize(self, model: Deployed, shown: str) -> tuple[onnx.ModelProto, str, float]:
+    def _quantize(self, model: Lossy, shown: str) -> tuple[onnx.ModelProto, str, float]:
         """Return the int8 form of `model` by the best calibrator, which that is, and its held-out accuracy, 0 to 1."""
         found = []
         with tempfile.TemporaryDirectory() as folder:
@@ -262,7 +321,7 @@ class Search:
                 found.append((quantized, calibrator, accuracy))
         return max(found, key=lambda trial: trial[2])
 
-    def _float_logits(self, model: Deployed) -> np.ndarray:
+    def _float_logits(self, model: Lossy) -> np.ndarray:
         """Return the logits of the held-out images, float32 [M, classes]."""
         with torch.inference_mode():
             return in_batches(lambda images: model(torch.from_numpy(images))[1].numpy(), self.images)
@@ -287,6 +346,14 @@ class Search:
             "budget.",
             option="budget",
         )
+
+
+def _learnt(distiller: Distiller) -> str:
+    """Return how long students learnt, and from what, in words."""
+    epochs = f"{distiller.recipe.epochs} {'epoch' if distiller.recipe.epochs == 1 else 'epochs'}"
+    many = len(distiller.teachers.runs) if distiller.teachers else 0
+    teacher = "the teacher's logits" if many == 0 else f"the logits of {many} other run{'s' if many > 1 else ''}"
+    return f"{epochs} on labels and {teacher}"
 
 
 def _within(budget: float, accuracy: float, full: float) -> bool:

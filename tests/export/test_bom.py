@@ -167,6 +167,7 @@ def test_its_number_is_that_of_its_content():
     assert len({document["serialNumber"] for document in numbers}) == 3
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     (tmp_path / "manifest.json").write_text(MANIFEST.as_json())
     code = f"""

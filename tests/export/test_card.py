@@ -60,3 +60,17 @@ def test_every_row_of_the_table_has_the_columns_of_its_head(bundle):
 def test_the_card_says_what_the_temperature_was_fitted_on(bundle, changes, said):
     manifest = replace(bundle.manifest, provenance={**bundle.manifest.provenance, **changes})
     assert said in card.text(manifest)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "images.\n"),
+        (["teacher"], "images, from the labels and from the answers of another run (by the recipe `teacher`).\n"),
+        (["teacher", "best"], "of 2 other runs (by the recipe `teacher`, `best`).\n"),
+    ],
+)
+def test_the_card_says_what_the_net_learnt_from(bundle, names, said):
+    distillation = {"teachers": [{"recipe": {"name": name}} for name in names]}
+    provenance = {**bundle.manifest.provenance, **({"distillation": distillation} if names else {})}
+    assert said in card.text(replace(bundle.manifest, provenance=provenance))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import math
 import os
 import pickle
 from dataclasses import replace
@@ -80,27 +79,6 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 def epochs_of(lines: list[str]) -> list[str]:
     """The lines that say that an epoch was trained."""
     return [line.split(":")[0].strip() for line in lines if ", epoch" in line]
-
-
-class TestStudentLoss:
-    TEACHER = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
-    LABELS = torch.tensor([0, 2])
-
-    def test_by_its_formula(self):
-        logits = torch.tensor([[1.0, -1.0, 0.3], [0.0, 2.0, 1.0]])
-        wanted = 0.0
-        for own, taught, label in zip(logits.tolist(), self.TEACHER.tolist(), self.LABELS.tolist(), strict=True):
-            soft = np.exp(np.array(taught) / 2) / np.exp(np.array(taught) / 2).sum()
-            log_soft = np.array(own) / 2 - math.log(np.exp(np.array(own) / 2).sum())
-            log_hard = own[label] - math.log(np.exp(np.array(own)).sum())
-            wanted += (0.7 * 4 * -(soft * log_soft).sum() - 0.3 * log_hard) / 2
-        assert distill.student_loss(logits, self.TEACHER, self.LABELS).item() == pytest.approx(wanted, rel=1e-5)
-
-    def test_the_teacher_s_part_is_least_at_its_answers(self, monkeypatch):
-        monkeypatch.setattr(distill, "DISTILLATION_WEIGHT", 1.0)
-        logits = self.TEACHER.clone().requires_grad_()
-        distill.student_loss(logits, self.TEACHER, self.LABELS).backward()
-        assert logits.grad.abs().max() < 1e-6
 
 
 class TestDistiller:
@@ -250,6 +228,22 @@ class TestViews:
             np.testing.assert_allclose(answers, logits_with(net)(images.numpy()), atol=1e-4)
         assert not torch.equal(made._view(0)[0], made._view(1)[0])
         assert torch.equal(made._view(1)[0], images)
+
+    def test_another_teacher_answers_for_the_run_s_net(self, distiller, start, net):
+        class Doubled:
+            flips, origin = True, "another"
+
+            def nets(self, device):
+                return [lambda x: 2 * net(x)]
+
+        one, other = distiller(), distiller(teachers=Doubled())
+        images, logits = other._view(0)
+        assert torch.equal(images, one._view(0)[0])
+        both = (logits_with(net)(images.numpy()) + logits_with(net)(images.flip(2).numpy())).copy()
+        np.testing.assert_allclose(logits, both, atol=1e-4)
+        one = distiller(recipe=ONE)
+        one.tune(copy.deepcopy(start), WIDTHS)
+        assert not distiller(recipe=ONE, teachers=Doubled()).holds(start, WIDTHS)
 
     def test_in_bfloat16_they_are_about_the_same(self, distiller, monkeypatch):
         monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: True)

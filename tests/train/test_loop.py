@@ -97,6 +97,11 @@ def test_same_seed_same_weights_bit_for_bit(whole, recipe, tiny, tmp_path, no_pl
     assert first == second
 
 
+def test_steps_before_the_clock_runs_change_nothing(whole, recipe, tiny, tmp_path, no_plots):
+    loop.train(recipe, tiny, tmp_path / "warm", TrainingOptions(warm_up_steps=2))
+    assert digest(tmp_path / "warm") == digest(whole)
+
+
 def test_another_seed_other_weights(whole, recipe, tiny, tmp_path, no_plots):
     loop.train(recipe, tiny, tmp_path / "other", TrainingOptions(seed=1))
     assert digest(tmp_path / "other") != digest(whole)
@@ -366,7 +371,7 @@ def test_loss_that_is_not_finite(whole, tmp_path, recipe, tiny, no_plots, monkey
             loop.train(recipe, tiny, run.folder)
     assert caught.value.option == "lr"
     assert ("after epoch 2" if last_step_only else "at step 4 of epoch 2") in str(caught.value)
-    assert f"kept in {run.folder}" in str(caught.value)
+    assert f"epoch 1 is kept in {run.folder}" in str(caught.value)
     assert [line["epoch"] for line in lines(run.folder)] == [1]
     assert all(tensor.isfinite().all() for tensor in run.net().state_dict().values())
     loop.resume(run, tiny)

@@ -9,7 +9,7 @@ import pytest
 from edgecifar.cli.training import Optimizer, RecipeName
 from edgecifar.train.nets import NETS
 from edgecifar.train.optimizer import NAMES
-from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE, Recipe, RecipeError
+from edgecifar.train.recipes import BEST, FAST, RECIPES, REFERENCE, TEACHER, Recipe, RecipeError
 
 
 def test_reference_is_the_reference_experiment():
@@ -34,6 +34,7 @@ def test_reference_is_the_reference_experiment():
         "bfloat16": False,
         "cuda_epochs": 0,
         "net": "net",
+        "head_lr": 0.0,
     }
 
 
@@ -50,7 +51,7 @@ def test_command_line_names_every_recipe():
 
 
 def test_recipes_are_called_as_they_are_named():
-    assert RECIPES == {"reference": REFERENCE, "fast": FAST, "best": BEST}
+    assert RECIPES == {"reference": REFERENCE, "fast": FAST, "best": BEST, "teacher": TEACHER}
     assert all(recipe.name == name for name, recipe in RECIPES.items())
 
 

@@ -62,6 +62,17 @@ def test_interrupted_and_resumed_is_as_uninterrupted(
     assert {path.name for path in run.folder.iterdir()} == FINISHED
 
 
+def test_epochs_between_checkpoints_are_trained_again(whole, tmp_path, recipe, tiny, no_plots, stopper):
+    run = Run(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(recipe, tiny, run.folder, TrainingOptions(listener=stopper("epoch", 2), checkpoint_seconds=600))
+    assert [path.name for path in run.folder.iterdir()] == ["run.json"]
+    loop.resume(run, tiny, TrainingOptions(checkpoint_seconds=600))
+    assert digest(run.folder) == digest(whole)
+    assert [line["epoch"] for line in run.metrics] == [1, 2, 3]
+    assert {path.name for path in run.folder.iterdir()} == FINISHED
+
+
 def test_the_record_says_where_a_run_went_on_elsewhere(tmp_path, recipe, tiny, no_plots, stopper, monkeypatch):
     monkeypatch.setattr("edgecifar.train.devices._cpu_has_bfloat16", lambda: True)
     run, recipe = Run(tmp_path / "run"), replace(recipe, bfloat16=True)

@@ -1,0 +1,275 @@
+"""Residual students: their deployed form is the trained one, int8 keeps to it, and they are searched like others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from edgecifar.export import build
+from edgecifar.export.compress import distill, search
+from edgecifar.export.compress.quantize import quantize
+from edgecifar.export.compress.students import Residual
+from edgecifar.export.formats import onnx as onnx_format
+from edgecifar.export.options import ExportOptions
+from edgecifar.export.parity import Limits, in_batches
+from edgecifar.runtime.contract import Contract
+from edgecifar.runtime.errors import ParityError, RunError
+from edgecifar.runtime.session import Session
+from edgecifar.train.augment import normalise
+
+WIDTHS = (8, 8, 8, 16, 8, 16, 16)
+ROOT = Path(__file__).parents[2]
+COMMITTED = sorted([*ROOT.glob("runtime/default_bundle/*.onnx"), *ROOT.glob("tests/fixtures/*/*.onnx")])
+CONTRACT = Contract(("one", "two", "three"), 32)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def student(images):
+    """A student of three classes whose batch norm has statistics, scales and shifts of its own."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        student = Residual(3, WIDTHS)
+        for norm in student.norms:
+            torch.nn.init.uniform_(norm.weight, -1.5, 1.5)
+            torch.nn.init.normal_(norm.bias, std=0.5)
+        student.train()
+        for _ in range(20):
+            student(normalise(torch.from_numpy(images)))
+    return student.eval().requires_grad_(False)
+
+
+class TestResidual:
+    @pytest.mark.parametrize("widths", [(8,) * 6, (8,) * 8, (8, 8, 8, 16, 8, 8, 8)])
+    def test_widths_that_cannot_be(self, widths):
+        with pytest.raises(ValueError, match="7 widths of which the fourth and the sixth are equal"):
+            Residual(10, widths)
+
+    def test_the_trial_s_net_has_as_many_parameters(self):
+        student = Residual(10, (16, 32, 64, 96, 96, 96, 128))
+        assert sum(parameter.numel() for parameter in student.parameters()) == 358_874
+
+    def test_the_skip_is_there(self, student, images):
+        x = normalise(torch.from_numpy(images))
+        without = Residual(3, WIDTHS).eval()
+        without.load_state_dict(student.state_dict())
+        for norm in without.norms[5:6]:
+            torch.nn.init.zeros_(norm.weight)
+            torch.nn.init.zeros_(norm.bias)
+        assert without(x).std(0).min() > 0.01  # what came before the two layers still passes
+
+    @pytest.mark.parametrize("paired", [True, False])
+    def test_deployed_it_gives_the_same(self, student, images, paired):
+        probabilities, logits = student.deployed(1.7, paired)(torch.from_numpy(images))
+        wanted = student(normalise(torch.from_numpy(images)))
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(probabilities, (wanted / 1.7).softmax(1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def written(student, tmp_path_factory):
+    path = tmp_path_factory.mktemp("students") / "float.onnx"
+    onnx_format.write(student.deployed(1.7), path, CONTRACT, {})
+    return path
+
+
+def int8_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return {name: value for name, value in values.items() if value.dtype == np.int8 and value.ndim > 1}
+
+
+class TestInt8:
+    def test_it_is_near_its_torch_form(self, written, student, images, tmp_path):
+        model = quantize(written, images, CONTRACT, "MinMax")
+        logits = Session(model.SerializeToString(), contract=CONTRACT, provider="cpu").logits(images)
+        wanted = student(normalise(torch.from_numpy(images))).numpy()
+        assert np.abs(logits - wanted).max() < 0.1 * np.abs(wanted).max()
+        assert (logits.argmax(1) == wanted.argmax(1)).mean() > 0.9
+
+    def test_all_of_it_but_the_last_layer_is_int8(self, written, images, tmp_path):
+        import onnxruntime
+
+        model = quantize(written, images, CONTRACT, "MinMax")
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+        assert kinds.count("QLinearConv") == 7
+        assert kinds.count("QLinearAdd") == 1
+        assert "Conv" not in kinds
+        assert "Add" not in kinds
+
+    @pytest.mark.parametrize("reduce_range", [True, False])
+    def test_no_weight_is_minus_128(self, written, images, reduce_range):
+        """On Arm cores without dot products onnxruntime's kernels overflow there (its issue 31573)."""
+        found = int8_weights(quantize(written, images, CONTRACT, "MinMax", reduce_range))
+        assert len(found) == 7
+        for name, weight in found.items():
+            assert weight.min() >= (-64 if reduce_range else -127), name
+
+    @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.name)
+    def test_nor_in_any_file_that_is_committed(self, path):
+        for name, weight in int8_weights(onnx.load(path)).items():
+            assert weight.min() > -128, name
+
+
+class TestSearch:
+    @pytest.fixture
+    def searching(self, deployed, small, net, tmp_path, monkeypatch):
+        tuned = []
+
+        def tune(self, student, widths):
+            tuned.append((type(student), tuple(widths.values()), self.recipe))
+            return student.eval().requires_grad_(False)
+
+        monkeypatch.setattr(distill.Distiller, "tune", tune)
+        monkeypatch.setattr(search, "CALIBRATORS", ("MinMax",))
+        images, labels = small.train_images[:100], small.train_labels[:100]
+        recipe, device = distill.recipe(2), torch.device("cpu")
+        distiller = distill.Distiller(tmp_path, "a digest", net, images, labels, recipe, 3, device)
+
+        def make(residual: bool):
+            return search.Search(deployed, small.contract, images, images, labels, distiller, residual), tuned
+
+        return make
+
+    def test_a_residual_student_is_trained_and_written(self, searching, tmp_path, small):
+        found, tuned = searching(residual=True)
+        wanted = search.LossyVariant("tiny", 5, candidates=((8,) * 8,), residual=(WIDTHS,), residual_multiplier=3)
+        made = found.write(tmp_path / "model.onnx", wanted, 100.0, {})
+        ((kind, widths, recipe),) = tuned
+        assert kind is Residual
+        assert widths == WIDTHS
+        assert recipe.epochs == 3 * 2
+        assert recipe.cutout == distill.STUDENT_CUTOUT
+        assert (
+            "residual net (7 3x3 convolutions: 8, 8, 8, 16, 8, 16, 16 channels), trained for 6 epochs" in made.made_by
+        )
+        exported = Session((tmp_path / "model.onnx").read_bytes(), provider="cpu").logits(small.test_images)
+        with torch.inference_mode():
+            own = in_batches(lambda some: made.torch_form(torch.from_numpy(some))[1].numpy(), small.test_images)
+        assert np.abs(exported - own).max() < 0.2 * np.abs(own).max()
+
+    def test_the_same_student_each_time(self, searching):
+        found, _ = searching(residual=True)
+        first, second = (next(found._students(found.distiller, (WIDTHS,)))[0] for _ in range(2))
+        assert torch.equal(first.head.weight, second.head.weight)
+
+    def test_none_keeps_the_budget(self, searching, tmp_path, monkeypatch):
+        found, _ = searching(residual=True)
+
+        def losing(self, model, shown):
+            self._note(f"{shown}, int8, MinMax", self._full - 0.5)
+            return onnx.ModelProto(), "MinMax", self._full - 0.5
+
+        monkeypatch.setattr(search.Search, "_quantize", losing)
+        with pytest.raises(ParityError, match="residual 8-8-8-16-8-16-16"):
+            found.write(tmp_path / "model.onnx", search.LossyVariant("tiny", 5, (), (WIDTHS,)), 0.1, {})
+
+    @pytest.mark.parametrize(
+        ("variant", "residual", "wanted"),
+        [
+            (search.EDGE, False, False),
+            (search.EDGE, True, True),
+            (search.TINY, True, True),
+            (search.NANO, False, True),
+        ],
+    )
+    def test_nano_is_always_residual_and_others_where_asked_for(self, searching, variant, residual, wanted):
+        assert searching(residual)[0].is_residual(variant) is wanted
+
+    @pytest.mark.parametrize("variant", [search.EDGE, search.TINY, search.NANO], ids=lambda v: v.name)
+    def test_candidates_can_be_made(self, variant):
+        for widths in variant.residual:
+            Residual(10, widths)
+
+
+class TestExport:
+    def test_nano_must_learn(self, run, small, tmp_path):
+        with pytest.raises(RunError, match="nano is a net of its own shape") as caught:
+            build.export(run, tmp_path / "bundle", small, ExportOptions(variants=("nano",)))
+        assert caught.value.option == "fine_tune"
+        assert not (tmp_path / "bundle").exists()
+
+    def test_a_teacher_that_has_seen_the_held_out_images_is_refused(self, run, linked, small, tmp_path):
+        record = run.record.as_json()
+        other = linked(recipe={**record["recipe"], "held_out": 0.1})
+        options = ExportOptions(variants=("tiny",), fine_tune=1, teachers=(other.folder,))
+        with pytest.raises(RunError, match="has seen images"):
+            build.export(run, tmp_path / "bundle", small, options)
+
+    def test_what_is_not_its_torch_form_any_more_fails(self, bundle, small, eager):
+        from edgecifar.export.compress.search import Made
+        from edgecifar.export.parity import Reference
+        from edgecifar.export.variants import Target
+
+        target = Target("edge", "onnx", "int8", Limits(200), lambda path: Made(""))
+        path = bundle.folder / "model.edge.onnx"
+
+        shifted = np.roll(eager.argmax(1), 1)
+        reference = Reference(small.test_images, "synthetic test", eager, shifted, 1.7)
+        right = torch.nn.functional.one_hot(torch.from_numpy(shifted), 10).float()
+
+        class Better(torch.nn.Module):
+            """It has every image right, so that the model has lost much to it."""
+
+            def forward(self, images):
+                logits = right[: len(images)]
+                return logits, logits
+
+        assert build._check(path, target, reference, Made("")).passed
+        result = build._check(path, target, reference, Made("", torch_form=Better()))
+        assert "not its torch form any more" in result.failure
+        assert result.torch_form["accuracy"] == 1.0
+
+    @pytest.mark.slow
+    def test_a_student_goes_the_whole_way(self, run, small, tmp_path, linked):
+        own = linked()
+        options = ExportOptions(variants=("nano",), budget=20, fine_tune=1, teachers=(run.folder,))
+        bundle, results = build.export(own, tmp_path / "bundle", small, options)
+        variant = bundle.variant("nano")
+        assert variant.bytes < 98_496  # MLPerf Tiny's IC01
+        assert "trained for 5 epochs on labels and the logits of 1 other run" in variant.made_by
+        assert set(results["nano"].torch_form) == {"agree", "accuracy", "max_probability_difference"}
+        metadata = Session(bundle.read(variant), provider="cpu").metadata()["provenance"]
+        (teacher,) = metadata["fine_tuning"]["teachers"]
+        assert teacher["weights_sha256"] == run.record.weights_sha256
+        assert "folder" not in teacher
+
+
+class TestCommandLine:
+    def test_how_is_asked_only_where_something_is_fine_tuned(self, edgecifar, run, tmp_path):
+        result = edgecifar("export", run.folder, "--variant", "tiny", "--students", "residual", "--out", tmp_path / "b")
+        assert result.exit_code == 2
+        assert "--fine-tune" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("options", "wanted"),
+        [
+            (["--variant", "all"], ("fp32", "fp16", "edge", "tiny")),
+            (["--variant", "all", "--fine-tune", "2"], ("fp32", "fp16", "edge", "tiny", "nano")),
+            (["--variant", "nano", "--fine-tune", "2", "--students", "residual", "--teacher", "t"], ("nano",)),
+        ],
+    )
+    def test_what_is_asked_for_arrives(self, edgecifar, run, tmp_path, monkeypatch, options, wanted):
+        asked = []
+
+        def stop(run, out, dataset, options):
+            asked.append(options)
+            raise RunError("enough.")
+
+        monkeypatch.setattr(build, "export", stop)
+        edgecifar("export", run.folder, *options, "--data", "synthetic", "--out", tmp_path / "bundle")
+        assert asked[0].wanted == wanted
+        assert asked[0].teachers == ((Path("t"),) if "--teacher" in options else ())
+        assert asked[0].students == ("residual" if "--students" in options else "narrowed")
