@@ -7,9 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .app import command, say
+from .app import command, examples, say
 
 
+@examples(
+    "npm install onnxruntime-web@1.30.0",
+    "edgecifar page --wasm node_modules/onnxruntime-web",
+    "edgecifar page BUNDLE --out kiosk --single-file --wasm node_modules/onnxruntime-web",
+)
 @command
 def page(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle. Default: the one installed.")] = None,
