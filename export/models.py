@@ -66,14 +66,15 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
     if kind == "bundle":
         return _bundle(path, variant, provider)
     if variant:
-        raise VariantError(f"{path} is not a bundle and has no variants: leave the variant out.")
+        raise VariantError(f"{path} is not a bundle and has no variants: leave the variant out.", option="variant")
     if kind == "onnx":
         session = Session(path.read_bytes(), provider=provider, name=str(path))
         functions = session.probabilities, session.logits
         return Model(kind, *functions, session.provider, session.contract, _trained_on(session))
     if provider not in (AUTO, "cpu"):
         raise ProviderError(
-            f"{path} is run by torch on the CPU: choose no provider, or name the .onnx file or the bundle."
+            f"{path} is run by torch on the CPU: name the .onnx file or the bundle, or choose no provider.",
+            option="provider",
         )
     if kind == "run":
         return _run(path)

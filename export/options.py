@@ -13,10 +13,6 @@ FORMATS = ("onnx", "torchscript", "pt2")
 VARIANTS = ("fp32", "fp16", "edge", "tiny", "nano")
 """Variants of the ONNX format, the most exact first."""
 
-LOSSY = ("edge", "tiny", "nano")
-"""These variants are int8, and searched for on held-out images."""
-
-
 STUDENTS = ("narrowed", "residual")
 """What is fine-tuned: the net itself with fewer channels, or an untrained residual net, which is smaller."""
 

@@ -75,9 +75,9 @@ def decode(data: bytes, kind: str, draft: int, max_pixels: int, background: Colo
         return to_rgb(bmp.load(data, max_pixels) or _load(kind, data, max_pixels), background)
     if kind in ("AVIF", "HEIC"):
         _refuse_hdr(data, kind)
-    image = _load(kind, data, max_pixels)
     if kind == "TGA":
-        image = _tga_alpha(image, data)
+        return to_rgb(_tga(data, max_pixels), background)
+    image: Image.Image = _load(kind, data, max_pixels)
     if kind == "ICO" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         image = image.convert("RGB")  # as Windows shows an icon whose alpha is 0 everywhere
     return to_rgb(image, background)
@@ -251,13 +251,24 @@ def _gif(data: bytes, max_pixels: int, background: Colour) -> Image.Image:
     return canvas
 
 
-def _tga_alpha(image: Image.Image, data: bytes) -> Image.Image:
-    """Drop alpha that is none: the header has no bits for it, or one of 16 bits, or it is 0 everywhere."""
+def _tga(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode a TGA without alpha that is none: the header has no bits for it, or one of 16 bits, or it is 0 everywhere.
+
+    Pillow refuses 15 bits, which are stored as 16.
+    """
+    map_depth, depth, alpha_bits = data[7], data[16], data[17] & 15
+    if 15 in (map_depth, depth):
+        numbers = {15: 16}
+        map_byte, byte = bytes([numbers.get(map_depth, map_depth)]), bytes([numbers.get(depth, depth)])
+        data = data[:7] + map_byte + data[8:16] + byte + data[17:]
+    image: Image.Image = _load("TGA", data, max_pixels)
+    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
+        image, depth = image.convert("RGBA"), map_depth
     if image.mode not in ("RGBA", "LA"):
         return image
-    alpha_bits, depth = data[17] & 15, data[16]
-    if alpha_bits == 0 or (depth == 16 and image.mode == "RGBA") or image.getchannel("A").getextrema() == (0, 0):
-        return image.convert("RGB" if image.mode == "RGBA" else "L")
+    colours = "RGB" if image.mode == "RGBA" else "L"
+    if alpha_bits == 0 or (depth <= 16 and colours == "RGB") or image.getchannel("A").getextrema() == (0, 0):
+        return image.convert(colours)
     return image
 
 

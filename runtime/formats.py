@@ -120,7 +120,7 @@ def _is_tga(data: bytes) -> bool:
     mapped, kind, depth, descriptor = data[1], data[2], data[16], data[17]
     entries, entry_bits = int.from_bytes(data[5:7], "little"), data[7]
     width, height = int.from_bytes(data[12:14], "little"), int.from_bytes(data[14:16], "little")
-    depths = {1: (8,), 2: (15, 16, 24, 32), 3: (8, 16)}.get(kind & 7, ())
+    depths = {1: (8,), 2: (15, 16, 24, 32), 3: (1, 8, 16)}.get(kind & 7, ())
     if kind not in (1, 2, 3, 9, 10, 11) or depth not in depths or not width or not height or descriptor & 0xC0:
         return False
     if mapped != (kind & 7 == 1) and not (mapped == 1 and entries):
@@ -130,7 +130,7 @@ def _is_tga(data: bytes) -> bool:
     if not mapped and any(data[3:8]):
         return False
     rest = len(data) - 18 - data[0] - entries * ((entry_bits + 7) // 8) * mapped
-    pixels = width * height * ((depth + 7) // 8)
+    pixels = height * ((width * depth + 7) // 8) if depth == 1 else width * height * ((depth + 7) // 8)
     return rest >= (pixels if kind < 8 else max(1, width * height // 128))
 
 

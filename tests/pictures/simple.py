@@ -16,8 +16,13 @@ RAW = "raw bytes"
 
 
 def variants() -> Iterator[Variant]:
-    for part in (tgas, icons, pnms):
+    for part in (tgas, tga_of_pillow, icons, pnms):
         yield from part()
+
+
+def fifteen_of(data: bytes) -> bytes:
+    """Say in a TGA's header that 15 bits count."""
+    return data[:16] + bytes([15]) + data[17:]
 
 
 def tgas() -> Iterator[Variant]:
@@ -45,12 +50,35 @@ def tgas() -> Iterator[Variant]:
             )
             data = make(numbers, 8, 1, palette=bgr.tobytes(), palette_depth=24)
             yield Variant("TGA", f"palette, {name}", RAW, data, colours[numbers])
+            yield Variant("TGA", f"15 bits, {name}", RAW, fifteen_of(make(fifteen, 16, 2)), means, most=8)
+        alphas = np.linspace(0, 255, 64).astype(np.uint8)
+        for name, alpha_bits, expected in (
+            ("with alpha", 8, corpus.over_white(colours[numbers], alphas[numbers])),
+            ("none of it alpha", 0, colours[numbers]),
+        ):
+            table = np.dstack([bgr[None], alphas[None, :, None]]).tobytes()
+            data = raw.tga(numbers, 8, 1 + packing, palette=table, palette_depth=32, alpha_bits=alpha_bits)
+            yield Variant("TGA", f"palette of 32 bits, {name}{', RLE' * bool(packing)}", RAW, data, expected, most=1)
+        small, meant = numbers_of(colours[None], (0x7C00, 0x3E0, 0x1F))
+        for bits in (15, 16):
+            data = raw.tga(numbers, 8, 1 + packing, palette=small.astype("<u2").tobytes(), palette_depth=16)
+            data = data[:7] + bytes([bits]) + data[8:]
+            name = f"palette of {bits} bits{', RLE' * bool(packing)}"
+            yield Variant("TGA", name, RAW, data, meant[0][numbers], most=8)
         whole = np.dstack([GREY, ALPHA])
         values = whole[..., 0].astype(np.uint32) | whole[..., 1].astype(np.uint32) << 8
         data = raw.tga(values, 16, 3 + packing, alpha_bits=8)
         yield Variant(
             "TGA", f"grey with alpha{', RLE' * bool(packing)}", RAW, data, corpus.over_white(GREY_RGB, ALPHA), most=1
         )
+
+
+def tga_of_pillow() -> Iterator[Variant]:
+    bits = GREY > 127
+    file = io.BytesIO()
+    Image.fromarray(bits).save(file, "TGA")
+    expected = np.repeat((bits * corpus.WHITE).astype(np.uint8)[..., None], 3, axis=2)
+    yield Variant("TGA", "1 bit", "Pillow", file.getvalue(), expected)
 
 
 def icons() -> Iterator[Variant]:
