@@ -20,6 +20,8 @@ STAGING = ".edgecifar-partial-"
 REPLACED = ".replaced-"
 """What the name of a folder begins with while its successor takes its place, where the two cannot be swapped."""
 
+WINDOWS = os.name == "nt"
+
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
@@ -31,8 +33,13 @@ def sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or a folder to the disk, so that a rename after it cannot be reordered before it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file or a folder to the disk, so that a rename after it cannot be reordered before it.
+
+    Windows flushes files alone, and only through a descriptor that may write; it has no descriptors of folders.
+    """
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -119,7 +126,7 @@ def _runs(pid: int) -> bool:
     """Return whether another process has this number; our own says nothing, in a container every run may have it."""
     if pid == os.getpid():
         return False
-    if os.name == "nt":
+    if WINDOWS:
         return True  # os.kill would end it there
     try:
         os.kill(pid, 0)
