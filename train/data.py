@@ -220,14 +220,11 @@ def _other_things(root: Path) -> list[Path]:
 
 
 def _not_cifar10(root: Path, found: list[Path]) -> str:
-    """Return a sentence that says what a folder is instead of CIFAR-10's, and what to do."""
-    folders = [path.name for path in found if path.is_dir()]
-    what = f"{len(folders)} folders" if len(folders) > 1 else "other files"
+    """Return a sentence that says what a folder is instead of CIFAR-10's or one of labelled pictures."""
     names = ", ".join(path.name for path in found[:3]) + (", …" if len(found) > 3 else "")
-    hint = " This version trains on CIFAR-10 only, not on a folder of pictures per class." if len(folders) > 1 else ""
     return (
-        f"{root} is not a folder of CIFAR-10: it holds {what} ({names}), and nothing is downloaded beside them: name "
-        f"CIFAR-10's folder, or an empty or new one to have it downloaded there.{hint}"
+        f"{root} holds neither CIFAR-10 nor a folder of pictures for each class, but {names}, and nothing is downloaded "
+        "beside other things: name a folder of either kind, or a new one to have CIFAR-10 downloaded there."
     )
 
 
