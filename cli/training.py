@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .app import Data, Fit, Json, Provider, command, examples, say
+from .evaluating import Split
 
 
 class RecipeName(StrEnum):
@@ -34,6 +35,7 @@ class Optimizer(StrEnum):
     "edgecifar train --recipe reference --epochs 3 --out runs/reference",
     "edgecifar train --recipe teacher --out runs/teacher",
     "edgecifar train --recipe best --teacher runs/teacher",
+    "edgecifar train --data my_pictures --from runs/NAME",
     "edgecifar train --data synthetic --epochs 1",
 )
 @command
@@ -55,6 +57,12 @@ def train(
         Path | None,
         typer.Option(help="Train as this finished run was, on the images too that it held out; test once."),
     ] = None,
+    begin_with: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Begin with this finished run's weights; its last layer only where the classes are the same."
+        ),
+    ] = None,
     teachers: Annotated[
         list[Path],
         typer.Option("--teacher", help="Learn from the answers of this finished run, too. May be repeated."),
@@ -67,6 +75,14 @@ def train(
     momentum: Annotated[float | None, typer.Option(min=0, max=1, help="Of SGD. Default: the recipe's.")] = None,
     held_out: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="Share of the training images kept for decisions.")
+    ] = None,
+    balance: Annotated[
+        bool | None,
+        typer.Option(
+            "--balance/--no-balance",
+            help="Whether small classes count as much as large ones. Default: own pictures beyond 3 to 1.",
+            show_default=False,
+        ),
     ] = None,
     fit: Annotated[Fit | None, typer.Option(help="Own pictures: how each is made square. Default: crop.")] = None,
     val: Annotated[
@@ -81,7 +97,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a net and leave a run folder: weights, settings, metrics, pictures."""
-    import matplotlib  # noqa: F401  draws last: that it is missing must be known first
+    import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]: draws last: that it is missing must be known first
 
     from ..train.folders import FolderOptions
     from ..train.recipes import RecipeError
@@ -95,11 +111,13 @@ def train(
         "lr": lr,
         "momentum": momentum,
         "held_out": held_out,
+        "balance": balance,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     pictures = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}
     pictures = {name: value for name, value in pictures.items() if value is not None}
-    _check_usage({"recipe": recipe, "seed": seed, "teacher": teachers or None, **settings, **pictures}, resume, final)
+    given = {"recipe": recipe, "seed": seed, "from": begin_with, "teacher": teachers or None}
+    _check_usage({**given, **settings, **pictures}, resume, final)
     request = TrainingRequest(
         recipe=recipe.value if recipe else DEFAULT_RECIPE,
         settings=settings,
@@ -110,6 +128,7 @@ def train(
         device=device,
         resume=resume,
         follow=final,
+        begin_with=begin_with,
         teachers=tuple(teachers),
         tensorboard=tensorboard,
     )
@@ -137,6 +156,7 @@ def _check_usage(given: dict[str, Any], resume: bool, final: Path | None) -> Non
     "edgecifar evaluate runs/NAME",
     "edgecifar evaluate runs/NAME/bundle --variant edge --plot confusion.png",
     "edgecifar evaluate model.onnx --data DIR --json",
+    "edgecifar evaluate bundle --data labelled.csv           # on the device, without torch",
 )
 @command
 def evaluate(
@@ -146,10 +166,21 @@ def evaluate(
         str | None, typer.Option(help="Of a bundle. Default: what suits provider and processor.")
     ] = None,
     provider: Provider = "auto",
+    split: Annotated[
+        Split | None,
+        typer.Option(help="Of own pictures, which are measured. Default: test, or all where there is no split."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on the test images: accuracy, per class, confusion, NLL, calibration, speed."""
+    from .evaluating import evaluate_files, own_pictures
+
+    if own := own_pictures(data, model):
+        evaluate_files(model, own, variant=variant, provider=provider, split=split, plot=plot, as_json=as_json)
+        return
+    if split:
+        raise typer.BadParameter("--split is for a folder or a CSV of labelled pictures, and a bundle or .onnx file.")
     from ..export import models
     from ..runtime.metrics import evaluate as measure
     from ..train import data as datasets

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from .errors import OutputError
@@ -60,7 +60,7 @@ def _explain(error: OSError, path: Path) -> OutputError:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Generator[None]:
     """Turn an `OSError` of writing `path` into an `OutputError` that says what to do."""
     try:
         yield
@@ -145,7 +145,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, replace: bool = False) -> Generator[Path]:
     """Yield an empty folder that becomes `path` when the block ends, and vanishes if the block fails.
 
     Args:

@@ -47,7 +47,7 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/pro
         lines = membership.read_text().splitlines()
     except OSError:
         return None
-    quotas = []
+    quotas: list[float | None] = []
     for line in lines:
         controllers, _, group = line.partition(":")[2].partition(":")
         if controllers == "":
@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
     """Return the installed version of each package that results depend on."""
     from importlib import metadata  # slow to import, and a classifier only asks for the cores
 
-    found = {}
+    found: dict[str, str] = {}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

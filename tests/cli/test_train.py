@@ -71,7 +71,9 @@ def test_a_run_is_left_and_said(small):
     }
     correct = record["test"]["correct"]
     table = result.stdout.splitlines()
-    assert table[0] == f"{100 * correct / 20:.2f} % of the 20 synthetic test images ({correct} correct)"
+    low, high = (100 * limit for limit in record["test"]["accuracy_interval"])
+    figures = f"{correct} correct; 95 % interval {low:.1f} to {high:.1f} %"
+    assert table[0] == f"{100 * correct / 20:.2f} % of the 20 synthetic test images ({figures})"
     recalls = [line.split()[:2] for line in table[3:13]]
     assert recalls == [[label, f"{100 * value:.1f}"] for label, value in record["test"]["per_class"].items()]
     said = result.stderr
@@ -353,3 +355,29 @@ def test_the_next_command_names_the_data_that_were_named(small, monkeypatch, giv
     result = edgecifar("train", "--device", "cpu", "--epochs", 1, "--out", "run", *(["--data", given] if given else []))
     assert result.exit_code == 0
     assert result.stderr.endswith(f"Next: edgecifar export run --format onnx {named}".rstrip() + "\n")
+
+
+def test_a_run_begins_with_another(small):
+    assert train("--epochs", 1, "--batch-size", 8, "--held-out", 0.25, "--out", "first").exit_code == 0
+    options = ("--epochs", 1, "--batch-size", 8, "--held-out", 0.25, "--out", "second")
+    assert train("--from", "first", *options).exit_code == 0
+    first, second = (json.loads((Path(name) / "run.json").read_text()) for name in ("first", "second"))
+    assert second["begun_from"]["weights_sha256"] == first["weights_sha256"]
+    assert train("--final", "second", "--out", "final").exit_code == 0
+    final = json.loads(Path("final/run.json").read_text())
+    assert final["begun_from"] == second["begun_from"]
+    assert "begun with the weights of" in edgecifar("info", "final").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "word"),
+    [
+        (("--from", "nowhere"), 1, "nowhere is not a run folder"),
+        (("--from", "a", "--resume"), 2, "--from"),
+        (("--from", "a", "--final", "b"), 2, "--from"),
+    ],
+)
+def test_what_cannot_be_begun_with(small, options, code, word):
+    result = edgecifar("train", "--data", "synthetic", *options)
+    assert result.exit_code == code
+    assert word in result.stderr

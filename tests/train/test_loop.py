@@ -23,6 +23,7 @@ from edgecifar.runtime.files import sha256
 from edgecifar.runtime.metrics import evaluate
 from edgecifar.train import data, loop
 from edgecifar.train.calibration import fit_temperature
+from edgecifar.train.following import follow
 from edgecifar.train.inference import classify_with, logits_with
 from edgecifar.train.listeners import Silent
 from edgecifar.train.loop import TrainingOptions
@@ -266,7 +267,7 @@ def test_a_full_data_run_repeats_its_selection_run_on_all_images_and_is_tested_o
 
     monkeypatch.setattr(loop, "evaluate", counted)
     selection, folder = Run(whole).record, tmp_path / "final"
-    recipe, taken = loop.follow(Run(whole))
+    recipe, taken = follow(Run(whole))
     result = loop.train(recipe, tiny, folder, TrainingOptions(selection_run=taken))
     record = Run(folder).record
     assert record.recipe == replace(selection.recipe, held_out=0.0)
@@ -281,7 +282,7 @@ def test_a_full_data_run_repeats_its_selection_run_on_all_images_and_is_tested_o
 
 
 def test_a_full_data_run_resumes_to_the_same_weights_and_temperature(whole, tmp_path, tiny, no_plots, stopper):
-    recipe, taken = loop.follow(Run(whole))
+    recipe, taken = follow(Run(whole))
     loop.train(recipe, tiny, tmp_path / "once", TrainingOptions(selection_run=taken))
     options = TrainingOptions(listener=stopper("epoch", 2), selection_run=taken)
     with pytest.raises(KeyboardInterrupt):
@@ -297,11 +298,11 @@ def test_a_full_data_run_follows_a_finished_one_that_held_images_out_of_the_same
     with pytest.raises(KeyboardInterrupt):
         loop.train(recipe, tiny, tmp_path / "cut", TrainingOptions(listener=stopper("epoch", 1)))
     with pytest.raises(RunError, match="cut is not finished"):
-        loop.follow(Run(tmp_path / "cut"))
+        follow(Run(tmp_path / "cut"))
     loop.train(replace(recipe, epochs=1, held_out=0.0), tiny, tmp_path / "all")
     with pytest.raises(RunError, match="held no images out"):
-        loop.follow(Run(tmp_path / "all"))
-    full, taken = loop.follow(Run(whole))
+        follow(Run(tmp_path / "all"))
+    full, taken = follow(Run(whole))
     other = data.synthetic(40, 20, seed=1)
     with pytest.raises(RunError, match="other data") as caught:
         loop.train(full, other, tmp_path / "other", TrainingOptions(selection_run=taken))
