@@ -184,17 +184,20 @@ def evaluate(
     from ..export import models
     from ..runtime.metrics import evaluate as measure
     from ..train import data as datasets
+    from ..train.folders import FolderOptions
     from .display import counting
     from .training_display import evaluation_table
 
     loaded = models.load(model, variant, provider)
     trained_on_drawn = loaded.dataset == datasets.SYNTHETIC  # measured on its own kind unless told otherwise
-    dataset = datasets.load(data or (datasets.SYNTHETIC if trained_on_drawn else None))
-    images, labels = dataset.test_images, dataset.test_labels
+    options = FolderOptions.recorded(loaded.origin)
+    dataset = datasets.load(data or (datasets.SYNTHETIC if trained_on_drawn else None), options=options)
+    contract = loaded.contract or dataset.contract
+    images, labels = dataset.test_images, dataset.test_labels_as(contract.labels)
     if loaded.variant:
         say(f"{model}: variant {loaded.variant} on {loaded.provider}")
     with counting("Evaluating", len(labels), "images") as progress:
-        result = measure(loaded.probabilities, images, labels, dataset.contract.labels, progress=progress)
+        result = measure(loaded.probabilities, images, labels, contract.labels, progress=progress)
     if as_json:
         described = {
             "model": str(model),

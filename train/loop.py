@@ -19,7 +19,7 @@ from torch import Tensor
 from ..runtime import machine
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation, evaluate
-from . import initial, plots
+from . import initial, keepsakes, plots
 from .answers import ANSWERS, Teachers, Views, describe_distillation, distillation_loss
 from .augment import augment
 from .calibration import fit_temperature
@@ -27,7 +27,7 @@ from .data import Dataset
 from .devices import describe_device, enough_memory, precision
 from .distributed import Group
 from .following import recipe_of
-from .inference import all_logits, classify_with
+from .inference import all_logits, classify_with, in_batches
 from .listeners import Listener, Progress, Silent
 from .nets import make_net
 from .optimizer import make_optimizers
@@ -118,6 +118,8 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         begun_from=initial.describe(options.begin_with, recipe, dataset) if options.begin_with else None,
     )
     run = Run.create(folder, record) if options.group.is_main else Run(folder)
+    if options.group.is_main:
+        keepsakes.keep_data(dataset, folder)
     with _enough_memory(recipe):
         training = _Training(dataset, run, record, options)
         training.begin()
@@ -329,6 +331,9 @@ class _Training:
         if self.group.is_main:
             plots.confusion(result, self.run.folder / "confusion.png")
             plots.curves(self.metrics, self.run.folder / "curves.png")
+            if self.dataset.is_own:
+                classify = classify_with(self.net, temperature)
+                keepsakes.keep_mistakes(self.dataset, in_batches(classify, self.dataset.test_images), self.run.folder)
             self.run.finish(self.net, self.record, self.metrics)
             shutil.rmtree(self.run.folder / ANSWERS, ignore_errors=True)
         return result

@@ -408,3 +408,17 @@ def test_one_flipped_byte_of_cifar_10(tmp_path, real):
         file.write(bytes([byte ^ 1]))
     with pytest.raises(DataError, match=r"^Corrupt in .*: data_batch_5; delete it"):
         data.load(tmp_path)
+
+
+class TestLabelsOfAModel:
+    def test_the_same_labels(self, small):
+        assert small.test_labels_as(small.contract.labels) is small.test_labels
+
+    def test_a_model_of_more_classes_in_another_order(self, small):
+        labels = ("first", *reversed(small.contract.labels))
+        found = small.test_labels_as(labels)
+        assert [labels[one] for one in found] == [small.contract.labels[one] for one in small.test_labels]
+
+    def test_a_class_that_the_model_does_not_know(self, small):
+        with pytest.raises(DataError, match="plane"):
+            small.test_labels_as(small.contract.labels[1:])
