@@ -19,7 +19,7 @@ log = logging.getLogger("edgecifar")
 
 DATA, DATA_SHEET, MISTAKES, MISTAKES_SHEET = "data.json", "data.png", "mistakes.json", "mistakes.png"
 
-SIDE = 6
+SHEET_SIDE = 6
 """The sheet of mistakes has so many rows and columns."""
 
 CAPTION = 14
@@ -115,7 +115,7 @@ def keep_mistakes(dataset: Dataset, probabilities: np.ndarray, folder: Path) -> 
     rows = np.arange(len(labels))
     predicted = probabilities.argmax(1)
     margins = probabilities[rows, predicted] - probabilities[rows, labels]
-    worst = [row for row in np.argsort(-margins, kind="stable")[: SIDE**2] if predicted[row] != labels[row]]
+    worst = [row for row in np.argsort(-margins, kind="stable")[: SHEET_SIDE**2] if predicted[row] != labels[row]]
     mistakes = [Mistake(paths[r], names[labels[r]], names[predicted[r]], round(float(margins[r]), 6)) for r in worst]
     if not mistakes:
         return []
@@ -123,8 +123,8 @@ def keep_mistakes(dataset: Dataset, probabilities: np.ndarray, folder: Path) -> 
     write_file(folder / MISTAKES, (document + "\n").encode())
     captions = [f"{_short(m.true)}\nas {_short(m.predicted)} {m.margin:.2f}" for m in mistakes]
     lines = [
-        (captions[start : start + SIDE], [dataset.test_images[row] for row in worst[start : start + SIDE]])
-        for start in range(0, len(worst), SIDE)
+        (captions[start : start + SHEET_SIDE], [dataset.test_images[row] for row in worst[start : start + SHEET_SIDE]])
+        for start in range(0, len(worst), SHEET_SIDE)
     ]
     title = "Test pictures that the net is most wrong about: label, prediction, difference of their probabilities"
     plots.sheet(lines, folder / MISTAKES_SHEET, title, cell=1.3)
