@@ -98,7 +98,7 @@ def train(
         "held_out": held_out,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    pictures = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}
+    pictures: dict[str, Any] = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}
     pictures = {name: value for name, value in pictures.items() if value is not None}
     _check_usage({"recipe": recipe, "seed": seed, "teacher": teachers or None, **settings, **pictures}, resume, final)
     request = TrainingRequest(

@@ -223,8 +223,8 @@ def _not_cifar10(root: Path, found: list[Path]) -> str:
     """Return a sentence that says what a folder is instead of CIFAR-10's or one of labelled pictures."""
     names = ", ".join(path.name for path in found[:3]) + (", …" if len(found) > 3 else "")
     return (
-        f"{root} holds neither CIFAR-10 nor a folder of pictures for each class, but {names}, and nothing is downloaded "
-        "beside other things: name a folder of either kind, or a new one to have CIFAR-10 downloaded there."
+        f"{root} holds neither CIFAR-10 nor a folder of pictures for each class, but {names}, and nothing is "
+        "downloaded beside other things: name a folder of either kind, or a new one to have CIFAR-10 downloaded there."
     )
 
 
