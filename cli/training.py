@@ -114,7 +114,7 @@ def train(
         "balance": balance,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    pictures = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}
+    pictures: dict[str, Any] = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}
     pictures = {name: value for name, value in pictures.items() if value is not None}
     given = {"recipe": recipe, "seed": seed, "from": begin_with, "teacher": teachers or None}
     _check_usage({**given, **settings, **pictures}, resume, final)

@@ -266,11 +266,12 @@ class Classifier:
         rows, scores = self._session.scores(images)
         trained = self.variant.familiarity
         order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
-        probabilities = np.take_along_axis(rows, order, axis=1).tolist()
-        familiarity = [None] * len(rows) if scores is None else scores.tolist()
+        probabilities: list[list[float]] = np.take_along_axis(rows, order, axis=1).tolist()
+        indices: list[list[int]] = order.tolist()
+        familiarity: list[float | None] = [None] * len(rows) if scores is None else scores.tolist()
         labels = self.contract.labels
         found: list[Prediction] = []
-        for name, best, likely, score in zip(names, order.tolist(), probabilities, familiarity, strict=True):
+        for name, best, likely, score in zip(names, indices, probabilities, familiarity, strict=True):
             top = tuple(zip([labels[index] for index in best], likely, strict=True))
             known = None if score is None or trained is None else score >= trained.threshold
             found.append(Prediction(*top[0], top, name, known, score))
