@@ -54,7 +54,7 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
         lines.append(f"{v.name:<12} {v.file:<22} {v.precision:<9} {v.bytes:>11,} {accuracy:>9}  {agree}{note}")
     lines += ["", *(f"on {provider}: {reason}" for provider, (_, reason) in chosen.items())]
     origin = manifest.provenance
-    recipe = origin["recipe"] if isinstance(origin.get("recipe"), dict) else {}
+    recipe: dict[str, Any] = origin["recipe"] if isinstance(origin.get("recipe"), dict) else {}
     lines += [
         "",
         f"trained: recipe {recipe.get('name')}, {origin.get('epochs_done')} of {recipe.get('epochs')} epochs, seed "
@@ -84,7 +84,7 @@ def _run_text(folder: Path, as_json: bool) -> str:
         f"{recipe.optimizer} at {recipe.lr:g}, dropout {recipe.dropout:g}, seed {record.seed}",
         f"data: {record.dataset.name}; on {where.hardware} ({where.device}); {record.status}",
     ]
-    teachers = record.distillation["teachers"] if record.distillation else []
+    teachers: list[dict[str, Any]] = record.distillation["teachers"] if record.distillation else []
     lines += [f"learnt from {one.get('folder')}, recipe {one.get('recipe', {}).get('name')}" for one in teachers]
     if begun := record.begun_from:
         lines.append(f"begun with the weights of {begun.get('folder')}, recipe {begun.get('recipe')}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import PictureError
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
     from ..runtime.benchmark import Report, Row
     from ..runtime.bundle import Check
-    from ..runtime.classifier import Classifier, Prediction
+    from ..runtime.classifier import Classifier
+    from ..runtime.rows import Result
 
 BAR_WIDTH = 24
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-def json_text(document: Any) -> str:
+def json_text(document: Any, indent: int | None = 2) -> str:
     """Return one JSON document, its letters plain where stdout can show them all, else as escapes."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:  # the stream's own escapes are not JSON's
-        text = json.dumps(document, indent=2)
+        text = json.dumps(document, indent=indent)
     return text
 
 
@@ -51,8 +52,9 @@ def check_table(checks: list[Check]) -> str:
 def benchmark_table(report: Report) -> str:
     """Return a benchmark as lines of text, the machine first and the advice last."""
     machine = report.machine
+    features = " ".join(machine["cpu_features"])  # none on many Arm boards, nor where Linux is not
     lines = [
-        f"{machine['cpu']}, {machine['usable_cpus']} usable cores, {' '.join(machine['cpu_features'])}; "
+        f"{machine['cpu']}, {machine['usable_cpus']} usable cores{features and ', ' + features}; "
         f"onnxruntime {machine['versions'].get('onnxruntime', '?')}, Python {machine['python']}",
         "",
         f"{'variant':<10} {'provider':<9} {'batch':>5} {'threads':>7} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} "
@@ -95,48 +97,57 @@ def _shown(source: str) -> str:
     return source if source.isprintable() else ascii(source)
 
 
-def _print_text(classifier: Classifier, _top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
+def _print_text(classifier: Classifier, _top_k: int, results: Iterable[Result]) -> None:
     width = min(30, max(map(len, classifier.contract.labels)))
     for source, result in results:
         if isinstance(result, PictureError):
             continue
-        print(_shown(source))
+        stranger = result.known is False
+        print(f"{_shown(source)}{': unlike the training pictures' if stranger else ''}")
         for label, probability in result.top:
-            print(f"  {padded(label, width)} {100 * probability:5.1f} %  {bar(probability)}")
+            named = padded(f"[{label}]", width + 2) if stranger else padded(label, width)
+            print(f"  {named} {100 * probability:5.1f} %  {bar(probability)}")
 
 
-def _print_json(classifier: Classifier, _top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
-    entries = [
-        {"source": source, "error": str(result)} if isinstance(result, PictureError) else result.as_json()
-        for source, result in results
-    ]
+def _print_json(classifier: Classifier, _top_k: int, results: Iterable[Result]) -> None:
+    from ..runtime.rows import row_of
+
     document = {
         "bundle": str(classifier.bundle.folder),
         "dataset": classifier.bundle.manifest.dataset,
         "variant": classifier.variant.name,
         "provider": classifier.provider,
         "threads": classifier.threads,
-        "predictions": entries,
+        "predictions": [row_of(source, result) for source, result in results],
     }
     print(json_text(document))
 
 
-def _print_csv(_classifier: Classifier, top_k: int, results: Iterable[tuple[str, Prediction | PictureError]]) -> None:
+def _print_jsonl(_classifier: Classifier, _top_k: int, results: Iterable[Result]) -> None:
+    from ..runtime.rows import row_of
+
+    for source, result in results:
+        print(json_text(row_of(source, result), indent=None), flush=True)
+
+
+def _print_csv(_classifier: Classifier, top_k: int, results: Iterable[Result]) -> None:
     import csv
 
+    from ..runtime.rows import csv_cells, csv_columns
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    numbered = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "probability")]
-    writer.writerow(["source", "error", *numbered])
+    writer.writerow(csv_columns(top_k))
     on_terminal = sys.stdout.isatty()  # elsewhere the name is data
-    for name, result in results:
-        source = _shown(name) if on_terminal else name
-        if isinstance(result, PictureError):
-            writer.writerow([source, str(result)] + [""] * len(numbered))
-        else:
-            writer.writerow([source, ""] + [cell for label, p in result.top for cell in (label, f"{p:.6f}")])
+    for source, result in results:
+        writer.writerow(csv_cells(_shown(source) if on_terminal else source, result, top_k))
 
 
-PREDICTION_PRINTERS: dict[str, Callable[..., None]] = {"text": _print_text, "json": _print_json, "csv": _print_csv}
+PREDICTION_PRINTERS: dict[str, Callable[..., None]] = {
+    "text": _print_text,
+    "json": _print_json,
+    "jsonl": _print_jsonl,
+    "csv": _print_csv,
+}
 """Each takes the classifier, how many classes are listed, and pairs of a source and its result, in order."""
 
 
@@ -146,7 +157,7 @@ def draws(console: Console) -> bool:
 
 
 @contextlib.contextmanager
-def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def counting(what: str, total: int, unit: str) -> Generator[Callable[[int], None]]:
     """Show a progress bar on stderr and yield the function that is told how many are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,23 +15,35 @@ from . import streams
 from .app import BundleFolder, Fit, Json, Provider, Threads, command, examples, say
 
 if TYPE_CHECKING:
-    from ..runtime.classifier import Prediction
-    from ..runtime.errors import PictureError
+    from ..runtime.bulk import Options
+    from ..runtime.classifier import Classifier
+    from ..runtime.rows import Result
+    from ..runtime.sources import LeftOut
 
 TOP_K = 3
 """How many classes are listed where nothing else is said; fewer where the bundle has fewer."""
 
 
+class Unknown(StrEnum):
+    """What becomes of pictures that are unlike the training pictures; a test holds it to `bulk.UNKNOWN`."""
+
+    keep = "keep"
+    skip = "skip"
+    error = "error"
+
+
 @examples(
     "edgecifar predict photo.jpg",
     "edgecifar predict holiday/ 'more/*.png' --json --top-k 1",
+    "edgecifar predict archive/ --out results.jsonl          # go on with --resume",
     "cat photo.jpg | edgecifar predict - --bundle runs/NAME/bundle --variant fp32",
 )
 @command
 def predict(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders, globs; '-' is standard input.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="IMAGE...", help="Pictures, folders, globs; '-' is standard input.", show_default=False),
+    ] = None,
     bundle: BundleFolder = None,
     variant: Annotated[
         str | None, typer.Option(help="Of the bundle. Default: what suits the provider.", show_default=False)
@@ -46,21 +62,59 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    unknown: Annotated[
+        Unknown,
+        typer.Option(help="Pictures unlike the training pictures: say so, leave them out, or make them errors."),
+    ] = Unknown.keep,
     as_json: Json = False,
+    as_jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a JSON line a picture, as it comes.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row a picture instead.")] = False,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--list",
+            help="A file with the names of more pictures, a line each or zero-separated; '-' is standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that decode many pictures. Default: one a usable core.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write rows into FILE.jsonl, FILE.csv or a folder of Parquet parts instead.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what is in --out; nothing is done twice.")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="With --resume: try again what could not be read.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs, and where.")] = False,
 ) -> None:
     """Classify pictures of any format and size; a bad one is reported and the rest are classified."""
+    from ..runtime import parallel
+    from ..runtime.bulk import Options
     from ..runtime.classifier import Classifier
-    from ..runtime.errors import PictureError
+    from ..runtime.machine import usable_cpus
     from ..runtime.manifest import SYNTHETIC
-    from ..runtime.sources import LeftOut, find_pictures
-    from .display import PREDICTION_PRINTERS
+    from ..runtime.sources import LeftOut
 
-    if as_json and as_csv:
-        raise typer.BadParameter("choose one of --json and --csv.")
+    form = _form({"json": as_json, "jsonl": as_jsonl, "csv": as_csv}, out, unknown)
+    if (resume or retry_errors) and not out:
+        raise typer.BadParameter("--resume goes on with an output: name it with --out.")
+    if retry_errors and not resume:
+        raise typer.BadParameter("--retry-errors is for going on: add --resume.")
     left_out = LeftOut()
-    sources = find_pictures(images, left_out)
+    sources, total = _sources(images or [], names, left_out)
+    if (total is None or total > parallel.FEW) and (jobs or usable_cpus()) > 1:
+        parallel.prepare()  # goes on while the model loads
+        threads = threads or 1  # and several calls at a time
     classifier = Classifier(bundle, variant, provider, threads)
     classes = classifier.contract.classes
     if top_k and top_k > classes:
@@ -73,20 +127,108 @@ def predict(
         say(classifier.reason)
     if classifier.bundle.manifest.dataset == SYNTHETIC:
         say("Note: this model was trained on drawn shapes, to try the pipeline; it knows no photographs.")
-    listed, bad = min(top_k or TOP_K, classes), 0
-
-    def results() -> Iterator[tuple[str, Prediction | PictureError]]:
-        nonlocal bad
-        found = classifier.stream(sources, listed, fit.value if fit else None)
-        for source, result in zip(sources, found, strict=True):
-            if isinstance(result, PictureError):
-                bad += 1
-                say(f"edgecifar: {result}")
-            yield source, result
-
-    with streams.results():
-        PREDICTION_PRINTERS["json" if as_json else "csv" if as_csv else "text"](classifier, listed, results())
+    options = Options(min(top_k or TOP_K, classes), fit.value if fit else None, jobs, unknown.value)
+    if out:
+        bad = _write(out, classifier, sources, options, total, resume=resume, retry_errors=retry_errors)
+    else:
+        bad = _print(form, classifier, sources, options, total)
     if left_out.reasons:
         say(f"{left_out}.")
     if bad or left_out.unread:
         raise typer.Exit(1)
+
+
+def _form(given: dict[str, bool], out: Path | None, unknown: Unknown) -> str:
+    """Return which form of output was chosen, and refuse what does not go together."""
+    forms = [form for form, chosen in given.items() if chosen]
+    if len(forms) > 1:
+        raise typer.BadParameter(f"choose one of {' and '.join(f'--{form}' for form in forms)}.")
+    if out and forms:
+        raise typer.BadParameter(f"the name of --out says its form: leave out --{forms[0]}.")
+    if out and unknown is Unknown.skip:
+        raise typer.BadParameter("every picture has a row in --out: choose --unknown keep or error.")
+    return forms[0] if forms else "text"
+
+
+def _sources(images: list[str], names: str | None, left_out: LeftOut) -> tuple[Iterable[str], int | None]:
+    """Return the pictures that the arguments and the list name, and how many they are where that is known."""
+    from ..runtime.errors import PictureError
+    from ..runtime.sources import find_pictures, read_list
+
+    if not images and names is None:
+        raise typer.BadParameter("name pictures, or a file that lists them with --list.")
+    sources = find_pictures(images, left_out)
+    if names is None:
+        return sources, len(sources)
+    if names == "-":
+        if "-" in images:
+            raise typer.BadParameter("standard input is either a picture or a list.")
+        listed = read_list(sys.stdin.buffer)  # pyright: ignore[reportArgumentType]: it is buffered
+        first = list(itertools.islice(listed, 1))
+        if not first and not sources:
+            raise PictureError("The list on standard input names no pictures: check what writes it.")
+        return itertools.chain(sources, first, listed), None if first else len(sources)
+    with Path(names).open("rb") as file:
+        sources += read_list(file)
+    if not sources:
+        raise PictureError(f"{names} names no pictures: check the list.")
+    return sources, len(sources)
+
+
+def _print(form: str, classifier: Classifier, sources: Iterable[str], options: Options, total: int | None) -> int:
+    """Print a result a picture, and return how many could not be read."""
+    from ..runtime.bulk import results
+    from ..runtime.errors import PictureError
+    from .display import PREDICTION_PRINTERS
+    from .progress import Progress
+
+    bad = 0
+    with Progress(total) as progress:
+
+        def followed() -> Iterator[Result]:
+            nonlocal bad
+            for done, (source, result) in enumerate(results(classifier, sources, options), 1):
+                if isinstance(result, PictureError):
+                    bad += 1
+                    say(f"edgecifar: {result}")
+                yield source, result
+                if not on_terminal:  # there, the results themselves show how far it is
+                    progress.update(done, errors=bad)
+
+        on_terminal = sys.stdout.isatty()
+        with streams.results():
+            PREDICTION_PRINTERS[form](classifier, options.top_k, followed())
+    return bad
+
+
+def _write(
+    out: Path,
+    classifier: Classifier,
+    sources: Iterable[str],
+    options: Options,
+    total: int | None,
+    *,
+    resume: bool,
+    retry_errors: bool,
+) -> int:
+    """Write a row a picture into `out`, and return how many could not be read."""
+    from ..runtime.bulk import Count, classify_into
+    from .progress import Progress, duration
+
+    def show(count: Count) -> None:
+        progress.update(count.done, count.earlier, count.errors)
+
+    try:
+        with Progress(total) as progress:
+            count = classify_into(
+                out, classifier, sources, options, resume=resume, retry_errors=retry_errors, progress=show
+            )
+    except KeyboardInterrupt:
+        say(f"What is done is in {out}; --resume goes on with it.")
+        raise
+    rate = f" in {duration(progress.seconds)}, {count.done / progress.seconds:,.0f}/s" if count.done else ""
+    earlier = f", {count.earlier:,} were there already" if count.earlier else ""
+    say(f"{out}: {count.done:,} picture{'s' * (count.done != 1)}{rate}{earlier}.")
+    if count.errors:
+        say(f"{count.errors:,} of them could not be read: their rows say why.")
+    return count.errors

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .app import Data, Fit, Json, Provider, command, examples, say
+from .evaluating import Split
 
 
 class RecipeName(StrEnum):
@@ -96,7 +97,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a net and leave a run folder: weights, settings, metrics, pictures."""
-    import matplotlib  # noqa: F401  draws last: that it is missing must be known first
+    import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]: draws last: that it is missing must be known first
 
     from ..train.folders import FolderOptions
     from ..train.recipes import RecipeError
@@ -155,6 +156,7 @@ def _check_usage(given: dict[str, Any], resume: bool, final: Path | None) -> Non
     "edgecifar evaluate runs/NAME",
     "edgecifar evaluate runs/NAME/bundle --variant edge --plot confusion.png",
     "edgecifar evaluate model.onnx --data DIR --json",
+    "edgecifar evaluate bundle --data labelled.csv           # on the device, without torch",
 )
 @command
 def evaluate(
@@ -164,10 +166,21 @@ def evaluate(
         str | None, typer.Option(help="Of a bundle. Default: what suits provider and processor.")
     ] = None,
     provider: Provider = "auto",
+    split: Annotated[
+        Split | None,
+        typer.Option(help="Of own pictures, which are measured. Default: test, or all where there is no split."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on the test images: accuracy, per class, confusion, NLL, calibration, speed."""
+    from .evaluating import evaluate_files, own_pictures
+
+    if own := own_pictures(data, model):
+        evaluate_files(model, own, variant=variant, provider=provider, split=split, plot=plot, as_json=as_json)
+        return
+    if split:
+        raise typer.BadParameter("--split is for a folder or a CSV of labelled pictures, and a bundle or .onnx file.")
     from ..export import models
     from ..runtime.metrics import evaluate as measure
     from ..train import data as datasets

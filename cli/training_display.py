@@ -25,10 +25,10 @@ def interval(limits: tuple[float, float]) -> str:
     return " to ".join(f"{100 * limit:.1f}" for limit in limits)
 
 
-def evaluation_table(result: Evaluation, dataset: str) -> str:
+def evaluation_table(result: Evaluation, dataset: str, images: str = "test images") -> str:
     """Return an evaluation as lines of text: the figures, a line a class, and the confusion matrix."""
     lines = [
-        f"{100 * result.accuracy:.2f} % of the {result.images:,} {dataset} test images ({result.correct:,} correct; "
+        f"{100 * result.accuracy:.2f} % of the {result.images:,} {dataset} {images} ({result.correct:,} correct; "
         f"95 % interval {interval(result.interval)} %)",
         f"NLL {result.nll:.4f}   ECE {100 * result.ece:.2f} %   {result.images_per_second:,.0f} images/s",
         "",

@@ -124,6 +124,14 @@ class Bundle:
             raise BundleError(f"{self.folder / variant.file} is not what {MANIFEST} names: copy the bundle again.")
         return content
 
+    def file(self, name: str) -> bytes:
+        """Return the content of a file of the bundle, its digest checked.
+
+        Raises:
+            BundleError: it is missing, or not what was exported.
+        """
+        return self._match(name, self._read(name))
+
     def load(self, variant: Variant, provider: str = "auto", threads: int | None = None) -> Session:
         """Return a session of `variant`, an ONNX one; see `Session` for the arguments and what is raised.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from . import choice
 from .bundle import Bundle
 from .contract import Contract
 from .errors import InputError, PictureError
+from .machine import usable_cpus
 from .providers import AUTO
 
 if TYPE_CHECKING:
@@ -141,52 +144,99 @@ class Classifier:
             PictureError: a picture cannot be read.
             InputError: an array of another dtype or shape, what is no picture, or a `top_k` below 1.
         """
-        if isinstance(pictures, np.ndarray) and pictures.ndim != 3:
-            return self._predict_batch(pictures, top_k)
+        given = cast("Any", pictures)
+        if isinstance(pictures, np.ndarray) and given.ndim != 3:
+            return self._predict_batch(given, top_k)
         one = isinstance(pictures, np.ndarray | str | Path | bytes) or not isinstance(pictures, Iterable)
-        if one or hasattr(pictures, "read"):  # a stream can be iterated over too, by its lines
-            pictures = [pictures]  # pyright: ignore[reportAssignmentType]: what is no picture is refused below
-        predictions = []
-        for result in self.stream(pictures, top_k, fit):  # pyright: ignore[reportArgumentType]
+        if one or hasattr(given, "read"):  # a stream can be iterated over too, by its lines
+            given = [given]  # what is no picture is refused below
+        predictions: list[Prediction] = []
+        for result in self.stream(given, top_k, fit):
             if isinstance(result, PictureError):
                 raise result
             predictions.append(result)
         return predictions
 
     def stream(
-        self, pictures: Iterable[Picture], top_k: int = 3, fit: str | None = None
+        self, pictures: Iterable[Picture], top_k: int = 3, fit: str | None = None, jobs: int = 1
     ) -> Iterator[Prediction | PictureError]:
         """Yield for each picture, in order, its prediction or the reason why it cannot be read.
 
-        Pictures are read and classified in batches, so that memory stays bounded for any number of them. The arguments
-        are those of `predict`.
+        Pictures are read and classified in batches, so that memory stays bounded for any number of them.
+
+        Args:
+            pictures: several, of different kinds where you like; see `Picture`.
+            top_k: how many classes `Prediction.top` lists, as in `predict`.
+            fit: how a picture is made square, as in `predict`.
+            jobs: processes that decode while this one classifies what is ready, for pictures that are all paths. See
+                `parallel.decode_many` for what a program must have to ask for more than one. Then a classifier of one
+                thread classifies several batches at a time, on as many cores as there are: that wastes less than
+                several threads on one batch.
 
         Raises:
-            InputError: as `predict` says.
+            InputError: as `predict` says; or there are several jobs and a picture that is no path.
+            EdgecifarError: the processes do not start.
         """
         _check_top_k(top_k)
         self._warn(fit)
-        batch: list[np.ndarray | PictureError] = []
-        names: list[str] = []
+        loaded = self._read_here(pictures, fit) if jobs == 1 else self._read_there(pictures, fit, jobs)
+        batches = iter(lambda: list(itertools.islice(loaded, BATCH)), [])
+        calls = max(1, usable_cpus() // self.threads) if jobs > 1 and self.provider == "cpu" else 1
+        ahead = list(itertools.islice(batches, 2))
+        if calls == 1 or len(ahead) < 2:
+            for batch in itertools.chain(ahead, batches):
+                yield from self._answer(batch, top_k)
+            return
+        from concurrent.futures import ThreadPoolExecutor  # few pictures need it not
 
-        def flush() -> Iterator[Prediction | PictureError]:
-            images = [entry for entry in batch if not isinstance(entry, PictureError)]
-            good = [name for name, entry in zip(names, batch, strict=True) if not isinstance(entry, PictureError)]
-            predictions = iter(self._predictions(np.stack(images), good, top_k) if images else ())
-            for entry in batch:
-                yield entry if isinstance(entry, PictureError) else next(predictions)
-            batch.clear()
-            names.clear()
+        with ThreadPoolExecutor(calls) as pool:
+            pending = deque(pool.submit(self._answer, batch, top_k) for batch in ahead)
+            for batch in batches:
+                pending.append(pool.submit(self._answer, batch, top_k))
+                if len(pending) > calls:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
 
+    def _answer(
+        self, batch: list[tuple[str, np.ndarray | PictureError]], top_k: int
+    ) -> list[Prediction | PictureError]:
+        """Classify those of a batch that could be read."""
+        good = [(name, image) for name, image in batch if isinstance(image, np.ndarray)]
+        images = np.stack([image for _, image in good]) if good else None
+        predictions = iter(() if images is None else self._predictions(images, [name for name, _ in good], top_k))
+        return [entry if isinstance(entry, PictureError) else next(predictions) for _, entry in batch]
+
+    def _read_here(
+        self, pictures: Iterable[Picture], fit: str | None
+    ) -> Iterator[tuple[str, np.ndarray | PictureError]]:
+        """Yield each picture's name, and the picture or the reason why it cannot be read."""
         for index, picture in enumerate(pictures):
-            names.append(str(picture) if isinstance(picture, str | Path) else str(index))
+            name = str(picture) if isinstance(picture, str | Path) else str(index)
             try:
-                batch.append(self._read(picture, fit, index))
+                yield name, self._read(picture, fit, index)
             except PictureError as error:
-                batch.append(error)
-            if len(batch) == BATCH:
-                yield from flush()
-        yield from flush()
+                yield name, error
+
+    def _read_there(
+        self, pictures: Iterable[Picture], fit: str | None, jobs: int
+    ) -> Iterator[tuple[str, np.ndarray | PictureError]]:
+        """As `_read_here`, by other processes."""
+        from .parallel import decode_many
+
+        names: deque[str] = deque()
+
+        def paths() -> Iterator[str | Path]:
+            for picture in pictures:
+                if not isinstance(picture, str | Path):
+                    raise InputError(
+                        f"Several jobs decode paths, and a {type(picture).__name__} is none: decode with one job."
+                    )
+                names.append(str(picture))
+                yield picture
+
+        for decoded in decode_many(paths(), self.contract, fit=fit, jobs=jobs):
+            yield names.popleft(), decoded.error or decoded.picture  # pyright: ignore[reportReturnType]: one is there
 
     def _read(self, picture: Picture, fit: str | None, index: int) -> np.ndarray:
         from .pictures import load_picture  # Pillow is not needed for arrays
@@ -215,11 +265,13 @@ class Classifier:
         """Classify `images`, uint8 [N, size, size, 3], whose sources are `names`."""
         rows, scores = self._session.scores(images)
         trained = self.variant.familiarity
-        found = []
-        for index, (row, name) in enumerate(zip(rows, names, strict=True)):
-            order = np.argsort(-row, kind="stable")[:top_k]
-            top = tuple((self.contract.labels[i], float(row[i])) for i in order)
-            score = None if scores is None else float(scores[index])
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
+        probabilities = np.take_along_axis(rows, order, axis=1).tolist()
+        familiarity = [None] * len(rows) if scores is None else scores.tolist()
+        labels = self.contract.labels
+        found: list[Prediction] = []
+        for name, best, likely, score in zip(names, order.tolist(), probabilities, familiarity, strict=True):
+            top = tuple(zip([labels[index] for index in best], likely, strict=True))
             known = None if score is None or trained is None else score >= trained.threshold
             found.append(Prediction(*top[0], top, name, known, score))
         return found

@@ -188,7 +188,8 @@ def evaluate(
         progress: called with the number of images done so far.
     """
     classify(images[:1])  # the first call of a session allocates and is slower
-    rows, seconds = [], 0.0
+    rows: list[np.ndarray] = []
+    seconds = 0.0
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         begin = time.perf_counter()

@@ -92,16 +92,17 @@ class _Decode:
 
     def __call__(self, path: str | Path) -> Decoded:
         source: str | Path | bytes = path
-        digest = ""
+        name, digest = None, ""
         if self.with_digest:
             try:
                 with Path(path).open("rb") as file:
                     content = file.read(MAX_BYTES + 1)
-                source, digest = content, sha256(content).hexdigest() if len(content) <= MAX_BYTES else ""
+                source, name = content, str(path)
+                digest = sha256(content).hexdigest() if len(content) <= MAX_BYTES else ""
             except (OSError, ValueError):
                 pass  # load_picture says why
         try:
-            return Decoded(load_picture(source, self.contract, self.fit, name=str(path) or None), None, digest)
+            return Decoded(load_picture(source, self.contract, self.fit, name), None, digest)
         except PictureError as error:
             return Decoded(None, error, digest)
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from .errors import PictureError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from io import BufferedReader
 
-__all__ = ["LeftOut", "find_pictures", "walk"]
+__all__ = ["LeftOut", "find_pictures", "read_list", "walk"]
 
 _SUFFIXES = (
     *(
@@ -74,8 +75,8 @@ class LeftOut:
         unread: how many of them look like pictures, or may hold some.
     """
 
-    reasons: Counter[str] = field(default_factory=Counter)
-    remedies: dict[str, str] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    remedies: dict[str, str] = field(default_factory=dict[str, str])
     unread: int = 0
 
     def add(self, reason: str, remedy: str = "", unread: bool = False) -> None:
@@ -94,7 +95,7 @@ class LeftOut:
     def __str__(self) -> str:
         """Say it in one line, the most frequent first."""
         total = self.reasons.total()
-        parts = []
+        parts: list[str] = []
         for reason, count in sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])):
             shown = reason if reason.isprintable() else ascii(reason)
             plural = "s" * (count > 1 and not reason.startswith("."))
@@ -141,6 +142,25 @@ def find_pictures(arguments: Sequence[str], left_out: LeftOut | None = None) -> 
     return pictures
 
 
+def read_list(file: BufferedReader) -> Iterator[str]:
+    """Yield the names in a list, one a line, or each ended by a zero byte, as `find -print0` gives them.
+
+    Which it is, what the file gives at the first reading decides. Empty lines are passed over.
+    """
+    block = file.read1(1 << 16)
+    mark = b"\0" if b"\0" in block else b"\n"
+    ending = b"" if mark == b"\0" else b"\r"
+    rest = b""
+    while block:
+        *names, rest = (rest + block).split(mark)
+        for name in names:
+            if name := name.removesuffix(ending):
+                yield os.fsdecode(name)
+        block = file.read1(1 << 16)
+    if rest := rest.removesuffix(ending):
+        yield os.fsdecode(rest)
+
+
 def walk(folder: str, left_out: LeftOut, *, recursive: bool = True) -> list[str]:
     """Return the picture files of a folder: its own first, then those of each subfolder, sorted by name.
 
@@ -153,9 +173,12 @@ def walk(folder: str, left_out: LeftOut, *, recursive: bool = True) -> list[str]
     """
     found: list[str] = []
     seen = {_identity(folder)}
-    unreadable = lambda _error: left_out.add("unreadable folder", unread=True)  # noqa: E731
+
+    def unreadable(_error: OSError) -> None:
+        left_out.add("unreadable folder", unread=True)
+
     for where, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        shown = []
+        shown: list[str] = []
         for name in sorted(folders) if recursive else ():
             identity = _identity(os.path.join(where, name))  # noqa: PTH118 - thousands of these
             if name.startswith("."):

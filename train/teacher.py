@@ -34,7 +34,7 @@ class Teacher(nn.Module):
     """A whitened first layer and six padded 3x3 convolutions in three blocks, each of which halves the picture.
 
     It is a net of the kind of K. Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU, 2024. With the default width
-    it has 2.0 million parameters and takes 118 million multiply-adds a picture of 32x32, as many as Net.
+    it has 2.0 million parameters and takes 118 million multiply-adds a picture of CIFAR-10, as many as Net.
 
     Args:
         classes: number of classes.
@@ -73,7 +73,7 @@ class Teacher(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Map `x`, float [N, 3, size, size] in [-1, 1], to the float [N, width] that the last layer reads."""
-        x = self.gelu(self.whiten(x))  # [N, 24, 31, 31] of 32x32
+        x = self.gelu(self.whiten(x))  # [N, 24, 31, 31] where size is 32
         x = self.block1(x)  # [N, 64, 15, 15]
         x = self.block2(x)  # [N, width, 7, 7]
         x = self.block3(x)  # [N, width, 3, 3]

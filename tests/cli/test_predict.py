@@ -62,11 +62,12 @@ def test_csv(predict, pictures, expected):
     result = predict(*pictures, "--csv", "--top-k", 3)
     assert result.exit_code == 0
     header, *rows = csv.reader(io.StringIO(result.stdout))
-    assert header == ["source", "error", *(f"{what}_{rank}" for rank in (1, 2, 3) for what in ("label", "probability"))]
+    numbered = [f"{what}_{rank}" for rank in (1, 2, 3) for what in ("label", "probability")]
+    assert header == ["source", "error", *numbered, "known", "familiarity"]
     assert [row[:2] for row in rows] == [[str(path), ""] for path in pictures]
     for row, probabilities in zip(rows, expected, strict=True):
         assert row[2] == LABELS[probabilities.argmax()]
-        assert [float(cell) for cell in row[3::2]] == pytest.approx(sorted(probabilities)[:-4:-1], abs=1e-5)
+        assert [float(cell) for cell in row[3:-2:2]] == pytest.approx(sorted(probabilities)[:-4:-1], abs=1e-5)
 
 
 def test_text(predict, pictures, expected):
@@ -119,7 +120,8 @@ def test_three_unicode_classes(edgecifar, three_classes, three_colours, tmp_path
         assert [entry["known"] for entry in entries] == [True] * 3
     elif form == "csv":
         header, *rows = csv.reader(io.StringIO(result.stdout))
-        assert len(header) == 2 + 2 * 3
+        assert header[-2:] == ["known", "familiarity"]
+        assert [row[-2] for row in rows] == ["true"] * 3
         assert [row[2] for row in rows] == list(three_colours)
     else:
         lines = result.stdout.splitlines()

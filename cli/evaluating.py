@@ -1,0 +1,92 @@
+"""The part of `evaluate` that needs no torch: bundles and ONNX files on labelled pictures."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+
+import typer
+
+from .app import say
+from .display import json_text
+
+CIFAR10_FILES = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+"""What CIFAR-10's own folder and archive are called; torchvision reads them."""
+
+NAMED_UNREAD = 20
+"""How many pictures that cannot be read are named; of the rest the number is said."""
+
+
+class Split(StrEnum):
+    """Which of the labelled pictures are measured; a test holds it to `labelled.SPLITS`."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+    all = "all"
+
+
+def own_pictures(data: str | None, model: Path) -> Path | None:
+    """Return the folder or CSV that `data` names, where it holds labelled pictures and the model needs no torch.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    from ..runtime.labelled import recognise
+    from ..runtime.paths import kind_of
+
+    named = data or os.environ.get("EDGECIFAR_DATA")
+    if not named or kind_of(model) not in ("bundle", "onnx"):
+        return None
+    path = Path(named).expanduser()
+    if path.name in CIFAR10_FILES or any((path / name).exists() for name in CIFAR10_FILES) or not path.exists():
+        return None
+    return path if recognise(path) else None
+
+
+def evaluate_files(
+    model: Path,
+    data: Path,
+    *,
+    variant: str | None,
+    provider: str,
+    split: Split | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the figures of an ONNX file or a bundle on labelled pictures; exit code 1 where some cannot be read."""
+    from ..runtime.evaluation import ALL, evaluate, load
+    from .progress import Progress
+    from .training_display import evaluation_table
+
+    loaded = load(model, variant, provider)
+    if loaded.variant:
+        say(f"{model}: variant {loaded.variant} on {loaded.provider}")
+    with Progress(None) as progress:
+        found = evaluate(loaded, data, split=split.value if split else None, progress=progress.update)
+    say(found.reason)
+    if as_json:
+        described = {
+            "model": str(model),
+            "kind": loaded.kind,
+            "variant": loaded.variant,
+            "provider": loaded.provider,
+            "dataset": found.name,
+            "split": found.pictures,
+            "unread": dict(found.unread),
+        }
+        print(json_text({**described, **found.result.as_json()}))
+    else:
+        images = "pictures" if found.pictures == ALL else f"{found.pictures} pictures"
+        print(evaluation_table(found.result, found.name, images))
+    if plot:  # last: where the picture cannot be written, the figures are not lost
+        from ..train.plots import confusion
+
+        confusion(found.result, plot)
+    for error in list(found.unread.values())[:NAMED_UNREAD]:
+        say(f"edgecifar: {error}")
+    if len(found.unread) > NAMED_UNREAD:
+        say(f"edgecifar: {len(found.unread) - NAMED_UNREAD:,} more could not be read.")
+    if found.unread:
+        raise typer.Exit(1)
