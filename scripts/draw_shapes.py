@@ -2,7 +2,8 @@
 
     python scripts/draw_shapes.py FOLDER [--each 200] [--seed 0]
 
-The shapes have a random place, size, angle and colour on a ground of blurred patches and noise. The same pixels come out every time.
+The shapes have a random place, size, angle and colour on a ground of blurred patches and noise. The same pixels come
+out every time.
 """
 
 from __future__ import annotations
