@@ -50,6 +50,10 @@ def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
         batch_size = min(recipe.batch_size, max(MIN_BATCH_SIZE, images // BATCHES))
         if batch_size != recipe.batch_size:
             changed.append(f"batch size {batch_size} instead of {recipe.batch_size}")
+            if "lr" not in given:  # smaller batches have noisier gradients: the rates fall by the root of the ratio
+                share = math.sqrt(batch_size / recipe.batch_size)
+                recipe = replace(recipe, lr=recipe.lr * share, muon_lr=recipe.muon_lr * share)
+                changed.append(f"learning rates times {share:.2f}")
             recipe = replace(recipe, batch_size=batch_size)
     if "epochs" not in given:
         epochs = max(recipe.epochs, math.ceil(MIN_STEPS / math.ceil(images / recipe.batch_size)))

@@ -53,7 +53,9 @@ def test_recipes_are_made_for_cifar10(tiny):
 def test_few_pictures_have_smaller_batches_and_more_epochs(own, images, batch_size, epochs, lines):
     adapted = adapt(FAST, own(images), ())
     assert (adapted.batch_size, adapted.epochs) == (batch_size, epochs)
-    assert adapted == replace(FAST, batch_size=batch_size, epochs=epochs)
+    share = (batch_size / FAST.batch_size) ** 0.5
+    assert (adapted.lr, adapted.muon_lr) == pytest.approx((share * FAST.lr, share * FAST.muon_lr))
+    assert replace(adapted, lr=FAST.lr, muon_lr=FAST.muon_lr) == replace(FAST, batch_size=batch_size, epochs=epochs)
     trained_on = images * 9 // 10
     assert adapted.epochs * -(-trained_on // batch_size) >= 500
     said = "\n".join(lines())
