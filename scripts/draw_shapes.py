@@ -2,7 +2,8 @@
 
     python scripts/draw_shapes.py FOLDER [--each 200] [--seed 0]
 
-The shapes have a random place, size, angle and colour on a noisy ground. The same pixels come out every time.
+The shapes have a random place, size, angle and colour on a ground of blurred patches and noise. The same pixels come
+out every time.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ ENLARGED = 4
 
 def draw(rng: np.random.Generator, shape: str) -> Image.Image:
     """Return a picture of a shape, RGB."""
-    ground = rng.uniform(40, 215, 3)
-    colour = ground + rng.choice([-1, 1]) * rng.uniform(50, 120, 3)
+    patches = Image.fromarray(rng.integers(60, 196, (4, 5, 3), np.uint8))
+    ground = np.asarray(patches.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), float)
+    colour = rng.choice([0, 255], 3)
     middle = rng.uniform(0.35, 0.65) * WIDTH, rng.uniform(0.35, 0.65) * HEIGHT
     radius, turn, corners = rng.uniform(12, 26), rng.uniform(0, math.tau), CORNERS[shape]
     mask = Image.new("L", (WIDTH * ENLARGED, HEIGHT * ENLARGED))
@@ -40,7 +42,7 @@ def draw(rng: np.random.Generator, shape: str) -> Image.Image:
         )
     ImageDraw.Draw(mask).polygon(points, fill=255)
     share = np.asarray(mask.resize((WIDTH, HEIGHT), Image.Resampling.BOX), float)[..., None] / 255
-    pixels = ground + share * (colour - ground) + rng.normal(0, 20, (HEIGHT, WIDTH, 3))
+    pixels = ground + share * (colour - ground) + rng.normal(0, 15, (HEIGHT, WIDTH, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
