@@ -321,7 +321,7 @@ def _supply(root: Path, missing: list[str], lack: str) -> None:
 def _dataset(contract: Contract, name: str, *arrays: np.ndarray) -> Dataset:
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(memoryview(np.ascontiguousarray(array)))
+        digest.update(np.ascontiguousarray(array).data)
     return Dataset(contract, name, *arrays, digest=digest.hexdigest())
 
 
