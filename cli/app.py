@@ -27,7 +27,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EXTRAS = {"train": "train", "evaluate": "train", "export": "export", "info": "train", "serve": "serve"}
+EXTRAS = {
+    "train": "train",
+    "inspect": "train",
+    "evaluate": "train",
+    "export": "export",
+    "info": "train",
+    "serve": "serve",
+}
 """Which extra of the package a command needs beyond the base install; `info` for a run folder only."""
 
 
