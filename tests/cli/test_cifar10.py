@@ -17,7 +17,7 @@ def test_all_arg_maxes_on_cifar10(edgecifar, run, tmp_path):
         pytest.skip("EDGECIFAR_DATA does not name the folder of the CIFAR-10 files")
     dataset = data.load(download=False)
     os.link(run.folder / "weights.safetensors", tmp_path / "weights.safetensors")
-    record = run.record
+    record = run.record.as_json()
     record["dataset"] |= {"name": dataset.name, "sha256": dataset.digest}
     (tmp_path / "run.json").write_text(json.dumps(record))
     result = edgecifar("export", tmp_path, "--format", "onnx")
