@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..runtime.errors import EdgecifarError
 
 app = typer.Typer(
-    help="Train a CIFAR-10 classifier, prove its exports equal, and serve it without torch.",
+    help="Train a small image classifier, prove that its exports equal it, and run it without torch.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # help without boxes: importing rich takes longer than all else that help does

@@ -54,7 +54,7 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
         lines.append(f"{v.name:<12} {v.file:<22} {v.precision:<9} {v.bytes:>11,} {accuracy:>9}  {agree}{note}")
     lines += ["", *(f"on {provider}: {reason}" for provider, (_, reason) in chosen.items())]
     origin = manifest.provenance
-    recipe = origin["recipe"] if isinstance(origin.get("recipe"), dict) else {}
+    recipe: dict[str, Any] = origin["recipe"] if isinstance(origin.get("recipe"), dict) else {}
     lines += [
         "",
         f"trained: recipe {recipe.get('name')}, {origin.get('epochs_done')} of {recipe.get('epochs')} epochs, seed "
@@ -70,6 +70,7 @@ def _count(value: Any) -> str:
 
 
 def _run_text(folder: Path, as_json: bool) -> str:
+    from ..runtime.metrics import wilson_interval
     from ..train.nets import make_net, summarise
     from ..train.run import Run
 
@@ -83,10 +84,16 @@ def _run_text(folder: Path, as_json: bool) -> str:
         f"{recipe.optimizer} at {recipe.lr:g}, dropout {recipe.dropout:g}, seed {record.seed}",
         f"data: {record.dataset.name}; on {where.hardware} ({where.device}); {record.status}",
     ]
-    teachers = record.distillation["teachers"] if record.distillation else []
+    teachers: list[dict[str, Any]] = record.distillation["teachers"] if record.distillation else []
     lines += [f"learnt from {one.get('folder')}, recipe {one.get('recipe', {}).get('name')}" for one in teachers]
+    if begun := record.begun_from:
+        lines.append(f"begun with the weights of {begun.get('folder')}, recipe {begun.get('recipe')}")
     if record.test:
-        lines.append(f"test accuracy: {100 * record.test['accuracy']:.2f} % of {record.test['images']:,} images")
+        low, high = wilson_interval(round(record.test["accuracy"] * record.test["images"]), record.test["images"])
+        lines.append(
+            f"test accuracy: {100 * record.test['accuracy']:.2f} % of {record.test['images']:,} images (95 % interval "
+            f"{100 * low:.1f} to {100 * high:.1f} %)"
+        )
         if "accuracy_flips_averaged" in record.test:
             lines.append(f"with flips averaged: {100 * record.test['accuracy_flips_averaged']:.2f} %")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import PictureError
@@ -52,8 +52,9 @@ def check_table(checks: list[Check]) -> str:
 def benchmark_table(report: Report) -> str:
     """Return a benchmark as lines of text, the machine first and the advice last."""
     machine = report.machine
+    features = " ".join(machine["cpu_features"])  # none on many Arm boards, nor where Linux is not
     lines = [
-        f"{machine['cpu']}, {machine['usable_cpus']} usable cores, {' '.join(machine['cpu_features'])}; "
+        f"{machine['cpu']}, {machine['usable_cpus']} usable cores{features and ', ' + features}; "
         f"onnxruntime {machine['versions'].get('onnxruntime', '?')}, Python {machine['python']}",
         "",
         f"{'variant':<10} {'provider':<9} {'batch':>5} {'threads':>7} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} "
@@ -156,7 +157,7 @@ def draws(console: Console) -> bool:
 
 
 @contextlib.contextmanager
-def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def counting(what: str, total: int, unit: str) -> Generator[Callable[[int], None]]:
     """Show a progress bar on stderr and yield the function that is told how many are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

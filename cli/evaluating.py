@@ -9,7 +9,6 @@ from pathlib import Path
 import typer
 
 from .app import say
-from .display import json_text
 
 CIFAR10_FILES = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
 """What CIFAR-10's own folder and archive are called; torchvision reads them."""
@@ -57,6 +56,7 @@ def evaluate_files(
 ) -> None:
     """Print the figures of an ONNX file or a bundle on labelled pictures; exit code 1 where some cannot be read."""
     from ..runtime.evaluation import ALL, evaluate, load
+    from .display import json_text
     from .progress import Progress
     from .training_display import evaluation_table
 

@@ -9,13 +9,14 @@ from .app import app, register
 from .bundles import benchmark, info, verify
 from .exporting import export
 from .inspecting import inspect
+from .paging import page
 from .predicting import predict
 from .serving import serve
 from .training import evaluate, train
 
 __all__ = ["app", "main"]
 
-register(train, inspect, evaluate, export, predict, serve, verify, benchmark, info)
+register(train, inspect, evaluate, export, predict, serve, page, verify, benchmark, info)
 
 
 def main() -> None:

@@ -51,6 +51,13 @@ def serve(
         list[str],
         typer.Option(help="Let web pages of this origin ask (CORS); may be repeated.", show_default=False),
     ] = [],  # noqa: B006
+    wasm: Annotated[
+        Path | None,
+        typer.Option(
+            help="Show the page of 'edgecifar page' to browsers at /, with this npm package onnxruntime-web.",
+            show_default=False,
+        ),
+    ] = None,
     provider: Provider = "auto",
     threads: Annotated[
         int | None,
@@ -100,6 +107,7 @@ def serve(
         provider=provider,
         threads=threads or max(1, usable_cpus() - 1),  # one core is left to HTTP and to decoding
         key=key,
+        wasm=wasm,
     )
     as_json = log_format == LogFormat.json or (log_format == LogFormat.auto and not sys.stderr.isatty())
     with logs.logging_to_stderr(as_json):

@@ -7,8 +7,9 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 __all__ = ["close", "prepare", "results"]
 
@@ -36,15 +37,17 @@ def prepare() -> None:
         if getattr(sys, name) is None:  # it was closed: what is opened next would take its number, and its text
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for good
     # As stderr has it: a file's name or a sign that the terminal's encoding lacks must not end the command.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+    stdout: Any = sys.stdout
+    stderr: Any = sys.stderr
+    if isinstance(sys.stdout, io.TextIOWrapper) and stdout.errors == "strict":
+        stdout.reconfigure(errors="backslashreplace")
     if isinstance(sys.stderr, io.TextIOWrapper):
-        encoding, errors = sys.stderr.encoding, sys.stderr.errors
-        sys.stderr = _Prose(sys.stderr.detach(), encoding, errors, line_buffering=True)
+        encoding, errors = stderr.encoding, stderr.errors
+        sys.stderr = _Prose(stderr.detach(), encoding, errors, line_buffering=True)
 
 
 @contextlib.contextmanager
-def results() -> Iterator[None]:
+def results() -> Generator[None]:
     """Print results in this block: they are written out at its end.
 
     A reader that has left, such as `head`, has seen enough: the block ends there without an error.

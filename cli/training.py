@@ -35,6 +35,7 @@ class Optimizer(StrEnum):
     "edgecifar train --recipe reference --epochs 3 --out runs/reference",
     "edgecifar train --recipe teacher --out runs/teacher",
     "edgecifar train --recipe best --teacher runs/teacher",
+    "edgecifar train --data my_pictures --from runs/NAME",
     "edgecifar train --data synthetic --epochs 1",
 )
 @command
@@ -56,6 +57,12 @@ def train(
         Path | None,
         typer.Option(help="Train as this finished run was, on the images too that it held out; test once."),
     ] = None,
+    begin_with: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Begin with this finished run's weights; its last layer only where the classes are the same."
+        ),
+    ] = None,
     teachers: Annotated[
         list[Path],
         typer.Option("--teacher", help="Learn from the answers of this finished run, too. May be repeated."),
@@ -68,6 +75,14 @@ def train(
     momentum: Annotated[float | None, typer.Option(min=0, max=1, help="Of SGD. Default: the recipe's.")] = None,
     held_out: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="Share of the training images kept for decisions.")
+    ] = None,
+    balance: Annotated[
+        bool | None,
+        typer.Option(
+            "--balance/--no-balance",
+            help="Whether small classes count as much as large ones. Default: own pictures beyond 3 to 1.",
+            show_default=False,
+        ),
     ] = None,
     fit: Annotated[Fit | None, typer.Option(help="Own pictures: how each is made square. Default: crop.")] = None,
     val: Annotated[
@@ -82,7 +97,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a net and leave a run folder: weights, settings, metrics, pictures."""
-    import matplotlib  # noqa: F401  draws last: that it is missing must be known first
+    import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]: draws last: that it is missing must be known first
 
     from ..train.folders import FolderOptions
     from ..train.recipes import RecipeError
@@ -96,11 +111,13 @@ def train(
         "lr": lr,
         "momentum": momentum,
         "held_out": held_out,
+        "balance": balance,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    pictures = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}
+    pictures: dict[str, Any] = {"fit": fit and fit.value, "val": val, "test": test, "strict": strict or None}
     pictures = {name: value for name, value in pictures.items() if value is not None}
-    _check_usage({"recipe": recipe, "seed": seed, "teacher": teachers or None, **settings, **pictures}, resume, final)
+    given = {"recipe": recipe, "seed": seed, "from": begin_with, "teacher": teachers or None}
+    _check_usage({**given, **settings, **pictures}, resume, final)
     request = TrainingRequest(
         recipe=recipe.value if recipe else DEFAULT_RECIPE,
         settings=settings,
@@ -111,6 +128,7 @@ def train(
         device=device,
         resume=resume,
         follow=final,
+        begin_with=begin_with,
         teachers=tuple(teachers),
         tensorboard=tensorboard,
     )
@@ -166,17 +184,20 @@ def evaluate(
     from ..export import models
     from ..runtime.metrics import evaluate as measure
     from ..train import data as datasets
+    from ..train.folders import FolderOptions
     from .display import counting
     from .training_display import evaluation_table
 
     loaded = models.load(model, variant, provider)
     trained_on_drawn = loaded.dataset == datasets.SYNTHETIC  # measured on its own kind unless told otherwise
-    dataset = datasets.load(data or (datasets.SYNTHETIC if trained_on_drawn else None))
-    images, labels = dataset.test_images, dataset.test_labels
+    options = FolderOptions.recorded(loaded.origin)
+    dataset = datasets.load(data or (datasets.SYNTHETIC if trained_on_drawn else None), options=options)
+    contract = loaded.contract or dataset.contract
+    images, labels = dataset.test_images, dataset.test_labels_as(contract.labels)
     if loaded.variant:
         say(f"{model}: variant {loaded.variant} on {loaded.provider}")
     with counting("Evaluating", len(labels), "images") as progress:
-        result = measure(loaded.probabilities, images, labels, dataset.contract.labels, progress=progress)
+        result = measure(loaded.probabilities, images, labels, contract.labels, progress=progress)
     if as_json:
         described = {
             "model": str(model),

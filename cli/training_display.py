@@ -20,17 +20,31 @@ LABEL_WIDTH = 30
 """Columns beyond which a label does not widen its table."""
 
 
+def interval(limits: tuple[float, float]) -> str:
+    """Return an interval of a share, 0 to 1, in per cent; the sign is left to the reader."""
+    return " to ".join(f"{100 * limit:.1f}" for limit in limits)
+
+
 def evaluation_table(result: Evaluation, dataset: str, images: str = "test images") -> str:
     """Return an evaluation as lines of text: the figures, a line a class, and the confusion matrix."""
     lines = [
-        f"{100 * result.accuracy:.2f} % of the {result.images:,} {dataset} {images} ({result.correct:,} correct)",
+        f"{100 * result.accuracy:.2f} % of the {result.images:,} {dataset} {images} ({result.correct:,} correct; "
+        f"95 % interval {interval(result.interval)} %)",
         f"NLL {result.nll:.4f}   ECE {100 * result.ece:.2f} %   {result.images_per_second:,.0f} images/s",
         "",
     ]
-    names = result.class_names
+    if not result.is_balanced:
+        lines.insert(
+            1,
+            f"{100 * result.balanced_accuracy:.2f} % balanced accuracy: each class counts the same (95 % interval "
+            f"{interval(result.balanced_interval)} %)",
+        )
+    names, limits = result.class_names, result.per_class_interval
     longest = min(LABEL_WIDTH, max(map(len, names)))
     for label, accuracy in result.per_class.items():
-        shown = "    —" if math.isnan(accuracy) else f"{100 * accuracy:5.1f} %  {bar(accuracy)}"
+        shown = "    —"
+        if not math.isnan(accuracy):
+            shown = f"{100 * accuracy:5.1f} %  {interval(limits[label]):>13}  {bar(accuracy)}"
         lines.append(f"  {padded(label, longest)} {shown}")
     if len(names) > MATRIX_CLASSES:
         return "\n".join(lines)
@@ -62,7 +76,7 @@ class TrainingDisplay:
         )
         self.bar = Bar(*columns, console=self.console, transient=True, disable=not draws(self.console))
         self._say(summarise(make_net(recipe.net, dataset.contract), dataset.contract.size))
-        held_out = f", {100 * recipe.held_out:g} % of them held out" if recipe.held_out else ""
+        held_out = f", {len(dataset.hold_out(recipe.held_out)[1]):,} of them held out" if recipe.held_out else ""
         processes = f", {plan.processes} processes" if plan.processes > 1 else ""
         self._say(
             f"Recipe {recipe.name}: {recipe.epochs} epochs of {len(dataset.train_labels):,} {dataset.name} images"

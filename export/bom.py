@@ -29,8 +29,10 @@ from packageurl import PackageURL
 from ..runtime.errors import BundleError, RunError
 from ..runtime.machine import PACKAGES
 from ..runtime.manifest import CARD, Manifest
+from ..runtime.metrics import wilson_interval
 from ..train.net import LAYOUT
 from ..train.run import WEIGHTS
+from .parity import tested_images
 from .provenance import Provenance
 
 SOURCES = {"CIFAR-10": "https://www.cs.toronto.edu/~kriz/cifar.html"}
@@ -183,13 +185,20 @@ def _model_card(manifest: Manifest, data: Component) -> dict[str, Any]:
                 {
                     "type": "accuracy",
                     "value": f"{variant.accuracy}",
-                    "slice": f"{variant.file} on {variant.parity['images']:,} images ({variant.parity['data']})",
+                    "slice": f"{variant.file} on {tested_images(variant.parity):,} images ({manifest.dataset} test)",
+                    "confidenceInterval": _interval(variant.accuracy, tested_images(variant.parity)),
                 }
                 for variant in manifest.variants
                 if variant.accuracy is not None
             ]
         },
     }
+
+
+def _interval(accuracy: float, images: int) -> dict[str, str]:
+    """Return the 95 % interval of an accuracy."""
+    low, high = wilson_interval(round(accuracy * images), images)
+    return {"lowerBound": f"{low:.4f}", "upperBound": f"{high:.4f}"}
 
 
 def _tensor(described: dict[str, Any]) -> str:

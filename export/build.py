@@ -34,7 +34,8 @@ INT8_ACCURACY_DROP = 0.5
 """Quantization may cost so many points of accuracy, in per cent, beyond three standard errors."""
 
 PARITY_PICTURES = 1_000
-"""Where there is no data set, parity is proved on so many drawn pictures."""
+"""Parity is proved on at least so many pictures: where there are fewer test images, on training images too, since it
+needs no labels; where there is no data set, on so many drawn pictures."""
 
 DEFAULT_OPTIONS = ExportOptions()
 
@@ -106,7 +107,12 @@ def _reference(source: Source) -> Reference:
             "WITHOUT THE DATA SET (%s): parity is proved on drawn pictures only, and accuracy stays unknown.", name
         )
     else:
-        images, labels, data = source.dataset.test_images, source.dataset.test_labels, f"{name} test"
+        dataset = source.dataset
+        images, labels, data = dataset.test_images, dataset.test_labels, f"{name} test"
+        if more := max(0, PARITY_PICTURES - len(images)):
+            every = max(1, len(dataset.train_images) // more)  # spread over the classes, which may stand in order
+            images = np.concatenate([images, dataset.train_images[::every][:more]])
+            data += " and training"
     log.info("Computing the net's own logits of %s %s images …", f"{len(images):,}", data)
     eager = parity.in_batches(logits_with(source.net), images)
     return Reference(images, data, eager, labels, source.provenance.temperature)
@@ -142,7 +148,7 @@ def _against_torch_form(result: Parity, exported: Function, form: nn.Module, ref
     if found.max_probability_difference is not None:
         figures["max_probability_difference"] = found.max_probability_difference
     if own.labels is not None:
-        figures["accuracy"] = float((own.logits.argmax(1) == own.labels).mean())
+        figures["accuracy"] = float((own.logits[: len(own.labels)].argmax(1) == own.labels).mean())
     failure = f"is not its torch form any more: it {found.failure}" if found.failure else ""
     return replace(result, torch_form=figures, failure=failure)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from ..runtime.manifest import BOM, GOLDEN, GOLDEN_PICTURES, MANIFEST, PARITY, SUMS, SYNTHETIC, Manifest
+from ..runtime.manifest import BOM, GOLDEN, GOLDEN_PICTURES, MANIFEST, PARITY, SUMS, SYNTHETIC, Manifest, Variant
+from ..runtime.metrics import wilson_interval
 from ..train.net import describe
+from .parity import tested_images
 from .provenance import Provenance
 
 LISTED_LABELS = 20
@@ -45,13 +49,13 @@ Or with onnxruntime alone: input `{input}`, uint8 `[batch, {shape}]`, RGB, 0 to 
 
 The default is `{default}`. {made_by}
 
-Accuracy, expected calibration error (ECE) and agreement: on {images:,} images ({data}). `{parity}` has the details,
-`{golden}` the probabilities that `edgecifar verify` expects on drawn pictures, `{bom}` the bill of materials
-(CycloneDX), `{manifest}` all else, `{sums}` every digest (`sha256sum -c {sums}`).
+{measured_on}
+`{parity}` has the details, `{golden}` the probabilities that `edgecifar verify` expects on drawn pictures, `{bom}` the
+bill of materials (CycloneDX), `{manifest}` all else, `{sums}` every digest (`sha256sum -c {sums}`).
 
 ## Training
 {net}, by the recipe `{recipe}`:
-{epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {training_images:,} {dataset} images{taught}.
+{epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {training_images:,} {dataset} images{how}.
 Temperature {temperature:.3f}{fitted}.
 
 ## Limits
@@ -59,6 +63,18 @@ Temperature {temperature:.3f}{fitted}.
 - Trained on {size}x{size} pictures. What is small or off-centre in a photograph is lost when it is scaled down.
 - {calibrated}
 """
+
+
+def _begun(origin: Provenance) -> str:
+    """Return what the net began with and how its classes counted, in words that follow those on the images."""
+    words = ""
+    if begun := origin.begun_from:
+        part = "all layers" if begun["last_layer"] else "all layers but the last"
+        words = (
+            f", begun with {part} of another run (recipe `{begun['recipe']}`, {_escaped(begun['dataset']['name'])}, "
+            f"weights {begun['weights_sha256'][:12]})"
+        )
+    return words + (", each class counting the same" if origin.recipe.get("balance") else "")
 
 
 def _taught(origin: Provenance) -> str:
@@ -79,7 +95,7 @@ def text(manifest: Manifest) -> str:
     """
     origin, contract, first = Provenance.parse(manifest.provenance), manifest.contract, manifest.variants[0]
     rows = "\n".join(
-        f"| `{v.name}` | `{v.file}` | {v.precision} | {v.bytes:,} | {_percent(v.accuracy)} | "
+        f"| `{v.name}` | `{v.file}` | {v.precision} | {v.bytes:,} | {_accuracy(v)} | "
         f"{_percent(v.parity['ece'])} | {v.parity['agree']:,} of {v.parity['images']:,} |"
         for v in manifest.variants
     )
@@ -99,8 +115,7 @@ def text(manifest: Manifest) -> str:
         rows=rows,
         default=manifest.default_variant,
         made_by=" ".join(f"`{v.name}`: {v.made_by}." for v in manifest.variants),
-        images=first.parity["images"],
-        data=_escaped(first.parity["data"]),
+        measured_on=_measured_on(manifest, first.parity),
         parity=PARITY,
         bom=BOM,
         golden=GOLDEN,
@@ -114,7 +129,7 @@ def text(manifest: Manifest) -> str:
         batch_size=origin.recipe["batch_size"],
         seed=origin.seed,
         training_images=origin.training_images,
-        taught=_taught(origin),
+        how=_begun(origin) + _taught(origin),
         temperature=origin.temperature,
         fitted=f" fitted on {origin.calibrated_on}" if origin.calibrated_on else "",
         classes=contract.classes,
@@ -122,6 +137,31 @@ def text(manifest: Manifest) -> str:
         calibrated="Confidence is calibrated for pictures like those of the data set, not for others."
         if origin.calibrated_on
         else "Confidence is not calibrated: no temperature was fitted on held-out images.",
+    )
+
+
+def _accuracy(variant: Variant) -> str:
+    """Return the accuracy with its 95 % interval."""
+    if variant.accuracy is None:
+        return _percent(None)
+    images = tested_images(variant.parity)
+    low, high = wilson_interval(round(variant.accuracy * images), images)
+    return f"{_percent(variant.accuracy)} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _measured_on(manifest: Manifest, parity: Mapping[str, Any]) -> str:
+    """Return what the table's figures are of, as sentences."""
+    agreement = f"{parity['images']:,} images ({_escaped(parity['data'])})"
+    if manifest.variants[0].accuracy is None:
+        return f"Agreement is on {agreement}. Accuracy was not measured."
+    tested = tested_images(parity)
+    if tested == parity["images"]:
+        return (
+            f"Accuracy (in brackets its 95 % interval), expected calibration error (ECE) and agreement: on {agreement}."
+        )
+    return (
+        f"Accuracy (in brackets its 95 % interval) and expected calibration error (ECE) are on {tested:,} test "
+        f"images.\nAgreement, which needs no labels, is on {agreement}."
     )
 
 

@@ -40,7 +40,7 @@ class Deployed(nn.Module):
         self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 [N, 32, 32, 3] to the float32 [N, 512, 6, 6] that `fc1` reads."""
+        """Map uint8 [N, size, size, 3] to the float32 [N, 512, 6, 6] that `fc1` reads."""
         if self.paired:
             x = apart(torch.relu(self.conv1(in_pairs(images))))  # [N, 16, 30, 30]
         else:
@@ -52,12 +52,12 @@ class Deployed(nn.Module):
         return torch.relu(self.conv6(x))  # [N, 512, 6, 6]
 
     def hidden(self, images: Tensor) -> Tensor:
-        """Map uint8 [N, 32, 32, 3] to the float32 [N, 256] that the last layer, `fc3`, reads."""
+        """Map uint8 [N, size, size, 3] to the float32 [N, 256] that the last layer, `fc3`, reads."""
         x = torch.relu(self.fc1(self.features(images)))
         return torch.relu(self.fc2(x))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map uint8 [N, 32, 32, 3] RGB to probabilities and logits, float32 [N, classes] each."""
+        """Map uint8 [N, size, size, 3] RGB to probabilities and logits, float32 [N, classes] each."""
         logits = self.fc3(self.hidden(images))
         return torch.softmax(logits / self.temperature, dim=1), logits
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class Model:
         contract: what it takes and gives; None of a .pt or .pt2 file of an earlier version, which does not say.
         dataset: the name of what it was trained on; None where the file does not say.
         variant: of a bundle, the name of the one that is loaded; None of all else.
+        origin: how the folder or CSV was read that it was trained on, as `folders.describe` says; empty where it was
+            none, or the file does not say.
     """
 
     kind: str
@@ -45,6 +48,7 @@ class Model:
     contract: Contract | None = None
     dataset: str | None = None
     variant: str | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
@@ -70,7 +74,8 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
     if kind == "onnx":
         session = Session(path.read_bytes(), provider=provider, name=str(path))
         functions = session.probabilities, session.logits
-        return Model(kind, *functions, session.provider, session.contract, _trained_on(session))
+        name, origin = _trained_on(session.metadata())
+        return Model(kind, *functions, session.provider, session.contract, name, origin=origin)
     if provider not in (AUTO, "cpu"):
         raise ProviderError(
             f"{path} is run by torch on the CPU: name the .onnx file or the bundle, or choose no provider.",
@@ -92,6 +97,7 @@ def _bundle(path: Path, variant: str | None, provider: str) -> Model:
         contract=bundle.contract,
         dataset=bundle.manifest.dataset,
         variant=chosen.name,
+        origin=_trained_on({"provenance": bundle.manifest.provenance})[1],
     )
 
 
@@ -105,6 +111,7 @@ def _run(path: Path) -> Model:
         provider="torch, cpu",
         contract=record.contract,
         dataset=record.dataset.name,
+        origin=record.dataset.origin,
     )
 
 
@@ -128,12 +135,14 @@ def _torch_file(path: Path, kind: str) -> Model:
     return Model(kind, _numpy(module, 0), _numpy(module, 1), "torch, cpu", contract)
 
 
-def _trained_on(session: Session) -> str | None:
-    """Return the name of the data set that an ONNX file says it was trained on."""
+def _trained_on(metadata: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    """Return the name of the data set that a model says it was trained on, and how its folder or CSV was read."""
     try:
-        return str(session.metadata()["provenance"]["dataset"]["name"])
-    except (LookupError, TypeError):
-        return None
+        dataset = metadata["provenance"]["dataset"]
+        origin = dataset.get("origin")
+        return str(dataset["name"]), origin if isinstance(origin, dict) else {}
+    except (LookupError, TypeError, AttributeError):
+        return None, {}
 
 
 def _numpy(module: nn.Module, output: int) -> Function:

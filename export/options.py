@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.signing import Signer
+from ..train.adapting import DEFAULT_BUDGET
 
 FORMATS = ("onnx", "torchscript", "pt2")
 """Formats that a bundle can hold."""
@@ -41,7 +42,7 @@ class ExportOptions:
 
     formats: tuple[str, ...] = ("onnx",)
     variants: tuple[str, ...] = ("fp32",)
-    budget: float = 0.2
+    budget: float = DEFAULT_BUDGET
     fine_tune: int = 0
     students: str = "narrowed"
     teachers: tuple[Path, ...] = ()

@@ -33,7 +33,8 @@ class Reference:
         images: uint8 [N, size, size, 3].
         data: what the images are, such as "CIFAR-10 test".
         logits: the net's own logits, float32 [N, classes].
-        labels: integer [N], for the accuracy; None where there are no true ones.
+        labels: integer [M], M <= N: of the first M images, which the accuracy is measured on; None where there are no
+            true ones. The rest, seen in training, tell only whether a model says what the net says.
         temperature: what the logits are divided by for probabilities.
     """
 
@@ -85,6 +86,8 @@ class Parity:
             compared.
         torch_form: of a quantized model, how it agrees with what it was before: "agree" and
             "max_probability_difference" as here, and "accuracy", which is that of the form before. None of others.
+        tested: how many of the images, the first ones, have true labels, and are what accuracy, NLL, ECE and the
+            p-value are of; None without labels.
     """
 
     images: int
@@ -100,6 +103,7 @@ class Parity:
     p_value: float | None = None
     max_probability_difference: float | None = None
     torch_form: Mapping[str, float] | None = None
+    tested: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -109,6 +113,11 @@ class Parity:
     def as_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
         return asdict(self)
+
+
+def tested_images(parity: Mapping[str, Any]) -> int:
+    """Return how many images the accuracy in a manifest is of; `parity` is what `Parity.as_json` returned."""
+    return parity.get("tested") or parity["images"]  # in earlier versions they were all the images
 
 
 def in_batches(logits: Function, images: np.ndarray, size: int = COMPARISON_BATCH_SIZE) -> np.ndarray:
@@ -149,9 +158,10 @@ def compare(exported: Function, reference: Reference, limits: Limits) -> Parity:
         probabilities = _softmax(logits / reference.temperature)
         moved = float(np.abs(probabilities - _softmax(eager / reference.temperature)).max())
         if reference.labels is not None:
-            names = [str(index) for index in range(eager.shape[1])]
-            result = score(probabilities, reference.labels, names, seconds=0)
-            p_value = mcnemar(logits.argmax(1) == reference.labels, eager.argmax(1) == reference.labels)
+            names, labels = [str(index) for index in range(eager.shape[1])], reference.labels
+            tested = len(labels)
+            result = score(probabilities[:tested], labels, names, seconds=0)
+            p_value = mcnemar(logits[:tested].argmax(1) == labels, eager[:tested].argmax(1) == labels)
     return Parity(
         images=len(images),
         data=reference.data,
@@ -165,6 +175,7 @@ def compare(exported: Function, reference: Reference, limits: Limits) -> Parity:
         ece=result and result.ece,
         p_value=p_value,
         max_probability_difference=moved,
+        tested=None if reference.labels is None else len(reference.labels),
     )
 
 
@@ -191,7 +202,8 @@ def _failure(
         return f"moves a probability by {moved:.3f}, more than {limit:g}"
     if reference.labels is None:
         return "" if limit is not None else "is lossy, and there are no labels to measure its accuracy by"
-    return _over_budget(logits, reference.logits, reference.labels, limits.accuracy_drop)
+    tested = len(reference.labels)
+    return _over_budget(logits[:tested], reference.logits[:tested], reference.labels, limits.accuracy_drop)
 
 
 def _not_exact(logits: np.ndarray, by_size: dict[int, np.ndarray], eager: np.ndarray) -> str:

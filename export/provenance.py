@@ -9,7 +9,7 @@ from typing import Any
 from ..runtime.errors import BundleError
 from ..train.record import RunRecord
 
-OPTIONAL = ("selection_run", "distillation")
+OPTIONAL = ("selection_run", "distillation", "begun_from")
 """Not every model has these."""
 
 
@@ -32,6 +32,8 @@ class Provenance:
         trained_with: hardware, device and versions of packages.
         selection_run: of a full-data run, what it took from the run that decided on held-out images; None of others.
         distillation: of a net that learnt from other runs, from which and how; None of others.
+        begun_from: of a net that began with another run's weights, which that was: their digest, recipe and data set,
+            and whether the last layer was taken over; None of others.
     """
 
     edgecifar: str
@@ -48,6 +50,7 @@ class Provenance:
     trained_with: Mapping[str, str]
     selection_run: Mapping[str, Any] | None = None
     distillation: Mapping[str, Any] | None = None
+    begun_from: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, record: RunRecord) -> Provenance:
@@ -72,6 +75,7 @@ class Provenance:
             },
             selection_run=asdict(record.selection_run) if record.selection_run else None,
             distillation=_without_folders(record.distillation) if record.distillation else None,
+            begun_from={name: value for name, value in (record.begun_from or {}).items() if name != "folder"} or None,
         )
 
     @classmethod

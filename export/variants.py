@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from ..runtime.contract import Contract
 from ..runtime.errors import DataError, RunError
 from ..runtime.manifest import MODELS
+from ..train.adapting import held_out_remark
 from ..train.answers import Teachers
 from ..train.data import Dataset
 from ..train.devices import choose_device
@@ -23,6 +25,8 @@ from .graph import Deployed
 from .options import ExportOptions
 from .parity import Limits
 from .provenance import Provenance
+
+log = logging.getLogger("edgecifar")
 
 FP16_ACCURACY_DROP = 0.1
 """`fp16` may lose so many points of accuracy, in per cent, beyond three standard errors."""
@@ -141,6 +145,8 @@ class Source:
                 f"{folder} was trained without held-out images, and a lossy variant is decided on such: train with a "
                 "tenth of the images held out."
             )
+        if remark := held_out_remark(len(held_out), self.options.budget):
+            log.warning("%s Allow more, or train with more held out.", remark)
         images, labels = self.dataset.train_images[held_out], self.dataset.train_labels[held_out]
         distiller = None
         if self.options.fine_tune:

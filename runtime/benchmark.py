@@ -96,7 +96,7 @@ def time_calls(
     """
     for _ in range(warm_up):
         call()
-    times = []
+    times: list[float] = []
     end = clock() + seconds
     while len(times) < least or clock() < end:
         begin = clock()
@@ -123,7 +123,7 @@ def take_turns(
     rng = np.random.default_rng(seed)
     times: list[list[np.ndarray]] = [[] for _ in calls]
     for turn in range(rounds):
-        for index in rng.permutation(len(calls)):
+        for index in map(int, rng.permutation(len(calls))):
             call, settled = calls[index], clock() + SETTLE_SECONDS
             for _ in range(SETTLE if turn else WARM_UP):
                 call()
@@ -174,7 +174,8 @@ def measure(
     log = logging.getLogger("edgecifar")
     counts = sorted(set(threads or (1, machine.usable_cpus())))
     rng = np.random.default_rng(0)
-    combinations, calls = [], []
+    combinations: list[tuple[str, str, int, int]] = []
+    calls: list[Callable[[], np.ndarray]] = []
     for variant in variants:
         for count in counts:
             log.info("Loading %s, %d thread%s …", variant.name, count, "s" * (count > 1))
@@ -185,7 +186,7 @@ def measure(
                 calls.append(functools.partial(session.probabilities, images))
     seconds = seconds or min(2.0, MAX_SECONDS / len(calls))
     log.info("Measuring each for %.2g s, in turns …", seconds)
-    rows = []
+    rows: list[Row] = []
     for (name, ran_on, batch, count), turns in zip(combinations, take_turns(calls, seconds), strict=True):
         times = np.concatenate(turns)
         milliseconds = {f"p{p}": percentile(1000 * times, p) for p in PERCENTILES}

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
@@ -144,13 +144,14 @@ class Classifier:
             PictureError: a picture cannot be read.
             InputError: an array of another dtype or shape, what is no picture, or a `top_k` below 1.
         """
-        if isinstance(pictures, np.ndarray) and pictures.ndim != 3:
-            return self._predict_batch(pictures, top_k)
+        given = cast("Any", pictures)
+        if isinstance(pictures, np.ndarray) and given.ndim != 3:
+            return self._predict_batch(given, top_k)
         one = isinstance(pictures, np.ndarray | str | Path | bytes) or not isinstance(pictures, Iterable)
-        if one or hasattr(pictures, "read"):  # a stream can be iterated over too, by its lines
-            pictures = [pictures]  # pyright: ignore[reportAssignmentType]: what is no picture is refused below
-        predictions = []
-        for result in self.stream(pictures, top_k, fit):  # pyright: ignore[reportArgumentType]
+        if one or hasattr(given, "read"):  # a stream can be iterated over too, by its lines
+            given = [given]  # what is no picture is refused below
+        predictions: list[Prediction] = []
+        for result in self.stream(given, top_k, fit):
             if isinstance(result, PictureError):
                 raise result
             predictions.append(result)
@@ -265,11 +266,12 @@ class Classifier:
         rows, scores = self._session.scores(images)
         trained = self.variant.familiarity
         order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
-        probabilities = np.take_along_axis(rows, order, axis=1).tolist()
-        familiarity = [None] * len(rows) if scores is None else scores.tolist()
+        probabilities: list[list[float]] = np.take_along_axis(rows, order, axis=1).tolist()
+        indices: list[list[int]] = order.tolist()
+        familiarity: list[float | None] = [None] * len(rows) if scores is None else scores.tolist()
         labels = self.contract.labels
-        found = []
-        for name, best, likely, score in zip(names, order.tolist(), probabilities, familiarity, strict=True):
+        found: list[Prediction] = []
+        for name, best, likely, score in zip(names, indices, probabilities, familiarity, strict=True):
             top = tuple(zip([labels[index] for index in best], likely, strict=True))
             known = None if score is None or trained is None else score >= trained.threshold
             found.append(Prediction(*top[0], top, name, known, score))

@@ -7,7 +7,7 @@ knows a label or a size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -87,7 +87,8 @@ class Contract:
         if not MIN_CLASSES <= len(self.labels) <= MAX_CLASSES:
             raise ValueError(f"there are {len(self.labels)} labels, not {MIN_CLASSES} to {MAX_CLASSES:,}")
         for label in self.labels:
-            if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL_LENGTH or not label.isprintable():
+            text = isinstance(label, str)  # pyright: ignore[reportUnnecessaryIsInstance]: JSON may hold anything
+            if not text or not 0 < len(label) <= MAX_LABEL_LENGTH or not label.isprintable():
                 raise ValueError(f"{label!r} is not a label: 1 to {MAX_LABEL_LENGTH} printable characters")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("two labels are alike")
@@ -133,8 +134,9 @@ class Contract:
     def check_images(self, images: object) -> None:
         """Raise an `InputError` unless `images` is an array that the model takes, uint8 [N, size, size, 3]."""
         shape = self.picture_shape
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != shape:
-            got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+        array = cast("np.ndarray", images) if isinstance(images, np.ndarray) else None
+        if array is None or array.dtype != np.uint8 or array.shape[1:] != shape:
+            got = type(cast("object", images)).__name__ if array is None else f"{array.dtype} {list(array.shape)}"
             raise InputError(
                 f"Images must be a numpy array, uint8 [N, {', '.join(map(str, shape))}] in RGB order, not {got}: read "
                 "pictures with load_picture, and convert floats in 0 to 1 with (x * 255).round().astype('uint8')."

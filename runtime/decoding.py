@@ -19,7 +19,7 @@ from .formats import CONVERT, TooLarge, Unsupported, reader
 from .grey import to_grey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from PIL.ImageFile import ImageFile
 
@@ -29,7 +29,7 @@ _quiet_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep Pillow from warning of damaged metadata: it is read, or it is refused in our own words.
 
     Python's filters are the process's before 3.14: one thread at a time, and decoding stays outside where it is long.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Model:
     contract: Contract
     provider: str
     variant: str | None = None
-    dataset: Mapping[str, Any] = field(default_factory=dict)
+    dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
         name = chosen.name
     elif kind == "onnx":
         session = Session(path.read_bytes(), provider=provider, name=str(path))
-        provenance = session.metadata().get("provenance")
-        dataset = provenance.get("dataset") if isinstance(provenance, dict) else None
+        provenance: Any = session.metadata().get("provenance")
+        dataset = cast("Any", provenance).get("dataset") if isinstance(provenance, dict) else None
         name = None
     else:
         raise ModelError(f"{path} needs torch: name an .onnx file or a bundle.")
-    known = dataset if isinstance(dataset, dict) else {}
+    known = cast("dict[str, Any]", dataset) if isinstance(dataset, dict) else {}
     return Model(kind, session.probabilities, session.contract, session.provider, name, known)
 
 
@@ -189,10 +189,11 @@ def _shares(model: Model, listing: Listing) -> dict[str, float] | None:
     origin = model.dataset.get("origin")
     if not isinstance(origin, dict) or model.dataset.get("name") != listing.source.name:
         return None
-    options = origin.get("options")
-    if not isinstance(options, dict) or not {"val", "test"} <= options.keys():
+    options = cast("dict[str, Any]", origin).get("options")
+    if not isinstance(options, dict) or not {"val", "test"} <= {*cast("dict[str, Any]", options)}:
         return None
-    return {"val": float(options["val"]), "test": float(options["test"])}
+    given = cast("dict[str, Any]", options)
+    return {"val": float(given["val"]), "test": float(given["test"])}
 
 
 def _of_split(listing: Listing, split: str, shares: dict[str, float] | None) -> Sequence[Entry]:

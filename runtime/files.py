@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from .errors import OutputError
@@ -19,6 +19,8 @@ STAGING = ".edgecifar-partial-"
 
 REPLACED = ".replaced-"
 """What the name of a folder begins with while its successor takes its place, where the two cannot be swapped."""
+
+WINDOWS = os.name == "nt"
 
 
 def sha256(path: Path) -> str:
@@ -31,8 +33,13 @@ def sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or a folder to the disk, so that a rename after it cannot be reordered before it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file or a folder to the disk, so that a rename after it cannot be reordered before it.
+
+    Windows flushes files alone, and only through a descriptor that may write; it has no descriptors of folders.
+    """
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -60,7 +67,7 @@ def _explain(error: OSError, path: Path) -> OutputError:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Generator[None]:
     """Turn an `OSError` of writing `path` into an `OutputError` that says what to do."""
     try:
         yield
@@ -119,7 +126,7 @@ def _runs(pid: int) -> bool:
     """Return whether another process has this number; our own says nothing, in a container every run may have it."""
     if pid == os.getpid():
         return False
-    if os.name == "nt":
+    if WINDOWS:
         return True  # os.kill would end it there
     try:
         os.kill(pid, 0)
@@ -145,7 +152,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, replace: bool = False) -> Generator[Path]:
     """Yield an empty folder that becomes `path` when the block ends, and vanishes if the block fails.
 
     Args:

@@ -44,7 +44,7 @@ def unpack(content: bytes) -> dict[str, np.ndarray]:
     """
     import zipfile  # not needed to classify
 
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > MAX_FILE_BYTES:
             raise ValueError(f"it unpacks to more than {MAX_FILE_BYTES:,} bytes")

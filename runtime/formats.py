@@ -134,6 +134,10 @@ def _is_tga(data: bytes) -> bool:
     return rest >= (pixels if kind < 8 else max(1, width * height // 128))
 
 
+def _nothing(_self: object) -> None:
+    pass
+
+
 @functools.cache
 def reader(kind: str) -> type[ImageFile]:
     """Return the class that reads the format `kind` from a binary stream.
@@ -153,7 +157,7 @@ def reader(kind: str) -> type[ImageFile]:
     module, name = _READERS[kind]
     found = getattr(importlib.import_module(f"PIL.{module}"), name)
     if kind == "JPEG":  # the resolution is of no use here, and Pillow's look for it warns of damaged EXIF data
-        return type("JpegReader", (found,), {"_read_dpi_from_exif": lambda self: None})
+        return type("JpegReader", (found,), {"_read_dpi_from_exif": _nothing})
     if kind == "AVIF" and not importlib.import_module(f"PIL.{module}").SUPPORTED:
         raise Unsupported("it is an AVIF picture, and this Pillow was built without AVIF: 'pip install -U pillow'")
     return found

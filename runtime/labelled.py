@@ -327,7 +327,7 @@ def _read_csv(path: Path) -> Listing:
     return Listing(root, path, "csv", tuple(entries))
 
 
-def _row(row: dict[str, str | None], path: Path, line: int) -> Entry:
+def _row(row: dict[str | None, str | None], path: Path, line: int) -> Entry:
     where = f"{path}, line {line}"
     name, label = (row.get("path") or "").strip(), (row.get("label") or "").strip()
     if None in row:

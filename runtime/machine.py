@@ -19,22 +19,38 @@ PACKAGES = (
     "torchvision",
 )
 
+TELLING = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+"""Feature flags of x86 and of Arm that tell how fast a model can run."""
 
-def cpu_info() -> tuple[str, frozenset[str]]:
-    """Return the processor's name and its feature flags, such as `avx512_vnni`; no flags where Linux is not."""
-    name, flags = platform.processor() or platform.machine(), frozenset[str]()
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return name, flags
-    for line in text.splitlines():
+
+def cpu_info(proc: Path = Path("/proc")) -> tuple[str, frozenset[str]]:
+    """Return the processor's name, or else the board's, and its feature flags, such as `avx512_vnni`.
+
+    Linux names x86 processors in `cpuinfo`. Of Arm it names the board alone: Raspberry Pi's in `cpuinfo`, on the line
+    `Model`, others' in the device tree. Where Linux is not, there are no flags.
+
+    Args:
+        proc: where Linux tells of itself.
+    """
+    keys: dict[str, str] = {}
+    for line in _text(proc / "cpuinfo").splitlines():
         key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            name = value.strip()
-        elif key.strip() in ("flags", "Features"):
-            flags = frozenset(value.split())
-            break
-    return name, flags
+        keys.setdefault(key.strip(), value.strip())  # of several processors, the first
+    board = keys.get("Model") or _text(proc / "device-tree" / "model")
+    name = keys.get("model name") or board or platform.processor() or platform.machine()
+    return name, frozenset((keys.get("flags") or keys.get("Features") or "").split())
+
+
+def _text(path: Path) -> str:
+    """Return a file's text, "" if it is unreadable, without what cannot be shown: a device tree's ends with a zero."""
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t").strip()
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
@@ -47,7 +63,7 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/pro
         lines = membership.read_text().splitlines()
     except OSError:
         return None
-    quotas = []
+    quotas: list[float | None] = []
     for line in lines:
         controllers, _, group = line.partition(":")[2].partition(":")
         if controllers == "":
@@ -93,10 +109,9 @@ def usable_cpus() -> int:
 def describe() -> dict[str, object]:
     """Return what a measurement must be reported with: processor, features, cores, system, versions."""
     name, flags = cpu_info()
-    telling = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
     return {
         "cpu": name,
-        "cpu_features": [flag for flag in telling if flag in flags],
+        "cpu_features": [flag for flag in TELLING if flag in flags],
         "usable_cpus": usable_cpus(),
         "cpu_quota": cpu_quota(),
         "system": platform.platform(terse=True),
@@ -109,7 +124,7 @@ def versions() -> dict[str, str]:
     """Return the installed version of each package that results depend on."""
     from importlib import metadata  # slow to import, and a classifier only asks for the cores
 
-    found = {}
+    found: dict[str, str] = {}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .contract import Contract
 from .errors import BundleError
@@ -142,8 +142,8 @@ class Manifest:
             BundleError: it is not JSON, of an unknown schema, or a field is missing, unknown or of another type.
         """
         try:
-            values = json.loads(text, object_pairs_hook=unique_names, parse_constant=refuse_constant)
-            if not isinstance(values, dict) or type(values.get("schema")) is not int:
+            values = _object(json.loads(text, object_pairs_hook=unique_names, parse_constant=refuse_constant))
+            if values is None or type(values.get("schema")) is not int:
                 raise ValueError("it names no schema")
             if values["schema"] not in (1, SCHEMA):
                 raise BundleError(
@@ -186,24 +186,33 @@ def _variants(values: dict[str, Any]) -> list[Any]:
 
 
 def _variant(entry: Any) -> Variant:
-    if isinstance(entry, dict) and "familiarity" in entry:
-        entry = {**entry, "familiarity": _build(Familiarity, entry["familiarity"])}
+    values = _object(entry)
+    if values is not None and "familiarity" in values:
+        entry = {**values, "familiarity": _build(Familiarity, values["familiarity"])}
     return _build(Variant, entry)
 
 
 def _without_needs(entry: Any) -> Any:
     """Drop the processor's features that a variant of schema 1 could name; no bundle ever named any."""
-    if not isinstance(entry, dict):
+    values = _object(entry)
+    if values is None:
         return entry
-    if not isinstance(entry.get("needs"), str):
+    if not isinstance(values.get("needs"), str):
         raise ValueError("'needs' is missing or not a text")
-    return {name: value for name, value in entry.items() if name != "needs"}
+    return {name: value for name, value in values.items() if name != "needs"}
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    """Return a JSON value if it is an object."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
 def _depth(value: Any) -> int:
     """Return how deeply lists and objects are nested in a JSON value."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+    if not isinstance(value, dict | list):
+        return 0
+    inner = cast("Any", value)
+    return 1 + max(map(_depth, inner.values() if isinstance(value, dict) else inner), default=0)
 
 
 def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -241,18 +250,19 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def _build(kind: Any, values: Any) -> Any:
     """Make the dataclass `kind` of a JSON object that has its fields, each of its type; those that may be None only."""
-    if not isinstance(values, dict):
+    given = _object(values)
+    if given is None:
         raise ValueError(f"an object was expected for {kind.__name__.lower()}")
     known = {entry.name: entry for entry in fields(kind)}
     optional = {entry.name for entry in fields(kind) if entry.default is None}
-    if unknown := values.keys() - known.keys():
+    if unknown := given.keys() - known.keys():
         raise ValueError(f"{min(unknown)!r} is unknown")
-    if missing := known.keys() - values.keys() - optional:
+    if missing := known.keys() - given.keys() - optional:
         raise ValueError(f"{min(missing)!r} is missing")
-    for name, value in values.items():
+    for name, value in given.items():
         if not isinstance(value, _TYPES[str(known[name].type)]) or isinstance(value, bool):
             raise ValueError(f"{name!r} is a {type(value).__name__}")
-    return kind(**values)
+    return kind(**given)
 
 
 def _check(manifest: Manifest) -> None:

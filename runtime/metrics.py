@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ import numpy as np
 
 BINS = 15
 """The number of equal-width bins of confidence."""
+
+
+INTERVAL_Z = 1.959963984540054
+"""The normal distribution lies within so many standard deviations with a probability of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +53,77 @@ class Evaluation:
         recall = np.divide(self.confusion.diagonal(), total, out=np.full(len(total), np.nan), where=total > 0)
         return {label: float(value) for label, value in zip(self.class_names, recall, strict=True)}
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `accuracy`, 0 to 1, by `wilson_interval`."""
+        return wilson_interval(self.correct, self.images)
+
+    @property
+    def per_class_interval(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of each class's share; (nan, nan) where it has no images."""
+        pairs = zip(self.confusion.diagonal().tolist(), self.confusion.sum(axis=1).tolist(), strict=True)
+        return {label: wilson_interval(*pair) for label, pair in zip(self.class_names, pairs, strict=True)}
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether all classes have equally many images, so that `balanced_accuracy` is `accuracy`."""
+        return len(set(self.confusion.sum(axis=1).tolist())) == 1
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean over the classes of `per_class`, those without images left out, 0 to 1."""
+        return float(np.nanmean(list(self.per_class.values())))
+
+    @property
+    def balanced_interval(self) -> tuple[float, float]:
+        """The 95 % interval of `balanced_accuracy`, 0 to 1.
+
+        Source: the classes' own intervals put together by the method of variance estimates recovery (Zou and Donner,
+        Construction of confidence limits about effect measures, 2008).
+        """
+        shares = np.array(list(self.per_class.values()))
+        limits = np.array(list(self.per_class_interval.values()))[~np.isnan(shares)]
+        shares = shares[~np.isnan(shares)]
+        below, above = (np.sqrt(((limits[:, side] - shares) ** 2).sum()) / len(shares) for side in (0, 1))
+        return float(shares.mean() - below), float(shares.mean() + above)
+
     def as_json(self) -> dict[str, object]:
         """Return everything but the single predictions, as JSON values."""
         return {
             "images": self.images,
             "correct": self.correct,
             "accuracy": self.accuracy,
+            "accuracy_interval": list(self.interval),
+            "balanced_accuracy": self.balanced_accuracy,
+            "balanced_accuracy_interval": list(self.balanced_interval),
             "per_class": {label: None if np.isnan(value) else value for label, value in self.per_class.items()},
+            "per_class_interval": {
+                label: None if np.isnan(limits).any() else list(limits)
+                for label, limits in self.per_class_interval.items()
+            },
             "nll": self.nll,
             "ece": self.ece,
             "images_per_second": self.images_per_second,
             "confusion": self.confusion.tolist(),
         }
+
+
+def wilson_interval(correct: int, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of the accuracy of a classifier that had `correct` of `images` images right, 0 to 1.
+
+    It is (nan, nan) where there are no images. Unlike the usual plus and minus two standard errors it holds for few
+    images and near 0 and 1, too.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference, 1927; recommended by Brown,
+    Cai and DasGupta, Interval estimation for a binomial proportion, 2001.
+    """
+    if not images:
+        return math.nan, math.nan
+    share, z2 = correct / images, INTERVAL_Z**2
+    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
+    half = INTERVAL_Z * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2)) / (1 + z2 / images)
+    # At none and at all of them one limit is 0 and 1, and rounding must not pass it.
+    return max(0.0, centre - half) if correct else 0.0, min(1.0, centre + half) if correct < images else 1.0
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
@@ -124,7 +188,8 @@ def evaluate(
         progress: called with the number of images done so far.
     """
     classify(images[:1])  # the first call of a session allocates and is slower
-    rows, seconds = [], 0.0
+    rows: list[np.ndarray] = []
+    seconds = 0.0
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         begin = time.perf_counter()

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from .errors import OutputError
 from .files import explained, make_folder, remove_leftovers, write_file
@@ -144,9 +144,10 @@ class _Output:
 
     def _compare(self, settings: dict[str, Any]) -> None:
         try:
-            before = json.loads(self._settings_path.read_bytes())
-            if not isinstance(before, dict):
+            read = json.loads(self._settings_path.read_bytes())
+            if not isinstance(read, dict):
                 raise ValueError
+            before = cast("dict[str, Any]", read)
         except FileNotFoundError:
             raise OutputError(
                 f"{self.path} cannot be gone on with: {self._settings_path.name}, which says how it was begun, is not "
@@ -310,7 +311,8 @@ class Csv(Lines):
                 return
             if row.count(b'"') % 2:  # the end of the line stands in quotes: it belongs to a name
                 continue
-            cells = next(csv.reader(io.StringIO(row.decode("utf-8", "surrogateescape"), newline="")), [])
+            reader = csv.reader(io.StringIO(row.decode("utf-8", "surrogateescape"), newline=""))
+            cells = next(reader, list[str]())
             if len(cells) != len(csv_columns(self._top_k)):
                 raise self._damaged(number)
             yield row, cells[0], bool(cells[1])

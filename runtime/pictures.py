@@ -193,4 +193,12 @@ def _scale(image: Image.Image, size: tuple[int, int], steps: Preprocessing) -> I
     # them than LANCZOS. The gap bounds time and memory for huge or very long pictures: whole pixels are averaged
     # until the picture is four times too large, which the eye cannot tell from BICUBIC all the way.
     resampling = Image.Resampling[steps.filter.upper()]
-    return image.resize(size, resampling, reducing_gap=steps.reducing_gap)
+    (width, height), (to_width, to_height) = image.size, size
+    columns = int(width / to_width / steps.reducing_gap) or 1
+    rows = int(height / to_height / steps.reducing_gap) or 1
+    if (columns, rows) != (1, 1):
+        image = image.reduce((columns, rows))
+    # In two calls, as docs/contract.md says: Pillow 13 begins with the columns of tall pictures, Pillow 12 never does,
+    # and what lies between is rounded.
+    image = image.resize((to_width, image.height), resampling, box=(0, 0, width / columns, image.height))
+    return image.resize(size, resampling, box=(0, 0, to_width, height / rows))

@@ -93,7 +93,7 @@ def parse(data: bytes) -> Png:
 def _is_oriented(kind: bytes, body: memoryview) -> bool:
     """Whether a chunk is text that may say how the picture is turned, of a length that Pillow takes."""
     keyword = _ORIENTED.get(kind)
-    if keyword is None or body[: len(keyword)] != keyword or len(body) > _MOST_TEXT:
+    if keyword is None or bytes(body[: len(keyword)]) != keyword or len(body) > _MOST_TEXT:
         return False
     if kind == b"zTXt":
         text = zlib.decompressobj()
@@ -102,7 +102,9 @@ def _is_oriented(kind: bytes, body: memoryview) -> bool:
         except zlib.error:
             return False
         return not text.unconsumed_tail
-    return kind == b"tEXt" or body[len(keyword) : len(keyword) + 1] == b"\0"  # XMP is stored as it is, not packed
+    return (
+        kind == b"tEXt" or bytes(body[len(keyword) : len(keyword) + 1]) == b"\0"
+    )  # XMP is stored as it is, not packed
 
 
 def _gamma(found: dict[bytes, bytes]) -> float | None:

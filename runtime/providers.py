@@ -94,7 +94,7 @@ def _installed() -> list[str]:
     from importlib import metadata  # only where something is wrong: it takes as long to import as a model to load
 
     packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
-    found = []
+    found: list[str] = []
     for package in packages:
         try:
             metadata.version(package)

@@ -137,6 +137,10 @@ class Session:
         """The session of onnxruntime, for what measures or profiles it; calls to it are not checked."""
         return self._session
 
+    def abandon(self) -> None:
+        """Refuse all calls from now on: a fork has left onnxruntime's threads behind."""
+        self._abandoned = True
+
     def assignment(self) -> dict[str, int] | None:
         """Return how many of the model's nodes each provider runs, by onnxruntime's name of it.
 
@@ -207,8 +211,8 @@ def _abandon() -> None:
     import ctypes  # only where a process that has a session forks
 
     for session in _living:
-        session._abandoned = True
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._session))
+        session.abandon()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session.inference_session))
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -75,8 +75,8 @@ class LeftOut:
         unread: how many of them look like pictures, or may hold some.
     """
 
-    reasons: Counter[str] = field(default_factory=Counter)
-    remedies: dict[str, str] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    remedies: dict[str, str] = field(default_factory=dict[str, str])
     unread: int = 0
 
     def add(self, reason: str, remedy: str = "", unread: bool = False) -> None:
@@ -95,7 +95,7 @@ class LeftOut:
     def __str__(self) -> str:
         """Say it in one line, the most frequent first."""
         total = self.reasons.total()
-        parts = []
+        parts: list[str] = []
         for reason, count in sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])):
             shown = reason if reason.isprintable() else ascii(reason)
             plural = "s" * (count > 1 and not reason.startswith("."))
@@ -173,9 +173,12 @@ def walk(folder: str, left_out: LeftOut, *, recursive: bool = True) -> list[str]
     """
     found: list[str] = []
     seen = {_identity(folder)}
-    unreadable = lambda _error: left_out.add("unreadable folder", unread=True)  # noqa: E731
+
+    def unreadable(_error: OSError) -> None:
+        left_out.add("unreadable folder", unread=True)
+
     for where, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        shown = []
+        shown: list[str] = []
         for name in sorted(folders) if recursive else ():
             identity = _identity(os.path.join(where, name))  # noqa: PTH118 - thousands of these
             if name.startswith("."):

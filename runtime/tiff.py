@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -144,8 +144,8 @@ def _kind(data: bytes) -> _Kind:
     tags.load(file)
 
     def numbers(tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        value: Any = tags.get(tag, default)
-        value = value if isinstance(value, tuple) else (value,)
+        found: Any = tags.get(tag, default)
+        value = cast("tuple[Any, ...]", found if isinstance(found, tuple) else (found,))
         if not all(isinstance(number, int) for number in value):
             raise ValueError(f"tag {tag} is not a number")
         return value
@@ -209,7 +209,7 @@ def _check(kind: _Kind) -> None:
 
 
 @contextlib.contextmanager
-def _libtiff(wanted: bool) -> Iterator[None]:
+def _libtiff(wanted: bool) -> Generator[None]:
     """Let libtiff decode what is not compressed, too, if `wanted`, by Pillow's switch for all of the process."""
     from PIL import TiffImagePlugin
 

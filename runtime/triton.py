@@ -43,7 +43,7 @@ def write_repository(bundle: Bundle, folder: Path, *, name: str, replace: bool =
     variants = [variant for variant in bundle.manifest.variants if variant.is_onnx]
     if not variants:
         raise VariantError(f"{bundle.folder} has no ONNX variant, and Triton is given no other: export one.")
-    names = []
+    names: list[str] = []
     with new_folder(folder, replace=replace) as staged:
         for variant in variants:
             names.append(f"{name}-{variant.name}")
@@ -58,7 +58,7 @@ def write_repository(bundle: Bundle, folder: Path, *, name: str, replace: bool =
 def configuration(name: str, contract: Contract) -> str:
     """Return config.pbtxt, a `ModelConfig` of Triton's protobuf in its text format, for a model of `contract`."""
     picture = f"data_type: TYPE_UINT8\n    dims: {list(contract.picture_shape)}"
-    outputs = []
+    outputs: list[str] = []
     for output in contract.output_names:
         if output == contract.familiarity_name:  # one number a picture: Triton wants a dimension, the graph has none
             shape = "dims: [1]\n    reshape { shape: [] }"

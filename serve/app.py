@@ -28,7 +28,7 @@ from ..runtime.errors import PictureError
 from . import classify, openapi, protocol
 from .errors import ClientLeft, RequestError, overloaded
 from .metrics import CONTENT_TYPE, Metrics
-from .models import Model, Registry
+from .models import Model, PageFile, Registry
 from .settings import ApiKeys, Settings
 
 Headers = list[tuple[bytes, bytes]]
@@ -38,6 +38,10 @@ requests_log = logging.getLogger("edgecifar.serve.requests")
 
 CONNECTION = "edgecifar.connection"
 """Key of a request's scope under which `connections.Connection` is found; other servers do not set it."""
+
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "json": "application/json"}
+_TYPES |= {"wasm": "application/wasm", "png": "image/png", "jpg": "image/jpeg"}
+"""Media types of the page's files by how their names end; of others there is none."""
 
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 """Paths that need no key."""
@@ -80,7 +84,7 @@ class App:
                 Route(f"{prefix}/ready", self._model_ready),
                 Route(f"{prefix}/infer", self._infer_elsewhere, methods=["POST"]),  # says which methods are allowed
             ]
-        self._routes = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
+        self._routes = Router(routes, redirect_slashes=False, default=self._page, lifespan=self._lifespan)
         self._outer: Any = self._guarded
         if self.settings.allow_origins:
             self._outer = CORSMiddleware(
@@ -285,7 +289,24 @@ class App:
         pictures = classify.split(body, kind, self.settings)
         return pictures, classify.decode(pictures, model.contract, question.fit, self.settings, self.metrics)
 
-    async def _index(self, _: Request) -> Response:
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a file of the page, as ASGI has it; to what is asked for by no route."""
+        file = self.registry.page.get(scope["path"].lstrip("/"))
+        if file is None or scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+        await self._file(Request(scope), file, scope["path"])(scope, receive, send)
+
+    def _file(self, request: Request, file: PageFile, name: str) -> Response:
+        # To be asked for again whenever it is used: another bundle may have been taken up.
+        headers = {"etag": file.tag, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
+        if request.headers.get("if-none-match") == file.tag:
+            return Response(status_code=304, headers=headers)
+        return Response(file.content, headers=headers, media_type=_TYPES.get(name.rpartition(".")[2]))
+
+    async def _index(self, request: Request) -> Response:
+        page = self.registry.page.get("index.html")
+        if page and "text/html" in request.headers.get("accept", ""):  # a browser
+            return self._file(request, page, "index.html")
         return _json({"name": "edgecifar", "models": self.registry.names, "see": ["/openapi.json", "/v2", "/metrics"]})
 
     async def _server(self, _: Request) -> Response:

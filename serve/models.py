@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from ..runtime.errors import BundleError, EdgecifarError, InputError, ProviderEr
 from .batching import Batcher, Outputs
 from .errors import RequestError
 from .metrics import Metrics, ModelMetrics
+from .page import page_files
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Source:
         provider: as `Classifier` takes it.
         threads: of one run on the CPU, as `Classifier` takes them.
         key: a public key; every bundle must be signed with its private key.
+        wasm: the unpacked npm package with which the page for browsers is shown, see `page.page_files`; None: no page.
     """
 
     bundles: Mapping[str, Path | None]
@@ -56,6 +59,7 @@ class Source:
     provider: str = "auto"
     threads: int | None = None
     key: Path | None = None
+    wasm: Path | None = None
 
     @classmethod
     def parse(cls, bundles: Sequence[str]) -> dict[str, Path | None]:
@@ -149,15 +153,30 @@ class Model:
         await self.batcher.close()
 
 
+class PageFile:
+    """A file of the page.
+
+    Attributes:
+        content: of the file.
+        tag: changes if and only if the content does.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.tag = content, f'"{sha256(content).hexdigest()[:16]}"'
+
+
 class Registry:
     """The models in service by name.
 
     Attributes:
         models: each once, in order of the bundles and their manifests.
         default: the model that `POST /classify` uses: of the first bundle the variant that suits this machine.
+        page: the files of the page that runs the default model in the browser, by their paths; empty: there is none.
     """
 
-    def __init__(self, models: Sequence[Model], chosen: Mapping[str, Model]) -> None:
+    def __init__(
+        self, models: Sequence[Model], chosen: Mapping[str, Model], page: Mapping[str, bytes] | None = None
+    ) -> None:
         """Hold `models`; `chosen` is the one of each bundle that answers to the bundle's own name.
 
         Raises:
@@ -165,6 +184,7 @@ class Registry:
         """
         self.models = list(models)
         self.default = next(iter(chosen.values()))
+        self.page = {name: PageFile(content) for name, content in (page or {}).items()}
         self._by_name = {model.name: model for model in models}
         if len(self._by_name) != len(self.models) or self._by_name.keys() & chosen.keys():
             raise InputError("Two models have the same name: name the bundles with NAME=FOLDER so that all differ.")
@@ -221,7 +241,9 @@ def load_registry(source: Source) -> Registry:
         best = choice.choose(bundle, found[0].session.provider)[0].name
         chosen[name] = next((model for model in found if model.variant.name == best), found[0])
         models += found
-    return Registry(models, chosen)
+    shown = next(iter(chosen.values()))
+    page = page_files(shown.bundle, wasm=source.wasm, variant=shown.variant.name) if source.wasm else None
+    return Registry(models, chosen, page)
 
 
 def _wanted(bundle: Bundle, source: Source) -> list[Variant]:

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..runtime.errors import RunError
 from ..runtime.files import make_folder, remove_leftovers, write_file
@@ -25,7 +24,7 @@ from .devices import autocast, in_bfloat16
 from .recipes import Recipe
 from .record import RunRecord
 from .run import Run
-from .step import epoch_plan
+from .step import epoch_plan, weighted_cross_entropy
 
 log = logging.getLogger("edgecifar")
 
@@ -45,7 +44,9 @@ VIEW_BATCH_SIZE = 250
 """So many images are augmented and shown to the teachers at once; another number gives other views."""
 
 
-def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def distillation_loss(
+    logits: Tensor, teacher: Tensor, labels: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
     """Return the mean loss of a student, a scalar.
 
     Cross-entropy against the teacher's softened probabilities, times the temperature squared so that its gradient
@@ -57,10 +58,11 @@ def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, label_smo
         teacher: the teacher's logits, float32 [N, classes].
         labels: int64 [N].
         label_smoothing: probability spread evenly over the classes in the labels' part.
+        weights: what each image counts, float32 [N], on average 1; None where all count the same.
     """
     temperature, weight = DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT
-    soft = functional.cross_entropy(logits / temperature, (teacher / temperature).softmax(1)) * temperature**2
-    hard = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    soft = weighted_cross_entropy(logits / temperature, (teacher / temperature).softmax(1), weights) * temperature**2
+    hard = weighted_cross_entropy(logits, labels, weights, label_smoothing)
     return weight * soft + (1 - weight) * hard
 
 

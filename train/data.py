@@ -13,7 +13,7 @@ import http.client
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..runtime.errors import DataError
 from ..runtime.files import STAGING, explained, make_folder, remove_leftovers
 from ..runtime.labelled import SPLITS
 from . import folders
-from .folders import FolderOptions
+from .folders import FolderOptions, SplitPictures
 
 log = logging.getLogger("edgecifar")
 
@@ -55,6 +55,7 @@ class Dataset:
         validation: indices into `train_images` of the pictures that are held out for decisions, int64, ascending; None
             where `hold_out` chooses them.
         origin: what is recorded of a folder or a CSV, JSON values as `folders.describe` returns them.
+        pictures: the files of a folder or a CSV, and the splits that they are in; None of others.
     """
 
     contract: Contract
@@ -66,11 +67,31 @@ class Dataset:
     digest: str
     validation: np.ndarray | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    pictures: SplitPictures | None = None
 
     @property
     def is_own(self) -> bool:
         """Whether the pictures come from a folder or a CSV."""
         return bool(self.origin)
+
+    def test_labels_as(self, labels: Sequence[str]) -> np.ndarray:
+        """Return the labels of the test images as indices into `labels`, a model's classes, int64 [N].
+
+        Raises:
+            DataError: there is a class among them that the model does not know.
+        """
+        if tuple(labels) == self.contract.labels:
+            return self.test_labels
+        known = {label: place for place, label in enumerate(labels)}
+        names = [self.contract.labels[label] for label in np.unique(self.test_labels)]
+        if unknown := [name for name in names if name not in known]:
+            raise DataError(
+                f"The model does not know {folders.some(unknown)}, of which {self.name} has test pictures; it knows "
+                f"{folders.some(list(labels))}: name the data that it was made for.",
+                option="data",
+            )
+        places = np.array([known.get(name, -1) for name in self.contract.labels])
+        return places[self.test_labels]
 
     def hold_out(self, share: float) -> tuple[np.ndarray, np.ndarray]:
         """Split the training images into those to train on and the `share` held out for decisions.
@@ -169,7 +190,8 @@ def load_labelled(
         classes[places["test"]],
     )
     held_out = np.flatnonzero(np.isin(trained, places["val"])) if len(places["val"]) else None
-    return replace(dataset, validation=held_out, origin=folders.describe(pictures, splits, options))
+    origin = folders.describe(pictures, splits, options)
+    return replace(dataset, validation=held_out, origin=origin, pictures=SplitPictures(pictures, tuple(splits)))
 
 
 def _name(source: Path) -> str:
@@ -220,14 +242,11 @@ def _other_things(root: Path) -> list[Path]:
 
 
 def _not_cifar10(root: Path, found: list[Path]) -> str:
-    """Return a sentence that says what a folder is instead of CIFAR-10's, and what to do."""
-    folders = [path.name for path in found if path.is_dir()]
-    what = f"{len(folders)} folders" if len(folders) > 1 else "other files"
+    """Return a sentence that says what a folder is instead of CIFAR-10's or one of labelled pictures."""
     names = ", ".join(path.name for path in found[:3]) + (", …" if len(found) > 3 else "")
-    hint = " This version trains on CIFAR-10 only, not on a folder of pictures per class." if len(folders) > 1 else ""
     return (
-        f"{root} is not a folder of CIFAR-10: it holds {what} ({names}), and nothing is downloaded beside them: name "
-        f"CIFAR-10's folder, or an empty or new one to have it downloaded there.{hint}"
+        f"{root} holds neither CIFAR-10 nor a folder of pictures for each class, but {names}, and nothing is "
+        "downloaded beside other things: name a folder of either kind, or a new one to have CIFAR-10 downloaded there."
     )
 
 
@@ -302,7 +321,7 @@ def _supply(root: Path, missing: list[str], lack: str) -> None:
 def _dataset(contract: Contract, name: str, *arrays: np.ndarray) -> Dataset:
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).data)
     return Dataset(contract, name, *arrays, digest=digest.hexdigest())
 
 

@@ -85,6 +85,25 @@ class Pictures:
         return self.listing.entries
 
 
+@dataclass(frozen=True)
+class SplitPictures:
+    """Decoded pictures and the split of each.
+
+    Attributes:
+        pictures: every picture of a listing.
+        splits: of `labelled.SPLITS`, in the order of the rows; None where a picture cannot be read.
+    """
+
+    pictures: Pictures
+    splits: tuple[str | None, ...]
+
+    @property
+    def tested(self) -> list[str]:
+        """The files that are tested on, relative to the data, in the order of `Dataset.test_images`."""
+        named = zip(self.pictures.entries, self.splits, strict=True)
+        return [entry.path for entry, split in named if split == "test"]
+
+
 def contract_of(labels: Sequence[str], fit: str) -> Contract:
     """Return the contract of a net for these classes.
 

@@ -34,6 +34,10 @@ def classify_with(net: nn.Module, temperature: float = 1.0) -> Callable[[np.ndar
 
 def all_logits(net: nn.Module, images: np.ndarray) -> np.ndarray:
     """Return the logits of any number of images, computed in batches."""
-    logits = logits_with(net)
+    return in_batches(logits_with(net), images)
+
+
+def in_batches(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Return what `function` gives for any number of images, a row an image, computed in batches."""
     batches = np.array_split(images, -(-len(images) // BATCH_SIZE))
-    return np.concatenate([logits(batch) for batch in batches])
+    return np.concatenate([function(batch) for batch in batches])

@@ -180,7 +180,7 @@ def _pairs(pictures: Pictures, splits: Sequence[str | None]) -> list[Pair]:
     """Return all exact duplicates, each with the first of its kind, and all near ones."""
     rows = [row for row in range(len(pictures.entries)) if row not in pictures.errors]
     first: dict[str, int] = {}
-    exact = []
+    exact: list[tuple[int, int]] = []
     for row in rows:
         if (one := first.setdefault(pictures.digests[row], row)) != row:
             exact.append((one, row))
@@ -192,7 +192,7 @@ def _pairs(pictures: Pictures, splits: Sequence[str | None]) -> list[Pair]:
         labels = entries[one].label, entries[other].label
         return Pair(entries[one].path, entries[other].path, is_exact, labels, (str(splits[one]), str(splits[other])))
 
-    return [pair(*rows, True) for rows in exact] + [pair(*rows, False) for rows in near]
+    return [pair(one, other, True) for one, other in exact] + [pair(one, other, False) for one, other in near]
 
 
 def _odd_shapes(pictures: Pictures, size: int) -> tuple[list[str], list[str]]:

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..runtime import machine
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation, evaluate
-from . import plots
+from . import initial, keepsakes, plots
 from .answers import ANSWERS, Teachers, Views, describe_distillation, distillation_loss
 from .augment import augment
 from .calibration import fit_temperature
 from .data import Dataset
 from .devices import describe_device, enough_memory, precision
 from .distributed import Group
-from .inference import all_logits, classify_with
+from .following import recipe_of
+from .inference import all_logits, classify_with, in_batches
 from .listeners import Listener, Progress, Silent
 from .nets import make_net
 from .optimizer import make_optimizers
@@ -35,8 +35,16 @@ from .recipes import Recipe
 from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
 from .run import Run, load_state
 from .speed import speed_up
-from .step import DROPOUT, TrainingStep, derive_seed, epoch_plan, load_optimizers
-from .teacher import Teacher, prepare
+from .step import (
+    DROPOUT,
+    TrainingStep,
+    class_weights,
+    derive_seed,
+    epoch_plan,
+    load_optimizers,
+    weighted_cross_entropy,
+)
+from .teacher import Teacher, accuracy_flips_averaged, prepare
 
 WINDOW = 2_000
 """The reference experiment prints the mean loss of so many mini-batches."""
@@ -60,6 +68,7 @@ class TrainingOptions:
         warm_up_steps: steps on a copy of the net before the clock runs, so that loading of CUDA's libraries does not
             count; None for three on CUDA and none elsewhere.
         teachers: runs that the net learns from beside the labels; not used where a run is resumed.
+        begin_with: a run whose weights the net begins with; likewise.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -70,6 +79,7 @@ class TrainingOptions:
     checkpoint_seconds: float = 0.0
     warm_up_steps: int | None = None
     teachers: Teachers | None = None
+    begin_with: Run | None = None
 
 
 def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptions | None = None) -> Evaluation:
@@ -77,7 +87,8 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
 
     Raises:
         RunError: the folder is taken, the net takes no such pictures, the selection run was trained on other data, a
-            teacher cannot teach it, the loss is not finite any more, or memory runs out.
+            teacher cannot teach it, it cannot begin with that run's weights, the loss is not finite any more, or memory
+            runs out.
         OutputError: the folder cannot be written; the last checkpoint stays.
         KeyboardInterrupt: the user stopped; the last checkpoint stays.
     """
@@ -104,10 +115,15 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         started=_now(),
         selection_run=selection,
         distillation=describe_distillation(options.teachers) if options.teachers else None,
+        begun_from=initial.describe(options.begin_with, recipe, dataset) if options.begin_with else None,
     )
     run = Run.create(folder, record) if options.group.is_main else Run(folder)
+    if options.group.is_main:
+        keepsakes.keep_data(dataset, folder)
     with _enough_memory(recipe):
-        return _Training(dataset, run, record, options).complete()
+        training = _Training(dataset, run, record, options)
+        training.begin()
+        return training.complete()
 
 
 def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -> Evaluation:
@@ -129,47 +145,10 @@ def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -
         training = _Training(dataset, run, record, options)
         if state:
             training.restore(state)
+        else:
+            training.begin()
         training.note_conditions()
         return training.complete()
-
-
-def follow(selection: Run) -> tuple[Recipe, SelectionRun]:
-    """Return the recipe of the full-data run that follows `selection`, and what `train` takes over from it.
-
-    A full-data run is trained as its selection run was, but on the images too that this one held out. Nothing is left
-    to decide: epochs, seed and temperature are the selection run's, and the test images are seen once, at the end.
-
-    Raises:
-        RunError: `selection` is not finished, held no images out, or its record is damaged.
-    """
-    record, recipe = selection.record, recipe_of(selection)
-    if not record.is_finished:
-        raise RunError(f"{selection.folder} is not finished: resume it first.", option="resume")
-    if not recipe.held_out:
-        raise RunError(f"{selection.folder} held no images out, so that there are none to add: name a run that did.")
-    taken = SelectionRun(
-        weights_sha256=record.weights_sha256 or "",
-        data_sha256=record.dataset.sha256,
-        held_out=recipe.held_out,
-        seed=record.seed,
-        temperature=record.temperature,
-    )
-    return replace(recipe, held_out=0.0), taken
-
-
-def recipe_of(run: Run) -> Recipe:
-    """Return the recipe that `run` was begun with, to train by it.
-
-    Raises:
-        RunError: run.json is missing or damaged, or the recipe has settings that this version does not know.
-    """
-    record = run.record
-    if record.unknown_settings:
-        unknown = ", ".join(record.unknown_settings)
-        raise RunError(
-            f"{run.folder} was made by another version of edgecifar (its recipe has {unknown}): train again."
-        )
-    return record.recipe
 
 
 class _Training:
@@ -188,6 +167,9 @@ class _Training:
         self.views = Views.recorded(record, run.folder, self._images(), self.device) if record.distillation else None
         speed_up(self.net, self.device)
         self.optimizers = make_optimizers(self.net, self.recipe)
+        labels = dataset.train_labels[self.trained_on]
+        weights = class_weights(labels, dataset.contract.classes) if self.recipe.balance else None
+        self.class_weights = None if weights is None else weights.to(self.device)
         self.steps_per_epoch = math.ceil(len(self.trained_on) / self.recipe.batch_size)
         self.step = TrainingStep(
             net=self.group.wrap(self.net),
@@ -198,6 +180,12 @@ class _Training:
         )
         self.epoch, self.seconds, self.metrics = 0, 0.0, []
         self.kept_epoch, self.kept_at = 0, -math.inf
+
+    def begin(self) -> None:
+        """Take over the weights that the run begins with, where there are such."""
+        if self.record.begun_from:
+            earlier = initial.recorded(self.record.begun_from, self.run.folder)
+            initial.load(self.net, earlier, self.dataset.contract)
 
     def _images(self) -> np.ndarray:
         """Return what is trained on, uint8 [N, size, size, 3]."""
@@ -283,12 +271,13 @@ class _Training:
     def _loss(self, labels: Tensor, batch_size: int, teacher: Tensor | None = None) -> Any:
         """Return the function from this process's logits to the loss, given its labels, and a teacher's logits."""
         smoothing = self.recipe.label_smoothing
+        weights = None if self.class_weights is None else self.class_weights[labels]
 
         def loss_of(logits: Tensor) -> Tensor:
             if teacher is None:
-                loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+                loss = weighted_cross_entropy(logits, labels, weights, smoothing)
             else:
-                loss = distillation_loss(logits, teacher, labels, smoothing)
+                loss = distillation_loss(logits, teacher, labels, smoothing, weights)
             return self.group.scale_loss(loss, len(labels), batch_size)
 
         return loss_of
@@ -335,20 +324,19 @@ class _Training:
         result = self._test(temperature)
         figures = result.as_json()
         if isinstance(self.net, Teacher):  # what its students learn from
-            figures["accuracy_flips_averaged"] = self._accuracy_flips_averaged()
+            figures["accuracy_flips_averaged"] = accuracy_flips_averaged(
+                self.net, self.dataset.test_images, self.dataset.test_labels
+            )
         self.record = replace(self.record, status=FINISHED, finished=_now(), temperature=temperature, test=figures)
         if self.group.is_main:
             plots.confusion(result, self.run.folder / "confusion.png")
             plots.curves(self.metrics, self.run.folder / "curves.png")
+            if self.dataset.is_own:
+                classify = classify_with(self.net, temperature)
+                keepsakes.keep_mistakes(self.dataset, in_batches(classify, self.dataset.test_images), self.run.folder)
             self.run.finish(self.net, self.record, self.metrics)
             shutil.rmtree(self.run.folder / ANSWERS, ignore_errors=True)
         return result
-
-    def _accuracy_flips_averaged(self) -> float:
-        """Return the share of the test images that the mean logits of both sides classify correctly, 0 to 1."""
-        images = self.dataset.test_images
-        both = all_logits(self.net, images) + all_logits(self.net, np.ascontiguousarray(images[:, :, ::-1]))
-        return float((both.argmax(1) == self.dataset.test_labels).mean())
 
     def _validate(self) -> tuple[str, Evaluation]:
         """Return the name of the images that an epoch is validated on, and the evaluation on them.

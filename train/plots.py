@@ -51,20 +51,29 @@ def confusion(result: Evaluation, path: Path) -> None:
     save_png(figure, path)
 
 
-def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], path: Path, title: str) -> None:
-    """Draw rows of pictures, uint8 [height, width, 3] each, with the text of each row, into a PNG.
+def sheet(
+    rows: Sequence[tuple[str | Sequence[str], Sequence[np.ndarray]]], path: Path, title: str, cell: float = 0.8
+) -> None:
+    """Draw rows of pictures with captions into a PNG.
+
+    Args:
+        rows: the text of each row, or one of each picture, and the pictures, uint8 [height, width, 3].
+        path: the file.
+        title: what stands above all rows.
+        cell: width of a picture with its margin, inches; a caption has as much.
 
     Raises:
         OutputError: the file cannot be written.
     """
     columns = max((len(pictures) for _, pictures in rows), default=1)
-    figure, grid = new_figure(max(1, len(rows)), columns, (1 + 0.8 * columns, 0.6 + 0.95 * max(1, len(rows))))
+    figure, grid = new_figure(max(1, len(rows)), columns, (1 + cell * columns, 0.6 + (0.15 + cell) * max(1, len(rows))))
     figure.suptitle(title, fontsize=9)
     grid = np.array(grid).reshape(max(1, len(rows)), columns)
     for axes in grid.flat:
         axes.set_axis_off()
     for line, (text, pictures) in zip(grid, rows, strict=False):
-        line[0].set_title(text, fontsize=7, loc="left", parse_math=False)
+        for axes, caption in zip(line, [text] if isinstance(text, str) else text, strict=False):
+            axes.set_title(caption, fontsize=7, loc="left", parse_math=False)
         for axes, picture in zip(line, pictures, strict=False):
             axes.imshow(picture, interpolation="nearest")
     with warnings.catch_warnings():

@@ -44,6 +44,7 @@ class Recipe:
             instructions for it (AVX-512 BF16, AMX).
         net: what is trained, one of `nets.NETS`.
         head_lr: learning rate of the fully connected layers, and of a first convolution; 0 for `lr`.
+        balance: whether an image counts in the loss in inverse proportion to the size of its class.
 
     Raises:
         RecipeError: a setting is none that can be trained with.
@@ -70,6 +71,7 @@ class Recipe:
     cuda_epochs: int = 0
     net: str = "net"
     head_lr: float = 0.0
+    balance: bool = False
 
     def __post_init__(self) -> None:
         valid = {

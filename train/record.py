@@ -102,6 +102,8 @@ class RunRecord:
         selection_run: the run that this full-data run follows; None of others.
         distillation: of a net that learns from teachers, which and how, as `answers.Views.describe` gives it; None of
             others.
+        begun_from: of a run that began with another's weights, which that is, as `initial.describe` gives it; None of
+            others.
         resumed: where it went on under other conditions, each with the number of epochs before it.
         unknown_settings: settings of the recipe that this version does not know.
     """
@@ -122,6 +124,7 @@ class RunRecord:
     test: Mapping[str, Any] | None = None
     selection_run: SelectionRun | None = None
     distillation: Mapping[str, Any] | None = None
+    begun_from: Mapping[str, Any] | None = None
     resumed: tuple[tuple[int, Conditions], ...] = ()
     unknown_settings: tuple[str, ...] = field(default=(), compare=False)
 
@@ -148,6 +151,7 @@ class RunRecord:
             "status": self.status,
             "selection_run": asdict(self.selection_run) if self.selection_run else None,
             "distillation": dict(self.distillation) if self.distillation else None,
+            "begun_from": dict(self.begun_from) if self.begun_from else None,
         }
         if self.weights_sha256 is not None:
             values |= {"epochs_done": self.epochs_done, "training_seconds": self.training_seconds}
@@ -198,6 +202,7 @@ class RunRecord:
                 test=_get(values, "test", dict) if status == FINISHED else None,
                 selection_run=_selection_run(values, selection) if selection in values else None,
                 distillation=_get(values, "distillation", dict, None),
+                begun_from=_get(values, "begun_from", dict, None),
                 resumed=tuple(
                     (_get(entry, "after_epochs", int), _conditions(entry))
                     for entry in _get(values, "resumed", list, [])

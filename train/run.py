@@ -69,9 +69,8 @@ class Run:
     def newest(cls, unfinished: bool = False, under: Path = RUNS, without_teachers: bool = False) -> Run:
         """Return the finished run under `under` that was begun last, or where none is, the last with weights.
 
-        Where `unfinished` ones are asked for, the last of those; where `without_teachers`, of those that can be exported.
-        Those whose record is damaged are passed over with a
-        line in the log.
+        Where `unfinished` ones are asked for, the last of those; where `without_teachers`, of those that can be
+        exported. Those whose record is damaged are passed over with a line in the log.
 
         Raises:
             RunError: there is none.

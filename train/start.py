@@ -14,13 +14,15 @@ import torch
 
 from ..runtime.metrics import Evaluation
 from . import data as datasets
-from . import distributed, loop
+from . import distributed, initial, loop
+from .adapting import adapt
 from .answers import Teachers
 from .data import Dataset
 from .devices import choose_device, describe_device
 from .distributed import Group
 from .events import EventFiles
 from .folders import FolderOptions
+from .following import follow, recipe_of
 from .listeners import Listener, Listeners
 from .nets import is_teacher
 from .recipes import RECIPES, Recipe
@@ -39,7 +41,8 @@ class TrainingRequest:
 
     Attributes:
         recipe: a name in `RECIPES`.
-        settings: other settings than the recipe's, by the names of `Recipe`'s fields.
+        settings: other settings than the recipe's, by the names of `Recipe`'s fields. Of own pictures, `adapt` chooses
+            some of those that are not here.
         seed: what all randomness derives from; 0 by default.
         data: as `data.load` takes it. A run that goes on or is followed, and was trained on synthetic data, has those
             by default.
@@ -48,6 +51,7 @@ class TrainingRequest:
         device: as `choose_device` takes it.
         resume: whether to go on with the run in `out`. `recipe`, `settings` and `seed` are then the run's.
         follow: a finished run, to train as it was on all images; likewise.
+        begin_with: a finished run whose weights the net begins with; likewise.
         teachers: finished runs whose answers the net learns from, too; a run that goes on or follows has its own.
         tensorboard: whether to write event files for TensorBoard.
     """
@@ -61,6 +65,7 @@ class TrainingRequest:
     device: str = "auto"
     resume: bool = False
     follow: Path | None = None
+    begin_with: Path | None = None
     teachers: tuple[Path, ...] = ()
     tensorboard: bool = False
 
@@ -114,7 +119,7 @@ def start(
     with distributed.joined() as group, ExitStack() as stack:
         device = group.connect(choose_device(request.device))
         run, recipe, selection = _run_of(request, device, group)
-        teachers = _teachers(request)
+        teachers, begin_with = _teachers(request), _begin_with(request, recipe)
         # Early: what is wrong with the run is said before the data is read.
         past = (run.resume_state() or {}).get("metrics", []) if request.resume else []
         writes_events = request.tensorboard and group.is_main
@@ -124,6 +129,8 @@ def start(
         pictures = (earlier and FolderOptions.recorded(earlier.record.dataset.origin)) or request.pictures
         with group.main_process_first():
             dataset = datasets.load(data, options=pictures)
+        if not request.resume and not request.follow:
+            recipe = adapt(recipe, dataset, request.settings)
         plan = TrainingPlan(
             run=run,
             recipe=recipe,
@@ -143,6 +150,7 @@ def start(
             group=group,
             selection_run=selection,
             teachers=teachers,
+            begin_with=begin_with,
             checkpoint_seconds=CUDA_CHECKPOINT_SECONDS if device.type == "cuda" else 0.0,
         )
         if request.resume:
@@ -158,10 +166,10 @@ def _run_of(request: TrainingRequest, device: torch.device, group: Group) -> tup
     """Return the run that a request begins or goes on with, its recipe, and the run that it follows."""
     if request.resume:
         run = Run(request.out) if request.out else Run.newest(unfinished=True)
-        return run, loop.recipe_of(run), None
+        return run, recipe_of(run), None
     selection = None
     if request.follow:
-        recipe, selection = loop.follow(Run(request.follow))
+        recipe, selection = follow(Run(request.follow))
     else:
         recipe = RECIPES[request.recipe].on(device.type).with_settings(request.settings)
     name = f"{recipe.name}{'-final' if selection else ''}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -178,6 +186,18 @@ def _teachers(request: TrainingRequest) -> Teachers | None:
     for folder in request.teachers:
         _ = Run(folder).record  # what is no run is said before the data is read
     return Teachers(tuple(map(Run, request.teachers))) if request.teachers else None
+
+
+def _begin_with(request: TrainingRequest, recipe: Recipe) -> Run | None:
+    """Return the run whose weights a new run begins with: what is asked for, or that of the run that it follows."""
+    if request.follow:
+        begun_from = Run(request.follow).record.begun_from
+        return initial.recorded(begun_from, request.follow) if begun_from else None
+    if request.begin_with is None:
+        return None
+    earlier = Run(request.begin_with)
+    initial.check(earlier, recipe)  # before the data is read
+    return earlier
 
 
 def _trained_on_drawn(earlier: Run) -> str | None:

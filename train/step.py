@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 
 from .augment import normalise
@@ -73,6 +74,40 @@ def load_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict]) -> 
         for group, max_lr in zip(optimizer.param_groups, highest, strict=True):
             group.pop("peak_lr", None)  # the name in earlier versions
             group["max_lr"] = max_lr
+
+
+def class_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """Return what an image of each class counts so that all classes count the same, float32 [classes].
+
+    Args:
+        labels: of what is trained on, integer [N].
+        classes: how many there are. One without images counts nothing.
+
+    The weight of a class is N / (classes * its images), so that their mean over the images is 1 (King and Zeng,
+    Logistic Regression in Rare Events Data, 2001, on weighting, with all classes equally frequent).
+    """
+    counts = np.bincount(labels, minlength=classes)
+    present = np.count_nonzero(counts)
+    weights = np.divide(len(labels), present * counts, out=np.zeros(classes), where=counts > 0)
+    return torch.from_numpy(weights).float()
+
+
+def weighted_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Return the mean cross-entropy over the images, a scalar.
+
+    Args:
+        logits: float32 [N, classes].
+        targets: labels, int64 [N], or probabilities, float32 [N, classes].
+        weights: what each image counts, float32 [N], on average 1 over the data set; None where all count the same. The
+            sum is divided by N, not by the weights' sum, so that a batch that several processes share has one mean.
+        label_smoothing: probability spread evenly over the classes.
+    """
+    if weights is None:
+        return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    losses = functional.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+    return (losses * weights).mean()
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def quantize(
 
         with tempfile.TemporaryDirectory() as folder:
             prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-            quant_pre_process(str(source), str(prepared))
+            # Symbolic shapes, which are of no use here, cannot be inferred of every graph.
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             nodes = onnx.load(prepared).graph.node
             pixels = next(node.output[0] for node in nodes if node.op_type == "Cast")
             logits = next(node for node in nodes if node.output[0] == contract.logits_name)

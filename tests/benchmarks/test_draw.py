@@ -64,13 +64,15 @@ def test_every_picture(monkeypatch, tmp_path):
     results, pictures = tmp_path / "results", tmp_path / "pictures"
     results.mkdir()
     pictures.mkdir()
-    for name in draw.DRAWERS:
+    measured = [name for name in draw.DRAWERS if (RESULTS / f"{name}.json").exists()]
+    assert {"variants", "peers", "latency", "accuracy", "training"} <= {*measured}
+    for name in measured:
         found = kept(name)
         if name == "training":
             found["curves"] = [{"recipe": "fast", "seed": 0, "points": [[1, 50.0], [2, None]]}]
         (results / f"{name}.json").write_text(json.dumps(found))
     run(monkeypatch, "--results", results, "--pictures", pictures)
-    assert sorted(path.name for path in pictures.iterdir()) == sorted(f"{name}.png" for name in draw.DRAWERS)
+    assert sorted(path.name for path in pictures.iterdir()) == sorted(f"{name}.png" for name in measured)
     for path in pictures.iterdir():
         with Image.open(path) as image:
             image.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import runpy
 import sys
@@ -15,11 +16,18 @@ from harness import Entry
 
 from edgecifar.runtime.errors import EdgecifarError
 
+
+def is_script(path: Path) -> bool:
+    """Whether the module runs as a script; one that only holds the text of scripts does not."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in body)
+
+
 SCRIPTS = sorted(
     path
     for folder in (report.RESULTS.parent, Path(__file__).parents[1] / "stress")
     for path in folder.glob("*.py")
-    if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and not path.name.startswith("test_")
+    if is_script(path) and not path.name.startswith("test_")
 )
 
 

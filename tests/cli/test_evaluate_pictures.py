@@ -48,7 +48,7 @@ def test_without_torch(without_torch, tiny, data, file):
         0,
         "The data has no split: all of its pictures are measured.",
     )
-    assert result.stdout.startswith("95.00 % of the 20 lab pictures (19 correct)")
+    assert result.stdout.startswith("95.00 % of the 20 lab pictures (19 correct")
 
 
 def test_json(edgecifar, tiny, data):

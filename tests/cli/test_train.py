@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import narrow_net  # noqa: F401  the net "narrow"
 import pytest
 import small_net  # noqa: F401  the net "small"
 import torch
@@ -70,14 +71,17 @@ def test_a_run_is_left_and_said(small):
     }
     correct = record["test"]["correct"]
     table = result.stdout.splitlines()
-    assert table[0] == f"{100 * correct / 20:.2f} % of the 20 synthetic test images ({correct} correct)"
+    low, high = (100 * limit for limit in record["test"]["accuracy_interval"])
+    figures = f"{correct} correct; 95 % interval {low:.1f} to {high:.1f} %"
+    assert table[0] == f"{100 * correct / 20:.2f} % of the 20 synthetic test images ({figures})"
     recalls = [line.split()[:2] for line in table[3:13]]
     assert recalls == [[label, f"{100 * value:.1f}"] for label, value in record["test"]["per_class"].items()]
     said = result.stderr
     assert "Conv2d" in said  # the summary, layer by layer
     assert "Recipe reference: 2 epochs of 40 synthetic images, batch size 8, on " in said
     assert [line[:11] for line in said.splitlines() if line.startswith("epoch")] == ["epoch   1/2", "epoch   2/2"]
-    assert said.endswith("Next: edgecifar export here/run --format onnx --data synthetic\n")
+    assert "The run is in here/run. Next: edgecifar " in said
+    assert said.endswith(" --data synthetic\n")
     assert "\x1b" not in result.output  # no terminal, no escape codes
 
 
@@ -294,7 +298,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", ["torch", "matplotlib", pytest.param("safetensors", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["torch", "matplotlib"])
 def test_without_a_package_the_extra_is_named(tmp_path, name):
     result = subprocess.run(
         [sys.executable, "-c", BLOCKED.format(name=name)], cwd=tmp_path, capture_output=True, text=True
@@ -334,18 +338,46 @@ def test_a_real_ctrl_c(tmp_path):
 
 
 def test_a_folder_of_other_things_is_left_alone_and_named(small, tmp_path):
-    for name in ("cats", "dogs"):
-        (tmp_path / "my pictures" / name).mkdir(parents=True)
-    result = edgecifar("train", "--data", "my pictures", "--device", "cpu")
+    (tmp_path / "my notes").mkdir()
+    (tmp_path / "my notes" / "today.txt").write_text("")
+    result = edgecifar("train", "--data", "my notes", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "is not a folder of CIFAR-10: it holds 2 folders (cats, dogs)" in result.stderr
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cats", "dogs", "my pictures"]
+    assert "today.txt" in result.stderr
+    assert "nothing is downloaded" in result.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["my notes", "today.txt"]
 
 
 @pytest.mark.parametrize(("given", "named"), [("a folder", "--data 'a folder'"), (None, "")])
 def test_the_next_command_names_the_data_that_were_named(small, monkeypatch, given, named):
     drawn = data.synthetic()
-    monkeypatch.setattr(data, "load", lambda *_: drawn)
+    monkeypatch.setattr(data, "load", lambda *_, **__: drawn)
+    monkeypatch.setitem(RECIPES, "fast", replace(FAST, net="narrow"))  # one that can be exported
     result = edgecifar("train", "--device", "cpu", "--epochs", 1, "--out", "run", *(["--data", given] if given else []))
     assert result.exit_code == 0
     assert result.stderr.endswith(f"Next: edgecifar export run --format onnx {named}".rstrip() + "\n")
+
+
+def test_a_run_begins_with_another(small):
+    assert train("--epochs", 1, "--batch-size", 8, "--held-out", 0.25, "--out", "first").exit_code == 0
+    options = ("--epochs", 1, "--batch-size", 8, "--held-out", 0.25, "--out", "second")
+    assert train("--from", "first", *options).exit_code == 0
+    first, second = (json.loads((Path(name) / "run.json").read_text()) for name in ("first", "second"))
+    assert second["begun_from"]["weights_sha256"] == first["weights_sha256"]
+    assert train("--final", "second", "--out", "final").exit_code == 0
+    final = json.loads(Path("final/run.json").read_text())
+    assert final["begun_from"] == second["begun_from"]
+    assert "begun with the weights of" in edgecifar("info", "final").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "word"),
+    [
+        (("--from", "nowhere"), 1, "nowhere is not a run folder"),
+        (("--from", "a", "--resume"), 2, "--from"),
+        (("--from", "a", "--final", "b"), 2, "--from"),
+    ],
+)
+def test_what_cannot_be_begun_with(small, options, code, word):
+    result = edgecifar("train", "--data", "synthetic", *options)
+    assert result.exit_code == code
+    assert word in result.stderr

@@ -104,7 +104,12 @@ def test_the_data_set():
 def test_the_model_card_has_the_accuracy_that_was_measured():
     card = made()["metadata"]["component"]["modelCard"]
     assert card["quantitativeAnalysis"]["performanceMetrics"] == [
-        {"type": "accuracy", "value": "0.8222", "slice": "model.edge.onnx on 10,000 images (CIFAR-10 test)"}
+        {
+            "type": "accuracy",
+            "value": "0.8222",
+            "slice": "model.edge.onnx on 10,000 images (CIFAR-10 test)",
+            "confidenceInterval": {"lowerBound": "0.8146", "upperBound": "0.8296"},
+        }
     ]
     assert card["modelParameters"]["inputs"] == [{"format": "images: uint8 [batch, 32, 32, 3] RGB"}]
     assert {output["format"] for output in card["modelParameters"]["outputs"]} == {

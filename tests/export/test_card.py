@@ -74,3 +74,27 @@ def test_the_card_says_what_the_net_learnt_from(bundle, names, said):
     distillation = {"teachers": [{"recipe": {"name": name}} for name in names]}
     provenance = {**bundle.manifest.provenance, **({"distillation": distillation} if names else {})}
     assert said in card.text(replace(bundle.manifest, provenance=provenance))
+
+
+def test_figures_name_the_images_that_they_are_of(bundle):
+    text = card.text(bundle.manifest)  # 130 test images; agreement is on the 300 training images, too
+    assert "on 130 test images" in text
+    assert "on 430 images (synthetic test and training)" in text
+    first = bundle.manifest.variants[0]
+    assert f"| {100 * first.accuracy:.2f} % (" in text
+
+
+def test_a_bundle_of_before_had_its_accuracy_from_all_images(bundle):
+    variants = tuple(
+        replace(v, parity={k: x for k, x in v.parity.items() if k != "tested"}) for v in bundle.manifest.variants
+    )
+    assert "agreement: on 430 images" in card.text(replace(bundle.manifest, variants=variants))
+
+
+def test_accuracy_that_was_not_measured(bundle):
+    variants = tuple(
+        replace(v, accuracy=None, parity={**v.parity, "ece": None, "tested": None}) for v in bundle.manifest.variants
+    )
+    text = card.text(replace(bundle.manifest, variants=variants))
+    assert "Accuracy was not measured" in text
+    assert "on 430 images" in text

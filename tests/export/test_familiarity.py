@@ -42,13 +42,14 @@ class TestScores:
         np.testing.assert_allclose(BoundaryDistance(HIDDEN, weight)(hidden, logits), wanted, rtol=1e-5)
 
 
-class TestFamiliar:
-    @pytest.fixture(scope="class")
-    def student(self):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(3)
-            return Residual(10, (8, 8, 8, 16, 8, 16, 16)).eval().requires_grad_(False).deployed(1.7)
+@pytest.fixture(scope="module")
+def student():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return Residual(10, (8, 8, 8, 16, 8, 16, 16)).eval().requires_grad_(False).deployed(1.7)
 
+
+class TestFamiliar:
     @pytest.mark.parametrize("kind", ["means", "boundary"])
     def test_the_file_gives_what_torch_gives(self, student, small, tmp_path, kind):
         contract, images = replace(small.contract, familiarity_name="familiarity"), small.train_images[:100]

@@ -211,6 +211,23 @@ class TestCompare:
         if not passes:
             assert result.failure.startswith(f"classifies {wrong} of 130 images fewer correctly")
 
+    def test_images_without_labels_count_for_agreement_alone(self):
+        def wrong_at(*numbers):
+            def logits(images):
+                found = table_lookup(images).copy()
+                found[np.isin(images[:, 0, 0, 0], numbers)] *= -1
+                return found
+
+            return logits
+
+        result = compare(wrong_at(100, 120), labels=LABELS[:50], exact=False, budget=0)
+        assert (result.images, result.tested, result.agree, result.accuracy) == (130, 50, 128, 1.0)
+        assert result.passed
+        assert not compare(wrong_at(100), labels=LABELS[:50]).passed  # an exact format agrees on every image
+        lost = compare(wrong_at(*range(40)), labels=LABELS[:50], exact=False, budget=1)
+        assert lost.accuracy == pytest.approx(0.2)
+        assert "40 of 50 images" in lost.failure
+
     def test_lossy_models_need_labels(self):
         assert "no labels" in compare(table_lookup, exact=False, labels=None).failure
 

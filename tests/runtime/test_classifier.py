@@ -330,7 +330,7 @@ class TestKinds:
         assert isinstance(failure, PictureError)
         assert "picture 1" in str(failure)
 
-    @pytest.mark.parametrize("thing", [5, None, 2.5, {}, object()], ids=str)
+    @pytest.mark.parametrize("thing", [5, None, 2.5, {}, object()], ids=lambda thing: type(thing).__name__)
     def test_what_is_no_picture(self, classifier, thing):
         with pytest.raises(InputError, match="is no picture"):
             list(classifier.stream([thing]))

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -250,9 +251,7 @@ class TestNewFolder:
         with pytest.raises(OutputError) as caught, new_folder(tmp_path / "made"):
             entered = True
         assert not entered
-        assert str(caught.value) == (
-            f"{tmp_path / 'made'} exists already: choose another folder or pass --force to replace it."
-        )
+        assert str(caught.value).startswith(f"{tmp_path / 'made'} exists already")
         assert names(tmp_path) == ["made"]
         assert contents(tmp_path / "made") == {"a": "old"}
 
@@ -446,6 +445,55 @@ with files.new_folder(Path(sys.argv[1]), replace=True) as folder:
         assert names(tmp_path) == ["made"]
         replaced = 1 if way == "swapped" else 3
         assert contents(tmp_path / "made") == {"a": "old" if steps < replaced else "new"}
+
+
+class TestWindows:
+    """As Windows does it: no descriptors of folders, and no flushing through one that may only read."""
+
+    @pytest.fixture(autouse=True)
+    def windows(self, monkeypatch):
+        opened, flushed = {}, []
+
+        def refusing_open(path, flags, *args, **kwargs):
+            if Path(path).is_dir():
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            descriptor = os.open(path, flags, *args, **kwargs)
+            opened[descriptor] = flags
+            return descriptor
+
+        def refusing_fsync(descriptor):
+            if not opened[descriptor] & (os.O_RDWR | os.O_WRONLY):
+                raise OSError(errno.EBADF, "Bad file descriptor")
+            flushed.append(descriptor)
+            os.fsync(descriptor)
+
+        monkeypatch.setattr(files, "WINDOWS", True)
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+        # In this module alone: shutil asks the system at hand how it removes folders.
+        monkeypatch.setattr(
+            files, "os", SimpleNamespace(**{**vars(os), "open": refusing_open, "fsync": refusing_fsync})
+        )
+        return flushed
+
+    def test_a_file(self, tmp_path, windows):
+        write_file(tmp_path / "a", b"old")
+        write_file(tmp_path / "a", b"new")
+        assert contents(tmp_path) == {"a": "new"}
+        assert len(windows) == 2
+
+    def test_a_folder(self, tmp_path, windows):
+        for text in ("old", "new"):
+            with new_folder(tmp_path / "made", replace=True) as folder:
+                (folder / "inner").mkdir()
+                (folder / "inner" / "a").write_text(text)
+        assert names(tmp_path) == ["made"]
+        assert contents(tmp_path / "made" / "inner") == {"a": "new"}
+        assert len(windows) == 2
+
+    def test_leftovers_may_be_of_a_living_process(self, tmp_path, dead):
+        (tmp_path / f"{files.STAGING}{dead}-a").write_text("")
+        remove_leftovers(tmp_path)
+        assert len(names(tmp_path)) == 1
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -134,29 +133,48 @@ class TestUsable:
 
 
 class TestProcessor:
-    def answer(self, monkeypatch, text: str) -> tuple[str, frozenset[str]]:
-        monkeypatch.setattr(Path, "read_text", lambda path: text if str(path) == "/proc/cpuinfo" else None)
-        return cpu_info()
-
-    def test_x86(self, monkeypatch):
-        text = (
-            "processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nflags\t\t: fpu avx2 avx512_vnni\n\nmodel name\t: Another\n"
-        )
-        assert self.answer(monkeypatch, text) == ("Some CPU: 3 GHz", {"fpu", "avx2", "avx512_vnni"})
-
-    def test_arm(self, monkeypatch):
-        name, flags = self.answer(monkeypatch, "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd asimddp\n")
-        assert flags == {"fp", "asimd", "asimddp"}
-        assert name == (machine.platform.processor() or machine.platform.machine())
-
-    def test_not_linux(self, monkeypatch):
-        def missing(path: Path) -> str:
-            raise FileNotFoundError
-
-        monkeypatch.setattr(Path, "read_text", missing)
+    @pytest.fixture
+    def answer(self, tmp_path, monkeypatch):
+        """What `cpu_info` says where Linux shows these files, and Python knows no more than the architecture."""
         monkeypatch.setattr(machine.platform, "processor", lambda: "")
         monkeypatch.setattr(machine.platform, "machine", lambda: "arm64")
-        assert cpu_info() == ("arm64", frozenset())
+
+        def answer(**files: bytes) -> tuple[str, frozenset[str]]:
+            for name, content in files.items():
+                path = tmp_path / name.replace("_", "/").replace("/tree", "-tree")
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+            return cpu_info(tmp_path)
+
+        return answer
+
+    def test_x86(self, answer):
+        text = (
+            b"processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nflags\t\t: fpu avx2 avx512_vnni\n\nmodel name\t: Another\n"
+        )
+        assert answer(cpuinfo=text) == ("Some CPU: 3 GHz", {"fpu", "avx2", "avx512_vnni"})
+
+    CORES = b"processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd asimddp\n\nprocessor\t: 1\nFeatures\t: fp\n\n"
+
+    def test_raspberry_pi(self, answer):
+        text = self.CORES + b"Hardware\t: BCM2835\nModel\t\t: Raspberry Pi 4 Model B Rev 1.1\n"
+        assert answer(cpuinfo=text) == ("Raspberry Pi 4 Model B Rev 1.1", {"fp", "asimd", "asimddp"})
+
+    def test_another_board(self, answer):
+        found = answer(cpuinfo=self.CORES, device_tree_model=b"Radxa ROCK 5B\0")
+        assert found == ("Radxa ROCK 5B", {"fp", "asimd", "asimddp"})
+
+    def test_arm_that_names_nothing(self, answer):
+        assert answer(cpuinfo=self.CORES) == ("arm64", {"fp", "asimd", "asimddp"})
+
+    def test_bytes_that_are_no_text(self, answer):
+        name, flags = answer(cpuinfo=b"model name\t: B\xf6se \x1b[31mCPU\xff\nflags\t: avx2\n")
+        assert name.startswith("B")
+        assert name.isprintable()
+        assert flags == {"avx2"}
+
+    def test_not_linux(self, answer):
+        assert answer() == ("arm64", frozenset())
 
 
 def test_versions_names_what_is_installed(monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from edgecifar.runtime.contract import CIFAR10
-from edgecifar.runtime.metrics import evaluate, expected_calibration_error, score
+from edgecifar.runtime.metrics import evaluate, expected_calibration_error, score, wilson_interval
 
 LABELS = CIFAR10.labels
 
@@ -169,3 +169,65 @@ class TestEvaluate:
         assert result.predictions.tolist() == list(range(7))
         assert (result.images, result.correct) == (7, 6)
         assert result.images_per_second > 0
+
+
+class TestIntervals:
+    @pytest.mark.parametrize(
+        ("correct", "images", "low", "high"),
+        [  # of Brown, Cai and DasGupta's formula, worked out by hand to four digits
+            (0, 10, 0.0, 0.2775),
+            (10, 10, 0.7225, 1.0),
+            (8, 10, 0.4902, 0.9433),
+            (1, 2, 0.0945, 0.9055),
+            (9_130, 10_000, 0.9073, 0.9184),
+        ],
+    )
+    def test_wilson(self, correct, images, low, high):
+        assert wilson_interval(correct, images) == pytest.approx((low, high), abs=1e-4)
+
+    def test_wilsons_limits_solve_his_equation(self):
+        for correct, images in ((3, 17), (50, 60), (1, 1_000)):
+            for limit in wilson_interval(correct, images):  # |share - p| = z * standard error of p
+                assert abs(correct / images - limit) == pytest.approx(
+                    1.959964 * math.sqrt(limit * (1 - limit) / images)
+                )
+
+    def test_no_images(self):
+        assert all(math.isnan(limit) for limit in wilson_interval(0, 0))
+
+    def test_covers_the_truth_nearly_always(self):
+        found = np.random.default_rng(0).binomial(40, 0.9, 2_000)
+        covered = [low <= 0.9 <= high for low, high in (wilson_interval(int(one), 40) for one in found)]
+        assert 0.93 < np.mean(covered) < 0.98
+
+
+class TestUnequalClasses:
+    LABELS_ = np.array([0] * 90 + [1] * 10)
+
+    def result(self, predicted):
+        return score(np.eye(3, dtype=np.float32)[predicted], self.LABELS_, ("many", "few", "none"), seconds=1)
+
+    def test_a_classifier_that_always_says_the_large_class(self):
+        result = self.result(np.zeros(100, int))
+        assert (result.accuracy, result.balanced_accuracy) == (0.9, 0.5)
+        assert not result.is_balanced
+        assert json.loads(json.dumps(result.as_json()))["balanced_accuracy"] == 0.5
+
+    def test_equal_classes(self):
+        result = score(rows((0, 0.5), (0, 0.75)), np.array([0, 1]), LABELS[:2], seconds=1)
+        assert result.is_balanced
+        assert result.balanced_accuracy == result.accuracy
+
+    def test_intervals_hold_their_figures(self):
+        result = self.result(np.array([0] * 80 + [1] * 20))
+        low, high = result.balanced_interval
+        assert low < result.balanced_accuracy < high
+        assert high - low > result.interval[1] - result.interval[0]  # ten pictures decide half of it
+        per_class = result.per_class_interval
+        assert per_class["few"] == wilson_interval(10, 10)
+        assert all(math.isnan(limit) for limit in per_class["none"])
+        assert result.as_json()["per_class_interval"]["none"] is None
+
+    def test_one_class_alone_has_wilsons_own(self):
+        result = score(rows((0, 0.5), (1, 0.75)), np.array([0, 0]), LABELS, seconds=1)
+        assert result.balanced_interval == pytest.approx(wilson_interval(1, 2))

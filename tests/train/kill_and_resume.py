@@ -1,4 +1,4 @@
-"""Crashes a narrow net's training and exports as tests/stress/crashes.py does Net's; run by tests, as it forks.
+"""Crashes a small net's training and exports as tests/stress/crashes.py does Net's; run by tests, as it forks.
 
 kill_and_resume.py writes FOLDER    training is killed before and after each file is put in its place
 kill_and_resume.py moments FOLDER   training is killed at random moments
@@ -25,12 +25,13 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "stress"), str(TESTS / "shared")]
 import crashes  # noqa: E402
 import narrow_net  # noqa: E402, F401  the net "narrow"
+import small_net  # noqa: E402, F401  the net "small"
 
 
-def small() -> None:
-    """Let every recipe train a narrow net, and put a point in the pictures' place, as drawing takes longest."""
+def use(net: str) -> None:
+    """Let every recipe train another net, and put a point in the pictures' place, as drawing takes longest."""
     for name, recipe in RECIPES.items():
-        RECIPES[name] = replace(recipe, net="narrow")
+        RECIPES[name] = replace(recipe, net=net)
     point = io.BytesIO()
     Image.new("L", (1, 1)).save(point, "png")
     for name in ("confusion", "curves"):
@@ -39,6 +40,7 @@ def small() -> None:
 
 def writes(root: Path) -> Iterator[str]:
     training = crashes.Training(root / "train")
+    training.options = ("--epochs", 1, *training.options[2:])
     training.whole()
     return training.at_steps([(os, "replace")])
 
@@ -63,7 +65,7 @@ def disks(root: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    small()
+    use("small" if sys.argv[1] in ("writes", "moments") else "narrow")  # only such as Net are exported
     crashes.prepare_process()
     kills = 0
     for lost in globals()[sys.argv[1]](Path(sys.argv[2])):

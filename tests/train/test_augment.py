@@ -116,9 +116,7 @@ def test_cutout_is_a_grey_square_also_partly_outside(side):
         assert (image[~cut] == (7, 200, 7)).all()
         rows, columns = np.flatnonzero(cut.any(axis=1)), np.flatnonzero(cut.any(axis=0))
         wanted = np.zeros((32, 32), bool)
-        for row in range(32):
-            for column in range(32):
-                wanted[row, column] = rows[0] <= row <= rows[-1] and columns[0] <= column <= columns[-1]
+        wanted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
         assert np.array_equal(cut, wanted)
         for found in (rows, columns):  # shorter only where an edge cuts it
             assert len(found) == side or (len(found) < side and (found[0] == 0 or found[-1] == 31))

@@ -23,6 +23,7 @@ from edgecifar.runtime.files import sha256
 from edgecifar.runtime.metrics import evaluate
 from edgecifar.train import data, loop
 from edgecifar.train.calibration import fit_temperature
+from edgecifar.train.following import follow
 from edgecifar.train.inference import classify_with, logits_with
 from edgecifar.train.listeners import Silent
 from edgecifar.train.loop import TrainingOptions
@@ -107,16 +108,13 @@ def test_another_seed_other_weights(whole, recipe, tiny, tmp_path, no_plots):
     assert digest(tmp_path / "other") != digest(whole)
 
 
-@pytest.mark.slow
-def test_net_itself_is_reproducible_and_loads_strictly(tmp_path, no_plots):
-    recipe, few = replace(REFERENCE, epochs=1, batch_size=8), data.synthetic(16, 10)
-    for name in ("a", "b"):
-        loop.train(recipe, few, tmp_path / name)
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    fresh = Net(10)
-    fresh.load_state_dict(Run(tmp_path / "a").net().state_dict(), strict=True)
+def test_net_itself_is_trained_and_loads_strictly(tmp_path, no_plots):
+    loop.train(replace(REFERENCE, epochs=1, batch_size=8), data.synthetic(8, 10), tmp_path / "run")
+    trained = Run(tmp_path / "run").net()
     torch.manual_seed(0)
-    assert not torch.equal(fresh.conv1.weight, Net(10).conv1.weight)
+    fresh = Net(10)  # as the training began
+    assert not torch.equal(fresh.conv1.weight, trained.conv1.weight)
+    fresh.load_state_dict(trained.state_dict(), strict=True)
 
 
 def test_random_streams_are_pinned_and_apart():
@@ -269,7 +267,7 @@ def test_a_full_data_run_repeats_its_selection_run_on_all_images_and_is_tested_o
 
     monkeypatch.setattr(loop, "evaluate", counted)
     selection, folder = Run(whole).record, tmp_path / "final"
-    recipe, taken = loop.follow(Run(whole))
+    recipe, taken = follow(Run(whole))
     result = loop.train(recipe, tiny, folder, TrainingOptions(selection_run=taken))
     record = Run(folder).record
     assert record.recipe == replace(selection.recipe, held_out=0.0)
@@ -284,7 +282,7 @@ def test_a_full_data_run_repeats_its_selection_run_on_all_images_and_is_tested_o
 
 
 def test_a_full_data_run_resumes_to_the_same_weights_and_temperature(whole, tmp_path, tiny, no_plots, stopper):
-    recipe, taken = loop.follow(Run(whole))
+    recipe, taken = follow(Run(whole))
     loop.train(recipe, tiny, tmp_path / "once", TrainingOptions(selection_run=taken))
     options = TrainingOptions(listener=stopper("epoch", 2), selection_run=taken)
     with pytest.raises(KeyboardInterrupt):
@@ -300,11 +298,11 @@ def test_a_full_data_run_follows_a_finished_one_that_held_images_out_of_the_same
     with pytest.raises(KeyboardInterrupt):
         loop.train(recipe, tiny, tmp_path / "cut", TrainingOptions(listener=stopper("epoch", 1)))
     with pytest.raises(RunError, match="cut is not finished"):
-        loop.follow(Run(tmp_path / "cut"))
+        follow(Run(tmp_path / "cut"))
     loop.train(replace(recipe, epochs=1, held_out=0.0), tiny, tmp_path / "all")
     with pytest.raises(RunError, match="held no images out"):
-        loop.follow(Run(tmp_path / "all"))
-    full, taken = loop.follow(Run(whole))
+        follow(Run(tmp_path / "all"))
+    full, taken = follow(Run(whole))
     other = data.synthetic(40, 20, seed=1)
     with pytest.raises(RunError, match="other data") as caught:
         loop.train(full, other, tmp_path / "other", TrainingOptions(selection_run=taken))

@@ -35,6 +35,7 @@ def test_reference_is_the_reference_experiment():
         "cuda_epochs": 0,
         "net": "net",
         "head_lr": 0.0,
+        "balance": False,
     }
 
 

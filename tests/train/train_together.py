@@ -2,8 +2,6 @@
 
 train_together.py library FOLDER    train FOLDER/recipes.json, {name: recipe}, each into FOLDER/name; end the run
                                     FOLDER/one, and begin the run FOLDER/two with the first recipe
-train_together.py net FOLDER        train Net itself in float64, by the first of FOLDER/recipes.json, into
-                                    FOLDER/net-PROCESSES
 train_together.py train ...         `edgecifar train ...`, whose loss is not finite any more in the second epoch
 """
 
@@ -21,11 +19,10 @@ from edgecifar.runtime.files import write_file
 from edgecifar.train import data, distributed, loop, plots, run
 from edgecifar.train.listeners import Silent
 from edgecifar.train.loop import TrainingOptions
-from edgecifar.train.net import Net
-from edgecifar.train.nets import NETS
 from edgecifar.train.recipes import RECIPES, Recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+import double_net  # noqa: F401  the net "double"
 import small_net  # noqa: F401  the net "small"
 
 DRAWN = data.synthetic(40, 20)
@@ -52,25 +49,6 @@ def library(root: Path) -> None:
             sys.stdout.write(f"process {group.rank} of {group.size}\n")
 
 
-class DoubleNet(Net):
-    """Net in float64."""
-
-    def __init__(self, classes: int, dropout: float) -> None:
-        super().__init__(classes, dropout)
-        self.double()
-
-    def forward(self, x):
-        return super().forward(x.double())
-
-
-def whole_net(root: Path) -> None:
-    NETS["double"] = DoubleNet
-    recipe = Recipe(**next(iter(json.loads((root / "recipes.json").read_text()).values())))
-    with distributed.joined() as group:
-        options = TrainingOptions(group.connect(torch.device("cpu")), group=group)
-        loop.train(recipe, DRAWN, root / f"net-{group.size}", options)
-
-
 def command() -> None:
     factor = Recipe.lr_factor
     Recipe.lr_factor = lambda self, step, steps: 1e38 if step == steps // 2 else factor(self, step, steps)
@@ -83,10 +61,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in ("confusion", "curves"):
         setattr(plots, name, lambda _, path: write_file(path, b"drawn"))
-    match sys.argv[1]:
-        case "library":
-            library(Path(sys.argv[2]))
-        case "net":
-            whole_net(Path(sys.argv[2]))
-        case _:
-            command()
+    if sys.argv[1] == "library":
+        library(Path(sys.argv[2]))
+    else:
+        command()

@@ -1,0 +1,93 @@
+"""The page's preprocessing in JavaScript gives the very bytes of `load_picture`, for PNG of every kind."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgecifar.runtime.contract import CIFAR10, FITS
+from edgecifar.runtime.errors import PictureError
+from edgecifar.runtime.pictures import load_picture
+
+
+@pytest.fixture
+def in_javascript(node):
+    """Inputs, or sentences, that the page's modules make of (file, contract) pairs."""
+
+    def call(pairs):
+        jobs = [
+            {"file": str(file), "size": contract.size, "steps": contract.as_json()["preprocessing"]}
+            for file, contract in pairs
+        ]
+        ran = subprocess.run(
+            [node, Path(__file__).with_name("pixels.mjs")],
+            input=json.dumps(jobs),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        made = json.loads(ran.stdout)
+        return [
+            np.frombuffer(base64.b64decode(found), np.uint8).reshape(contract.picture_shape)
+            if isinstance(found, str)
+            else found["error"]
+            for found, (_, contract) in zip(made, pairs, strict=True)
+        ]
+
+    return call
+
+
+def in_python(file, contract):
+    try:
+        return load_picture(file, contract)
+    except PictureError as error:
+        return str(error)
+
+
+def test_every_size_fit_and_orientation(in_javascript, tmp_path):
+    rng = np.random.default_rng(25)
+    pairs = []
+    for number in range(150):
+        width, height = (int(np.exp(rng.uniform(0, np.log(500)))) for _ in range(2))
+        if number % 10 == 0:
+            width, height = int(rng.integers(1, 40)), int(rng.integers(1, 3000))
+        noise = rng.integers(0, 256, (height, width, 3 + number % 2), np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = number % 9
+        file = tmp_path / f"{number}.png"
+        Image.fromarray(noise).save(file, compress_level=1, exif=exif)
+        contract = replace(CIFAR10.with_fit(FITS[number % 3]), size=(32, 24, 96)[number // 3 % 3])
+        pairs.append((file, contract))
+    for (file, contract), found in zip(pairs, in_javascript(pairs), strict=True):
+        expected = in_python(file, contract)
+        np.testing.assert_array_equal(found, expected, err_msg=f"{file} {contract.fit} {contract.size}")
+
+
+def test_every_kind_of_png(in_javascript, tmp_path, monkeypatch):
+    """The corpus's: all depths, palettes, transparent colours, gamma, interlaced, damaged metadata."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "pictures"))
+    from corpus import variants  # pyright: ignore[reportMissingImports]
+
+    found = [variant for variant in variants() if variant.format in ("PNG", "APNG")]
+    assert len(found) > 150
+    pairs = []
+    for number, variant in enumerate(found):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(variant.data)
+        pairs.append((file, CIFAR10))
+    wrong = []
+    for variant, (file, contract), made in zip(found, pairs, in_javascript(pairs), strict=True):
+        expected = in_python(file, contract)
+        if isinstance(expected, str) or isinstance(made, str):
+            if type(expected) is not type(made):
+                wrong.append((variant.name, expected if isinstance(expected, str) else made))
+        elif np.abs(made.astype(int) - expected).max() > 1:
+            wrong.append((variant.name, int(np.abs(made.astype(int) - expected).max())))
+    assert wrong == [], wrong

@@ -1,0 +1,97 @@
+"""What depends on the number of pictures: batch, epochs, the weight of classes, and what so few can decide."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+
+from ..runtime.metrics import wilson_interval
+from .data import Dataset
+from .inspection import MAX_IMBALANCE
+from .recipes import Recipe
+
+log = logging.getLogger("edgecifar")
+
+BATCHES = 10
+"""An epoch of own pictures has at least so many steps, unless batches would be smaller than `MIN_BATCH_SIZE`."""
+
+MIN_BATCH_SIZE = 16
+"""Batch norm's statistics of fewer pictures are too rough."""
+
+MIN_STEPS = 500
+"""A training on own pictures takes at least about so many steps; with fewer, a net from nothing learns little."""
+
+DEFAULT_BUDGET = 0.2
+"""Points of held-out accuracy, in per cent, that an export's `edge` may lose unless told otherwise."""
+
+TYPICAL_ACCURACY = 0.9
+"""The interval of a figure that is not known yet is said for this accuracy."""
+
+
+def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
+    """Return `recipe` with what depends on the number of pictures set for `dataset`, and log what was changed and why.
+
+    Nothing changes where the pictures are CIFAR-10's or drawn ones: the recipes are made for those.
+
+    Args:
+        recipe: how the net would be trained.
+        dataset: what it is trained on.
+        given: settings, by the names of `Recipe`'s fields, that somebody decided and that stay as they are.
+    """
+    if not dataset.is_own:
+        return recipe
+    trained_on, held_out = dataset.hold_out(recipe.held_out)
+    images, changed = len(trained_on), []
+    if "batch_size" not in given:
+        batch_size = min(recipe.batch_size, max(MIN_BATCH_SIZE, images // BATCHES))
+        if batch_size != recipe.batch_size:
+            changed.append(f"batch size {batch_size} instead of {recipe.batch_size}")
+            if "lr" not in given:  # smaller batches have noisier gradients: the rates fall by the root of the ratio
+                share = math.sqrt(batch_size / recipe.batch_size)
+                recipe = replace(recipe, lr=recipe.lr * share, muon_lr=recipe.muon_lr * share)
+                changed.append(f"learning rates times {share:.2f}")
+            recipe = replace(recipe, batch_size=batch_size)
+    if "epochs" not in given:
+        epochs = max(recipe.epochs, math.ceil(MIN_STEPS / math.ceil(images / recipe.batch_size)))
+        if epochs != recipe.epochs:
+            changed.append(f"{epochs} epochs instead of {recipe.epochs}")
+            recipe = replace(recipe, epochs=epochs)
+    if changed:
+        log.info("The recipe is adapted to %s training pictures: %s.", f"{images:,}", ", ".join(changed))
+    if "balance" not in given and (ratio := imbalance(dataset.train_labels[trained_on])) > MAX_IMBALANCE:
+        log.info("The largest class has %.1f times the pictures of the smallest: each class counts the same.", ratio)
+        recipe = replace(recipe, balance=True)
+    if recipe.held_out and (remark := held_out_remark(len(held_out), DEFAULT_BUDGET)):
+        log.warning("%s Give more to --val, or add pictures.", remark)
+    return recipe
+
+
+def imbalance(labels: np.ndarray) -> float:
+    """Return how many times as large the largest class among `labels`, integer [N], is as the smallest."""
+    counts = np.unique(labels, return_counts=True)[1]
+    return float(counts.max() / counts.min())
+
+
+def held_out_remark(images: int, budget: float) -> str:
+    """Return a sentence on a held-out set that is too small to decide on a budget of accuracy; "" where it is not.
+
+    It is too small where a single image weighs more than the budget.
+
+    Args:
+        images: how many are held out.
+        budget: points of accuracy, in per cent.
+    """
+    if not images:
+        return "No pictures are held out: there are none to decide on."
+    if 100 / images <= budget:
+        return ""
+    low, high = wilson_interval(round(TYPICAL_ACCURACY * images), images)
+    return (
+        f"Only {images:,} pictures are held out for decisions: one of them is {100 / images:.1f} points, and the 95 % "
+        f"interval of some {100 * TYPICAL_ACCURACY:.0f} % accuracy is {100 * (high - low):.0f} points wide, while an "
+        f"export's --budget allows a loss of {budget:g}."
+    )

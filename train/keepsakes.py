@@ -1,0 +1,135 @@
+"""What a run keeps of own pictures: a short report, a contact sheet, and what the net is most wrong about."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime.files import write_file
+from . import plots
+from .data import Dataset
+from .folders import Pictures, SplitPictures
+from .inspection import Pair, Report, draw_sheet
+
+log = logging.getLogger("edgecifar")
+
+DATA, DATA_SHEET, MISTAKES, MISTAKES_SHEET = "data.json", "data.png", "mistakes.json", "mistakes.png"
+
+SHEET_SIDE = 6
+"""The sheet of mistakes has so many rows and columns."""
+
+CAPTION = 14
+"""Characters of a label in a caption; what is longer is cut."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test picture that the net takes for another class.
+
+    Attributes:
+        path: of the file, relative to the data.
+        true: its label.
+        predicted: the class that the net takes it for.
+        margin: the probability of that class minus that of the true one, 0 to 1.
+    """
+
+    path: str
+    true: str
+    predicted: str
+    margin: float
+
+
+def keep_data(dataset: Dataset, folder: Path) -> None:
+    """Write data.json and data.png into a run's folder, and log exact duplicates that stand where they should not.
+
+    It says what is known without looking at the pictures once more; `inspect` says more. Data sets that are no own
+    pictures have neither.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    if dataset.pictures is None:
+        return
+    pictures, pairs = dataset.pictures.pictures, tuple(_wrong_duplicates(dataset.pictures))
+    unreadable = {pictures.entries[row].path: error for row, error in pictures.errors.items()}
+    remarks = list(pictures.listing.remarks)
+    if pictures.listing.left_out.reasons:
+        remarks.append(f"{pictures.listing.left_out}.")
+    report = Report(
+        source=str(pictures.listing.source),
+        layout=pictures.listing.layout,
+        counts=dataset.origin["pictures"],
+        unreadable=unreadable,
+        pairs=pairs,
+        small=(),
+        long=(),
+        remarks=tuple(remarks),
+    )
+    for sentence in Report("", "", {}, {}, pairs, (), (), ()).problems():
+        log.warning("%s", sentence)
+    document = {name: value for name, value in report.as_json().items() if name not in ("small", "long")}
+    document["note"] = "Exact duplicates under two labels or in two splits only: 'edgecifar inspect' looks for more."
+    write_file(folder / DATA, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    draw_sheet(pictures, folder / DATA_SHEET)
+
+
+def _wrong_duplicates(split: SplitPictures) -> list[Pair]:
+    """Return the files that are equal byte for byte under two labels or in two splits."""
+    pictures: Pictures = split.pictures
+    first: dict[str, int] = {}
+    pairs = []
+    for row, (entry, digest) in enumerate(zip(pictures.entries, pictures.digests, strict=True)):
+        if row in pictures.errors or (one := first.setdefault(digest, row)) == row:
+            continue
+        other = pictures.entries[one]
+        splits = str(split.splits[one]), str(split.splits[row])
+        pair = Pair(other.path, entry.path, True, (other.label, entry.label), splits)
+        if pair.is_leak or pair.is_contradiction:
+            pairs.append(pair)
+    return pairs
+
+
+def keep_mistakes(dataset: Dataset, probabilities: np.ndarray, folder: Path) -> list[Mistake]:
+    """Write mistakes.json and, as a sheet, mistakes.png: the test pictures that the net is most wrong about.
+
+    That is where wrong labels show. Data sets that are no own pictures, and nets without a mistake, have neither.
+
+    Args:
+        dataset: what was trained and tested on.
+        probabilities: of the test images, float32 [N, classes].
+        folder: the run's.
+
+    Returns:
+        The mistakes, the worst first.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    if dataset.pictures is None:
+        return []
+    labels, names, paths = dataset.test_labels, dataset.contract.labels, dataset.pictures.tested
+    rows = np.arange(len(labels))
+    predicted = probabilities.argmax(1)
+    margins = probabilities[rows, predicted] - probabilities[rows, labels]
+    worst = [row for row in np.argsort(-margins, kind="stable")[: SHEET_SIDE**2] if predicted[row] != labels[row]]
+    mistakes = [Mistake(paths[r], names[labels[r]], names[predicted[r]], round(float(margins[r]), 6)) for r in worst]
+    if not mistakes:
+        return []
+    document = json.dumps([asdict(mistake) for mistake in mistakes], indent=2, ensure_ascii=False)
+    write_file(folder / MISTAKES, (document + "\n").encode())
+    captions = [f"{_short(m.true)}\nas {_short(m.predicted)} {m.margin:.2f}" for m in mistakes]
+    lines = [
+        (captions[start : start + SHEET_SIDE], [dataset.test_images[row] for row in worst[start : start + SHEET_SIDE]])
+        for start in range(0, len(worst), SHEET_SIDE)
+    ]
+    title = "Test pictures that the net is most wrong about: label, prediction, difference of their probabilities"
+    plots.sheet(lines, folder / MISTAKES_SHEET, title, cell=1.3)
+    return mistakes
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= CAPTION else f"{label[: CAPTION - 1]}…"
