@@ -86,15 +86,17 @@ def run(command: Sequence[str | Path]) -> Ran:
         EdgecifarError: it fails.
     """
     begin = time.perf_counter()
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen([*map(str, command)], start_new_session=True, **pipes)
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, _memory(process.pid))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.2)
-    seconds = time.perf_counter() - begin
-    said = process.stdout.read() if process.stdout else ""
+    with tempfile.TemporaryFile() as output:
+        arguments = [*map(str, command)]
+        process = subprocess.Popen(arguments, start_new_session=True, stdout=output, stderr=subprocess.STDOUT)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, _memory(process.pid))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        seconds = time.perf_counter() - begin
+        output.seek(0)
+        said = output.read().decode(errors="replace")
     rates = re.findall(r"([\d,.]+)/s\.?\s*$", said, re.MULTILINE)
     if process.returncode or not rates:
         last = (said.strip().splitlines() or ["it says nothing"])[-1]

@@ -44,7 +44,8 @@ def job(pictures: ray.data.Dataset, bundle: PackedBundle, out: str, marker: str 
 
 
 def main(bundle: str, folder: str, out: str, marker: str | None = None) -> None:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 2, "include_dashboard": False}
+    ray.init(log_to_driver=False, **own)
     packed = PackedBundle.of(bundle)
     if marker:
         job(ray.data.read_binary_files(folder, include_paths=True), packed, out, marker)

@@ -1,0 +1,55 @@
+"""The benchmark of many pictures: its pictures, its processes and what it says of them."""
+
+from __future__ import annotations
+
+import sys
+
+import bulk
+import pytest
+from PIL import Image
+
+from edgecifar.runtime.errors import EdgecifarError
+
+
+def test_pictures_are_of_the_kind_and_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "UNIQUE", {"jpeg": 1, "png": 5})
+    for kind, suffix, size, count in (("jpeg", ".jpg", (1600, 1200), 3), ("png", ".png", (32, 32), 12)):
+        paths = sorted(bulk.make_pictures(tmp_path / kind, kind, count).iterdir())
+        assert [path.name for path in paths] == [f"{number:06}{suffix}" for number in range(count)]
+        assert {path.stat().st_ino for path in paths} == {path.stat().st_ino for path in paths[: bulk.UNIQUE[kind]]}
+        with Image.open(paths[-1]) as image:
+            assert image.size == size
+            assert image.format == kind.upper()
+
+
+def test_a_process_says_its_rate_last():
+    found = bulk.run([sys.executable, "-c", "import time; print('9/s\\nrows: 1 in 2 s, 1,234.5/s.'); time.sleep(0.3)"])
+    assert found.rate == 1234.5
+    assert found.seconds > 0.3
+    assert sys.platform != "linux" or found.mib > 3
+
+
+@pytest.mark.parametrize("code", ["print('fast')", "print('3/s'); raise SystemExit(1)"])
+def test_a_process_that_fails_or_says_no_rate(code):
+    with pytest.raises(EdgecifarError, match="run it by hand"):
+        bulk.run([sys.executable, "-c", code])
+
+
+def test_runs_take_turns():
+    order: list[str] = []
+
+    def runs(name):
+        return lambda: order.append(name) or bulk.Ran(len(order), 1, 1)
+
+    found = bulk.in_turns({name: runs(name) for name in "abc"}, 2)
+    assert order == ["a", "b", "c", "b", "c", "a"]
+    assert [ran.rate for ran in found["b"]] == [2, 4]
+
+
+def test_a_row_holds_the_median_and_the_extremes():
+    row = bulk.row("s", "w", 10, [bulk.Ran(rate, rate, 5) for rate in (1.0, 9.0, 2.0)], share=0.5)
+    assert (row["images_per_second"], row["least"], row["most"], row["n"]) == (2, 1, 9, 3)
+    assert row["share"] == 0.5
+    text = bulk.table([row])
+    assert "share 0.50" in text
+    assert "1 to 9" in text
