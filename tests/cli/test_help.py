@@ -60,7 +60,7 @@ def test_a_commands_help_begins_with_its_line_in_the_list_and_ends_with_examples
     usage, _, first, *lines = edgecifar(name, "--help").stdout.rstrip().splitlines()
     assert f" {name} " in usage
     assert first.strip().startswith(SUBCOMMANDS[name][1])
-    examples = lines[lines.index("Examples:") + 1 :]
+    examples = lines[[line.strip() for line in lines].index("Examples:") + 1 :]
     assert sum(f"edgecifar {name}" in example for example in examples) >= 2
 
 
