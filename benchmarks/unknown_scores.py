@@ -52,7 +52,7 @@ class Answers:
 
 
 def max_softmax(given: Answers) -> np.ndarray:
-    """Score as Hendrycks and Gimpel do, A baseline for detecting misclassified and out-of-distribution examples, 2017."""
+    """Score as Hendrycks and Gimpel do, A baseline for detecting misclassified … examples in neural networks, 2017."""
     return given.probabilities.max(1)
 
 
