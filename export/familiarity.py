@@ -130,24 +130,20 @@ def _learn(
     return Detectors((layer.weight.detach() / scale).numpy(), layer.bias.detach().numpy())
 
 
-def last_layer(model: Deployed | DeployedResidual) -> nn.Linear:
-    """Return the layer that gives the logits."""
-    return model.fc3 if isinstance(model, Deployed) else model.head
-
-
 @torch.inference_mode()
 def hidden_of(model: Deployed | DeployedResidual, images: np.ndarray) -> np.ndarray:
     """Return what the last layer reads of all `images`, uint8 [N, size, size, 3], in torch: float32 [N, features]."""
     return in_batches(lambda some: model.hidden(torch.from_numpy(some)).numpy(), images)
 
 
-def file_hidden(model: onnx.ModelProto, contract: Contract, images: np.ndarray) -> np.ndarray:
-    """Return what the last layer of an ONNX model reads of all `images`, float32 [N, features]."""
-    probe, name = onnx.ModelProto(), _last(model, contract).input[0]
-    probe.CopyFrom(model)
-    probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    session = import_onnxruntime().InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    return in_batches(lambda some: session.run([name], {contract.input_name: some})[0], images)
+def tensor_of(model: onnx.ModelProto, contract: Contract, name: str) -> Function:
+    """Return what maps uint8 [N, size, size, 3] to the tensor `name` of an ONNX model, one with a row an image."""
+    if all(output.name != name for output in model.graph.output):
+        inside, model = model, onnx.ModelProto()
+        model.CopyFrom(inside)
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    session = import_onnxruntime().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda images: in_batches(lambda some: session.run([name], {contract.input_name: some})[0], images)
 
 
 def head_of(model: onnx.ModelProto, contract: Contract) -> tuple[np.ndarray, np.ndarray]:
@@ -257,23 +253,20 @@ def add(path: Path, contract: Contract, examples: Examples) -> Added | None:
         model = onnx.load(path)
     except DecodeError:
         return None
-    known, unknown = (file_hidden(model, contract, images) for images in (examples.known, examples.unknown))
+    hidden = tensor_of(model, contract, _last(model, contract).input[0])
+    known, unknown = hidden(examples.known), hidden(examples.unknown)
     if not np.isfinite(known).all() or not np.isfinite(unknown).all():
         return None
     detectors = learn(known, unknown, head_of(model, contract))
     described = {entry.key: entry.value for entry in model.metadata_props}
     provenance: Mapping[str, Any] = json.loads(described[METADATA_PREFIX + "provenance"])
     append(model, contract, detectors)
-    found = fit_threshold(lambda images: _of_file(model, contract, images), examples.held_out, examples.drawn)
+    found = fit_threshold(
+        tensor_of(model, contract, contract.familiarity_name or NAME), examples.held_out, examples.drawn
+    )
     more = {} if found is None else {"familiarity": {"threshold": found.threshold}}
     onnx_format.save(model, path, contract, provenance, more)
     return Added(detectors, found)
-
-
-def _of_file(model: onnx.ModelProto, contract: Contract, images: np.ndarray) -> np.ndarray:
-    name = contract.familiarity_name
-    session = import_onnxruntime().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return in_batches(lambda some: session.run([name], {contract.input_name: some})[0], images)
 
 
 def fit_threshold(
