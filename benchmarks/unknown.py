@@ -20,7 +20,6 @@ images with normal noise, of the standard deviations in `NOISE`.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -255,7 +254,6 @@ def _percent(share: float | None) -> str:
 
 def main() -> None:
     """Measure and report."""
-    logging.getLogger("edgecifar").addHandler(logging.StreamHandler())
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path, nargs="?", help="by default the one installed with the package")
     parser.add_argument("--near", type=Path, metavar="RUNS", help="train and measure the 6-4 splits into this folder")
