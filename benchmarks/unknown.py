@@ -184,7 +184,7 @@ def near(dataset: datasets.Dataset, folder: Path, epochs: int, splits: int) -> l
     """Train, export and measure a net for each of the first `splits` of `SPLITS`; what is in `folder` is not redone.
 
     Args:
-        dataset: CIFAR-10, or another of ten classes.
+        dataset: of the classes that `SPLITS` number.
         folder: runs and bundles are kept in it.
         epochs: of the recipe `fast`.
         splits: how many.

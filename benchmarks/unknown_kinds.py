@@ -31,7 +31,7 @@ EMOJI = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 EMOJI_SIZE = 109
 """The only size, in pixels, that the emoji font has."""
 
-SIDE = 128
+CANVAS = 128
 """Pixels of a side at which pictures are drawn, before the contract scales them."""
 
 DRAWN = 300
@@ -97,7 +97,7 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _canvas(rng: np.random.Generator) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    image = Image.new("RGB", (SIDE, SIDE), _colour(rng))
+    image = Image.new("RGB", (CANVAS, CANVAS), _colour(rng))
     return image, ImageDraw.Draw(image)
 
 
@@ -116,7 +116,7 @@ def simple_shapes(rng: np.random.Generator) -> Image.Image:
     """Draw one to four discs, rectangles or triangles on a plain ground."""
     image, pen = _canvas(rng)
     for _ in range(rng.integers(1, 5)):
-        x, y, radius = (*rng.uniform(20, SIDE - 20, 2), rng.uniform(10, 45))
+        x, y, radius = (*rng.uniform(20, CANVAS - 20, 2), rng.uniform(10, 45))
         kind, colour = rng.integers(3), _colour(rng)
         if kind == 0:
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
@@ -131,7 +131,7 @@ def simple_shapes(rng: np.random.Generator) -> Image.Image:
 def stars_and_wheels(rng: np.random.Generator) -> Image.Image:
     """Draw a colour wheel, a star, a spiral or rings."""
     image, pen = _canvas(rng)
-    x, y, radius, kind = *rng.uniform(48, SIDE - 48, 2), rng.uniform(30, 60), rng.integers(4)
+    x, y, radius, kind = *rng.uniform(48, CANVAS - 48, 2), rng.uniform(30, 60), rng.integers(4)
     if kind == 0:
         parts = int(rng.integers(3, 13))
         for part in range(parts):
@@ -160,7 +160,7 @@ def stars_and_wheels(rng: np.random.Generator) -> Image.Image:
 
 def stripes_and_checks(rng: np.random.Generator) -> Image.Image:
     """Draw stripes at any angle, or a chequered pattern."""
-    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+    y, x = np.mgrid[:CANVAS, :CANVAS] / CANVAS
     angle, waves = rng.uniform(0, math.pi), rng.uniform(2, 14)
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     pattern = np.sin(2 * math.pi * waves * along)
@@ -170,18 +170,18 @@ def stripes_and_checks(rng: np.random.Generator) -> Image.Image:
 
 
 def _turbulence(rng: np.random.Generator, falling: float) -> np.ndarray:
-    """Return smooth noise in 0 to 1, float [SIDE, SIDE], whose amplitude falls with frequency to the power given."""
-    frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
+    """Return smooth noise in 0 to 1, float [CANVAS, CANVAS], whose amplitude falls with frequency to the power given."""
+    frequency = np.hypot(np.fft.fftfreq(CANVAS)[:, None], np.fft.rfftfreq(CANVAS)[None])
     frequency[0, 0] = 1
-    spectrum = np.fft.rfft2(rng.normal(size=(SIDE, SIDE))) / frequency**falling
+    spectrum = np.fft.rfft2(rng.normal(size=(CANVAS, CANVAS))) / frequency**falling
     spectrum[0, 0] = 0
-    values = np.fft.irfft2(spectrum, s=(SIDE, SIDE))
+    values = np.fft.irfft2(spectrum, s=(CANVAS, CANVAS))
     return (values - values.min()) / np.ptp(values)
 
 
 def natural_textures(rng: np.random.Generator) -> Image.Image:
     """Draw something like cells, marble or wood."""
-    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+    y, x = np.mgrid[:CANVAS, :CANVAS] / CANVAS
     kind = rng.integers(3)
     if kind == 0:
         seeds = rng.uniform(0, 1, (int(rng.integers(8, 60)), 2))
@@ -196,8 +196,8 @@ def natural_textures(rng: np.random.Generator) -> Image.Image:
 
 def uniform_noise(rng: np.random.Generator) -> Image.Image:
     """Draw each value of each pixel by itself, or of squares of 2 to 8 pixels."""
-    square = 4 * int(rng.integers(1, 3))  # at SIDE pixels; the contract shrinks them
-    values = rng.integers(0, 256, (SIDE // square, SIDE // square, 3))
+    square = 4 * int(rng.integers(1, 3))  # at CANVAS pixels; the contract shrinks them
+    values = rng.integers(0, 256, (CANVAS // square, CANVAS // square, 3))
     return _picture(values.repeat(square, 0).repeat(square, 1).astype(float))
 
 
@@ -207,7 +207,7 @@ def other_noise(rng: np.random.Generator) -> Image.Image:
     if kind == 0:
         falling = rng.uniform(0.7, 1.6)
         return _picture(255 * np.stack([_turbulence(rng, falling) for _ in range(3)], 2))
-    coarse = SIDE // 4
+    coarse = CANVAS // 4
     if kind == 1:
         values = np.array(_colour(rng)) + rng.normal(0, rng.uniform(20, 80), (coarse, coarse, 3))
     else:
@@ -227,7 +227,7 @@ def _written(rng: np.random.Generator, letters: str, size: tuple[int, int], ink:
     image, pen = _canvas(rng)
     height = int(rng.integers(*size))
     font = ImageFont.load_default(height)
-    for y in range(int(rng.integers(0, 10)), SIDE, int(height * 1.25)):
+    for y in range(int(rng.integers(0, 10)), CANVAS, int(height * 1.25)):
         pen.text((int(rng.integers(-20, 4)), y), _words(rng, letters), font=font, fill=ink)
     return image
 
@@ -244,13 +244,13 @@ def figures_and_signs(rng: np.random.Generator) -> Image.Image:
     if rng.integers(2):
         return _written(rng, letters, (12, 40), ink)
     image, pen = _canvas(rng)
-    pen.text((SIDE // 2, SIDE // 2), str(rng.choice(list(letters))), ink, ImageFont.load_default(100), anchor="mm")
+    pen.text((CANVAS // 2, CANVAS // 2), str(rng.choice(list(letters))), ink, ImageFont.load_default(100), anchor="mm")
     return image
 
 
 def gradients(rng: np.random.Generator) -> Image.Image:
     """Draw two colours that pass into one another, along a line or around a point."""
-    y, x = np.mgrid[:SIDE, :SIDE] / (SIDE - 1)
+    y, x = np.mgrid[:CANVAS, :CANVAS] / (CANVAS - 1)
     if rng.integers(2):
         angle = rng.uniform(0, 2 * math.pi)
         share = x * math.cos(angle) + y * math.sin(angle)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edgecifar.export import card
+from edgecifar.runtime.manifest import Familiarity
 
 
 def with_labels(bundle, *labels: str):
@@ -89,6 +90,18 @@ def test_a_bundle_of_before_had_its_accuracy_from_all_images(bundle):
         replace(v, parity={k: x for k, x in v.parity.items() if k != "tested"}) for v in bundle.manifest.variants
     )
     assert "agreement: on 430 images" in card.text(replace(bundle.manifest, variants=variants))
+
+
+def test_how_well_it_tells_what_it_does_not_know(bundle):
+    measured = {"drawn": {"images": 9, "auroc": 0.971, "passed": 0.123}}
+    variants = (replace(bundle.manifest.variants[0], familiarity=Familiarity(-1.25, 0.9502, 5000, measured)),)
+    text = card.text(replace(bundle.manifest, variants=variants + bundle.manifest.variants[1:]))
+    assert "| `fp32` | -1.250 | 95.02 % | 12.30 % | not measured | not measured | 97.10 % | not measured |" in text
+    assert "| `edge` | none: too few held-out pictures |" in text
+    assert "`torchscript` | none" not in text
+    without = card.text(replace(bundle.manifest, contract=replace(bundle.contract, familiarity_name=None)))
+    assert "None of these" not in without
+    assert "at times with confidence" in without
 
 
 def test_accuracy_that_was_not_measured(bundle):

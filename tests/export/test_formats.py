@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import narrow_net
@@ -166,4 +166,5 @@ def test_writing_to_a_place_that_is_not_there_is_an_os_error(deployed, small, tm
 
 @pytest.mark.parametrize("file", ["model.torchscript.pt", "model.pt2", "model.onnx", "model.edge.onnx"])
 def test_a_file_alone_says_its_contract(bundle, file):
-    assert models.load(bundle.folder / file, provider="cpu").contract == bundle.contract
+    contract = bundle.contract if file.endswith(".onnx") else replace(bundle.contract, familiarity_name=None)
+    assert models.load(bundle.folder / file, provider="cpu").contract == contract
