@@ -170,7 +170,7 @@ def stripes_and_checks(rng: np.random.Generator) -> Image.Image:
 
 
 def _turbulence(rng: np.random.Generator, falling: float) -> np.ndarray:
-    """Return smooth noise in 0 to 1, float [CANVAS, CANVAS], whose amplitude falls with frequency to the power given."""
+    """Return smooth noise in 0 to 1, float [CANVAS, CANVAS], whose amplitude falls with a power of the frequency."""
     frequency = np.hypot(np.fft.fftfreq(CANVAS)[:, None], np.fft.rfftfreq(CANVAS)[None])
     frequency[0, 0] = 1
     spectrum = np.fft.rfft2(rng.normal(size=(CANVAS, CANVAS))) / frequency**falling
