@@ -88,12 +88,17 @@ def export(
             path = folder / target.file
             log.info("Writing %s …", target.file)
             made[target] = target.make(path)
+            problem = ""
             if target.format == ONNX and source.examples:
-                score = familiarity.add(path, source.onnx_contract, source.examples)
-                added |= {target.name: score} if score else {}
+                try:
+                    added[target.name] = familiarity.add(path, source.onnx_contract, source.examples)
+                except ParityError as error:
+                    problem = str(error)
             log.info("Checking %s …", target.file)
             result = _check(path, target, reference, made[target])
-            if result.passed and target.name in added:
+            if result.passed and problem:
+                result = replace(result, failure=problem)
+            elif result.passed and target.name in added:
                 hidden = familiarity.hidden_of(made[target].torch_form or source.model, reference.images)
                 wanted_scores = added[target.name].detectors(hidden)
                 result = _with_familiarity(path, result, wanted_scores, reference.images, target.limits.exact)

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..runtime.contract import METADATA_PREFIX, Contract
-from ..runtime.errors import DataError
+from ..runtime.errors import DataError, ParityError
 from ..runtime.manifest import Familiarity
 from ..runtime.providers import import_onnxruntime
 from .compress.students import DeployedResidual
@@ -239,31 +238,36 @@ class Added:
     threshold: Familiarity | None
 
 
-def add(path: Path, contract: Contract, examples: Examples) -> Added | None:
+def add(path: Path, contract: Contract, examples: Examples) -> Added:
     """Give the ONNX file at `path` the familiarity.
-
-    None where it is no model, or what its last layer reads is not finite: the parity gate says so, too.
 
     Args:
         path: a file without it, as `formats.onnx.save` wrote it; it is replaced.
         contract: with the familiarity's name.
         examples: what it is learnt from.
+
+    Raises:
+        ParityError: it is no such file, or what it gives is not finite; it stays as it is.
     """
     try:
-        model = onnx.load(path)
-    except DecodeError:
-        return None
+        return _add(path, contract, examples)
+    except Exception as error:  # whatever a reader or an engine raises: the gate names the model and goes on
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise ParityError(f"cannot be given a familiarity ({reason})") from error
+
+
+def _add(path: Path, contract: Contract, examples: Examples) -> Added:
+    model = onnx.load(path)
     hidden = tensor_of(model, contract, _last(model, contract).input[0])
     known, unknown = hidden(examples.known), hidden(examples.unknown)
     if not np.isfinite(known).all() or not np.isfinite(unknown).all():
-        return None
+        raise ValueError("its features are not finite")
     detectors = learn(known, unknown, head_of(model, contract))
     described = {entry.key: entry.value for entry in model.metadata_props}
     provenance: Mapping[str, Any] = json.loads(described[METADATA_PREFIX + "provenance"])
     append(model, contract, detectors)
-    found = fit_threshold(
-        tensor_of(model, contract, contract.familiarity_name or NAME), examples.held_out, examples.drawn
-    )
+    scores = tensor_of(model, contract, contract.familiarity_name or NAME)
+    found = fit_threshold(scores, examples.held_out, examples.drawn)
     more = {} if found is None else {"familiarity": {"threshold": found.threshold}}
     onnx_format.save(model, path, contract, provenance, more)
     return Added(detectors, found)

@@ -50,21 +50,29 @@ def _quickly_learnt():
         yield
 
 
-@pytest.fixture
-def quick_onnx(bundle, monkeypatch):
-    """Let the ONNX exporter, which takes seconds, give what it wrote of the same net before."""
+@pytest.fixture(scope="session")
+def plain_onnx(bundle):
+    """An ONNX model of the bundle as it is before the familiarity is added: `plain_onnx("model.onnx")`."""
     import onnx
 
+    def load(file: str) -> onnx.ModelProto:
+        model = onnx.load(bundle.folder / file)
+        added = model.graph.output[2].name
+        for part in (model.graph.node, model.graph.initializer, model.graph.output):
+            for entry in [entry for entry in part if entry.name.startswith(added)]:
+                part.remove(entry)
+        return model
+
+    return load
+
+
+@pytest.fixture
+def quick_onnx(plain_onnx, monkeypatch):
+    """Let the ONNX exporter, which takes seconds, give what it wrote of the same net before."""
     from edgecifar.export.formats import onnx as onnx_format
 
-    plain = onnx.load(bundle.folder / "model.onnx")
-    added = plain.graph.output[2].name  # the familiarity, with what computes it, which is added to every file
-    for part in (plain.graph.node, plain.graph.initializer, plain.graph.output):
-        for entry in [entry for entry in part if entry.name.startswith(added)]:
-            part.remove(entry)
-
     def write(model, path, contract, provenance):
-        onnx_format.save(plain, path, contract, provenance)
+        onnx_format.save(plain_onnx("model.onnx"), path, contract, provenance)
 
     monkeypatch.setattr(onnx_format, "write", write)
 

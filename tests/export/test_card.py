@@ -42,7 +42,7 @@ def test_what_a_reader_must_know_of_the_data_set(bundle, dataset, said):
 
 
 def test_every_row_of_the_table_has_the_columns_of_its_head(bundle):
-    lines = card.text(bundle.manifest).splitlines()
+    lines = card.text(bundle.manifest).split("## None of these")[0].splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + len(bundle.manifest.variants)
     assert len({row.count("|") for row in rows}) == 1

@@ -12,6 +12,7 @@ from edgecifar.export import familiarity
 from edgecifar.export.familiarity import Detectors, Examples, compare, fit_threshold, learn
 from edgecifar.export.outliers import MAKERS, outliers
 from edgecifar.runtime.contract import Contract
+from edgecifar.runtime.errors import ParityError
 from edgecifar.runtime.manifest import Familiarity
 from edgecifar.runtime.session import Session
 
@@ -103,11 +104,13 @@ class TestFile:
         assert isinstance(added.threshold, Familiarity)
         assert added.threshold.measured["drawn"]["auroc"] > 0.5
 
-    def test_what_is_no_model_is_left_to_the_gate(self, contract, tmp_path):
+    def test_what_is_no_model_stays_as_it_is(self, contract, tmp_path):
         path = tmp_path / "model.onnx"
         path.write_bytes(b"no model")
         examples = Examples(NONE, NONE, NONE, NONE)
-        assert familiarity.add(path, replace(contract, familiarity_name="familiarity"), examples) is None
+        with pytest.raises(ParityError, match="familiarity"):
+            familiarity.add(path, replace(contract, familiarity_name="familiarity"), examples)
+        assert path.read_bytes() == b"no model"
 
 
 class TestGate:

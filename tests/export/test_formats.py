@@ -66,7 +66,8 @@ class TestOnnx:
         values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
         shapes = {name: [dim.dim_param or dim.dim_value for dim in tensor.shape.dim] for name, tensor in values.items()}
         assert [value.name for value in model.graph.input] == ["images"]
-        assert shapes == {"images": ["batch", 32, 32, 3], "probabilities": ["batch", 10], "logits": ["batch", 10]}
+        scores = {"probabilities": ["batch", 10], "logits": ["batch", 10], "familiarity": ["batch"]}
+        assert shapes == {"images": ["batch", 32, 32, 3], **scores}
         assert values["images"].elem_type == onnx.TensorProto.UINT8
         assert values["probabilities"].elem_type == values["logits"].elem_type == onnx.TensorProto.FLOAT
 
