@@ -28,6 +28,9 @@ GRAPH = {"cuda": {"enable_cuda_graph": "1"}, "tensorrt": {"trt_cuda_graph_enable
 TF32 = 0.01
 """Largest difference of a probability that TF32 may make, which rounds the factors of products to 10 bits."""
 
+MEMORY: dict[str, str] = {}
+"""onnxruntime's name of the memory of a provider in `GRAPH`, where that is not "cuda"."""
+
 NO_GRAPH: dict[str, dict[str, str]] = {"cuda": {"enable_cuda_graph": "0"}}
 """Settings of sessions that are called bare: the CUDA provider's would record whatever they are given."""
 
@@ -111,7 +114,8 @@ class Measurement:
             resident = None
             if provider in GRAPH:
                 graph = self._session(variant, provider, threads, GRAPH[provider])
-                buffers, replayed = Bound(plain, images, "cuda"), Bound(graph, images, "cuda")
+                memory = MEMORY.get(provider, "cuda")
+                buffers, replayed = Bound(plain, images, memory), Bound(graph, images, memory)
                 for call, made in (("bound", buffers), ("graph", replayed)):
                     entry = Entry({**labels, "call": call}, made.probabilities, bases={BARE: base})
                     checked.append((entry, made.probabilities))
