@@ -50,8 +50,10 @@ RESERVE = 5.0
 
 REHEARSAL = Sizes(
     steps=2,
-    batch_size=4,
+    batch_size=8,
     epochs=1,
+    seeds=1,
+    lengths=("fast:2",),
     batches=(1, 3),
     seconds=0.02,
     rounds=2,
@@ -89,12 +91,14 @@ def tasks(setup: Setup) -> list[Task]:
         for name in ("fast", "best", "reference", "teacher")
     ]
 
+    seeds = setup.sizes.seeds
+
     def training(step: int, name: str, seed: int, seconds: float, teacher: str = "") -> Task:
         said = f"{name}{f' taught by {teacher}' * bool(teacher)}, seed {seed}"
         return Task(step, said, seconds, partial(_train, setup, name, seed, teacher))
 
-    found += [training(2, "fast", seed, 12) for seed in range(3)]
-    found += [training(2, "best", seed, 50) for seed in range(3)]
+    found += [training(2, "fast", seed, 12) for seed in range(seeds)]
+    found += [training(2, "best", seed, 50) for seed in range(seeds)]
     found.append(Task(3, "export of best, seed 0", 60, lambda end: gpu_tasks.export(setup, end)))
     for variant, settings in (("fp16", {}), ("fp32", {}), ("fp32", {"use_tf32": "0"})):
         name = f"{variant} on {setup.kind}{' without TF32' * bool(settings)}"
@@ -106,8 +110,7 @@ def tasks(setup: Setup) -> list[Task]:
         found.append(Task(4, name, 40, lambda end, b=batch: gpu_tasks.other_engines(setup, b, end)))
     # It goes on where it was: what is left is worth beginning.
     found.append(Task(5, "reference, 50 epochs", 20, lambda end: gpu_tasks.experiment(setup, end)))
-    found += [training(6, "fast:20", seed, 15) for seed in range(3)]
-    found += [training(6, "fast:2", seed, 8) for seed in range(3)]
+    found += [training(6, name, seed, 15) for name in setup.sizes.lengths for seed in range(seeds)]
     found += [training(6, "teacher", 0, 30), training(6, "best", 0, 70, "teacher")]
     return found
 
@@ -181,17 +184,15 @@ class Results:
 
 def table(rows: Sequence[Row]) -> str:
     """Return rows as text; a column that is empty throughout is left out, problems stand below."""
-    shown = [
-        {key: value for key, value in row.items() if key not in ("step", "card", "ratios", "problem")} for row in rows
-    ]
-    columns = [
-        name
-        for name in dict.fromkeys(key for row in shown for key in row)
-        if any(row.get(name) not in (None, "") for row in shown)
-    ]
+    hidden = ("step", "card", "ratios", "problem")
+    shown = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
+    every = dict.fromkeys(key for row in shown for key in row)
+    columns = [name for name in every if any(row.get(name) not in (None, "") for row in shown)]
     lines = [columns, *([_cell(row.get(name)) for name in columns] for row in shown)]
     problems = [
-        f"{row['task']}, {row.get('call') or row.get('recipe')}: {row['problem']}" for row in rows if row.get("problem")
+        f"{row['task']}, {row.get('engine') or row.get('variant') or row.get('recipe')}: {row['problem']}"
+        for row in rows
+        if row.get("problem")
     ]
     return "\n".join([report.table(lines), *problems])
 
@@ -244,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--step", type=int, action="append", choices=STEPS, help="only this one; may be repeated")
     given = parser.parse_args(arguments)
     if given.rehearse:
-        device, dataset, sizes = torch.device("cpu"), data.synthetic(40, 20), REHEARSAL
+        device, dataset, sizes = torch.device("cpu"), data.synthetic(30, 20), REHEARSAL
         gpu_tasks.rehearse_on_a_cpu()
     else:
         device, dataset, sizes = choose_device("cuda"), data.load(given.data, download=False), Sizes()

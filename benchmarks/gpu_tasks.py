@@ -58,8 +58,10 @@ class Sizes:
 
     Attributes:
         steps: of the smoke test, a whole epoch.
-        batch_size: images a step in every training; None for the recipe's.
+        batch_size: images a step in every training, and rates that fall with its root; None for the recipe's.
         epochs: of every training; None for the recipe's.
+        seeds: runs of each training.
+        lengths: NAME:EPOCHS, trainings of other lengths than the recipes have.
         batches: images a call in inference.
         seconds: of each entry that is timed.
         rounds: turns of each.
@@ -70,6 +72,8 @@ class Sizes:
     steps: int = 30
     batch_size: int | None = None
     epochs: int | None = None
+    seeds: int = 3
+    lengths: tuple[str, ...] = ("fast:20", "fast:2")
     batches: tuple[int, ...] = (1, 64, 1024)
     seconds: float = 0.5
     rounds: int = 5
@@ -107,7 +111,10 @@ class Setup:
         if epochs:
             recipe = replace(recipe, epochs=int(epochs))
         recipe = replace(recipe, cuda_epochs=0, epochs=sizes.epochs or recipe.epochs)
-        return replace(recipe, batch_size=sizes.batch_size or recipe.batch_size)
+        if sizes.batch_size:
+            rate = recipe.lr * min(1.0, sizes.batch_size / recipe.batch_size) ** 0.5
+            recipe = recipe.with_settings({"batch_size": sizes.batch_size, "lr": rate})
+        return recipe
 
     def run(self, text: str, seed: int) -> Run:
         """Return the run of a recipe and a seed, made or not."""
