@@ -84,8 +84,8 @@ import typer.main
 done("import typer")
 from edgecifar.cli.main import app
 done("import edgecifar.cli")
-predict = typer.main.get_command(app).commands["predict"]
-options = predict.make_context("predict", sys.argv[2:]).params
+group = typer.main.get_command(app)
+options = group.commands["predict"].make_context("predict", sys.argv[2:]).params
 done("command line")
 import numpy
 done("import numpy")

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from . import streams
 
 if TYPE_CHECKING:
     from ..runtime.errors import EdgecifarError
 
-app = typer.Typer(
-    help="Train a small image classifier, prove that its exports equal it, and run it without torch.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # help without boxes: importing rich takes longer than all else that help does
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+FRAME: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,  # help without boxes: importing rich takes longer than all else that help does
+    "pretty_exceptions_show_locals": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""What the command and its subcommands have in common."""
+
+SUBCOMMANDS = {
+    "train": ("training", "Train a net and leave a run folder"),
+    "inspect": ("inspecting", "Report on labelled pictures before training"),
+    "evaluate": ("training", "Measure a model on labelled pictures"),
+    "export": ("exporting", "Export a run into a bundle"),
+    "predict": ("predicting", "Classify pictures of any format and size"),
+    "serve": ("serving", "Serve bundles over HTTP"),
+    "page": ("paging", "Make a static page that classifies in the browser"),
+    "verify": ("bundles", "Check a bundle"),
+    "benchmark": ("bundles", "Measure this machine"),
+    "info": ("bundles", "Say what a model is"),
+}
+"""The module here that holds each subcommand, and its line in the list, in the list's order."""
 
 EXTRAS = {
     "train": "train",
@@ -90,12 +104,25 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return reported
 
 
-def register(*functions: Callable[..., None]) -> None:
-    """Make `functions` the subcommands, in the order of the help text."""
-    for function in functions:
-        # In the list of commands a line is cut to fit; up to its first comma, colon or semicolon it does.
-        short = re.split("[,:;.]", function.__doc__ or "")[0]
-        app.command(short_help=short, epilog=_EPILOGS.get(function.__name__))(function)
+class Subcommands(TyperGroup):
+    """The list of subcommands. A start imports and builds the one that is called: all ten take longer than `--help`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (_, short_help) in SUBCOMMANDS.items():
+            self.add_command(Subcommand(name, short_help=short_help))
+
+
+class Subcommand(TyperCommand):
+    """A subcommand's name and its line in the list; the whole of it is made when it is called."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the subcommand's arguments, by its own options."""
+        name = str(self.name)
+        function = getattr(import_module(f".{SUBCOMMANDS[name][0]}", __package__), name)
+        whole = typer.Typer(**FRAME)
+        whole.command(name, short_help=self.short_help, epilog=_EPILOGS.get(name))(function)
+        return typer.main.get_command(whole).make_context(*args, **kwargs)
 
 
 def fail(sentence: str) -> None:
@@ -154,6 +181,14 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
+
+
+app = typer.Typer(
+    cls=Subcommands,
+    help="Train a small image classifier, prove that its exports equal it, and run it without torch.",
+    no_args_is_help=True,
+    **FRAME,
+)
 
 
 @app.callback()

@@ -177,7 +177,7 @@ def evaluate(
     plot: Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on the test images: accuracy, per class, confusion, NLL, calibration, speed."""
+    """Measure a model on labelled pictures: accuracy, per class, confusion, NLL, calibration, speed."""
     from .evaluating import evaluate_files, own_pictures
 
     if own := own_pictures(data, model):

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from edgecifar.cli.app import SUBCOMMANDS
+
 TORCH = ("torch", "torchvision", "onnx", "onnxscript", "matplotlib", "safetensors", "torchinfo")
 HEAVY = (*TORCH, "onnxruntime", "numpy", "PIL")
 
@@ -48,15 +50,18 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_help_lists_every_command():
     out, _, _ = imported("--help")
-    for name in ("train", "evaluate", "export", "predict", "verify", "benchmark", "info"):
+    for name, (_, short_help) in SUBCOMMANDS.items():
         assert f" {name} " in out
+        assert f" {short_help}\n" in out + "\n"
 
 
-@pytest.mark.parametrize("name", ["predict", "verify", "benchmark", "info"])
-def test_help_ends_with_examples(edgecifar, name):
-    lines = edgecifar(name, "--help").stdout.rstrip().splitlines()
-    examples = [line.strip() for line in lines[-3:]]
-    assert all(f"edgecifar {name}" in example for example in examples)
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_a_commands_help_begins_with_its_line_in_the_list_and_ends_with_examples(edgecifar, name):
+    usage, _, first, *lines = edgecifar(name, "--help").stdout.rstrip().splitlines()
+    assert f" {name} " in usage
+    assert first.strip().startswith(SUBCOMMANDS[name][1])
+    examples = lines[[line.strip() for line in lines].index("Examples:") + 1 :]
+    assert sum(f"edgecifar {name}" in example for example in examples) >= 2
 
 
 def test_version_imports_nothing_heavy():
