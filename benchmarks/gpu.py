@@ -98,8 +98,8 @@ def tasks(setup: Setup) -> list[Task]:
         return Task(step, said, seconds, partial(_train, setup, name, seed, teacher))
 
     found += [training(2, "fast", seed, 12) for seed in range(seeds)]
-    found += [training(2, "best", seed, 50) for seed in range(seeds)]
-    found.append(Task(3, "export of best, seed 0", 60, lambda end: gpu_tasks.export(setup, end)))
+    found += [training(2, "best", seed, 45) for seed in range(seeds)]
+    found.append(Task(3, "export of best, seed 0", 45, lambda end: gpu_tasks.export(setup, end)))
     for variant, settings in (("fp16", {}), ("fp32", {}), ("fp32", {"use_tf32": "0"})):
         name = f"{variant} on {setup.kind}{' without TF32' * bool(settings)}"
         found.append(Task(3, name, 10, lambda end, v=variant, s=settings: gpu_tasks.parity(setup, v, s, end)))

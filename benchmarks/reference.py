@@ -81,7 +81,7 @@ def comparison(run: Run) -> dict[str, Any]:
     return {
         "recipe": record.recipe.name,
         "epochs": record.recipe.epochs,
-        "epochs_done": len(metrics),
+        "epochs_done": metrics[-1]["epoch"],
         "seed": record.seed,
         "hardware": record.conditions.hardware,
         "device": record.conditions.device,
