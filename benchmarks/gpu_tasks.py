@@ -25,7 +25,7 @@ from edgecifar.export.options import ExportOptions
 from edgecifar.export.parity import Limits, Reference, compare, in_batches
 from edgecifar.export.variants import FP16_ACCURACY_DROP, FP16_MAX_PROBABILITY_DIFFERENCE
 from edgecifar.runtime import Bundle
-from edgecifar.runtime.errors import DataError, EdgecifarError
+from edgecifar.runtime.errors import DataError, EdgecifarError, ProviderError
 from edgecifar.runtime.session import Session
 from edgecifar.train import data, loop
 from edgecifar.train.answers import Teachers
@@ -332,6 +332,8 @@ def latency(setup: Setup, batch: int, end: float) -> Iterator[Row]:
     variants = [variant for variant in bundle.manifest.variants if variant.is_onnx]
     entries = entries_of(Measurement(bundle, [batch]), variants, [setup.kind], [1])
     harness.alternate(entries, setup.sizes.seconds, setup.sizes.rounds)
+    if not any(entry.rounds for entry in entries):
+        raise ProviderError(entries[0].problem)  # not done: it is tried again once what it needs is there
     yield from _rows(entries)
 
 
@@ -339,11 +341,25 @@ def other_engines(setup: Setup, batch: int, end: float) -> Iterator[Row]:
     """Time the same net in torch, compiled and not, plain onnxruntime and ours, and the share of the card's peak."""
     del end
     engines_cuda.SIZE = setup.sizes.product
-    engines = CudaEngines(setup.finished("best", 0), setup.bundle(), 1, "reduce-overhead", setup.kind)
     only = list(setup.sizes.engines) if setup.sizes.engines else None
-    entries = list(peers.measure(engines, [batch], setup.sizes.seconds, setup.sizes.rounds, only))
+    with _torch_as_before():
+        engines = CudaEngines(setup.finished("best", 0), setup.bundle(), 1, "reduce-overhead", setup.kind)
+        entries = list(peers.measure(engines, [batch], setup.sizes.seconds, setup.sizes.rounds, only))
     peak = {name: value / 1e12 for name, value in engines.peaks.items()}
     yield from ({**row, "peak_tflops": peak.get(row["precision"])} for row in _rows(entries))
+
+
+@contextlib.contextmanager
+def _torch_as_before() -> Iterator[None]:
+    """Put back at the end what `CudaEngines` sets for the whole process: trainings come after it."""
+    precision, searched = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.benchmark = searched
+        torch.set_num_threads(threads)
 
 
 def _rows(entries: Sequence[harness.Entry]) -> Iterator[Row]:
@@ -382,6 +398,7 @@ def experiment(setup: Setup, end: float) -> Iterator[Row]:
 def rehearse_on_a_cpu() -> None:
     """Let the CPU's provider have what CUDA's has, in its own memory and without graphs, which it has not."""
     onnx_entries.GRAPH["cpu"], onnx_entries.MEMORY["cpu"] = {}, "cpu"
+    harness.CHECKED = 4
     engines_cuda.DTYPES |= {
         "fp16": torch.float32,
         "bf16": torch.float32,

@@ -9,6 +9,7 @@ from functools import partial
 import engines_cuda
 import gpu
 import gpu_tasks
+import harness
 import onnx_entries
 import pytest
 import torch
@@ -162,15 +163,12 @@ def test_no_gpu_is_one_sentence(tmp_path, monkeypatch):
 
 @pytest.fixture
 def restored(monkeypatch):
-    """What a rehearsal changes in the other modules, and in torch, is as before afterwards."""
+    """What a rehearsal changes in the other modules is as before afterwards."""
     for module, name in ((engines_cuda, "DTYPES"), (onnx_entries, "GRAPH"), (onnx_entries, "MEMORY")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
     monkeypatch.setattr(engines_cuda, "GRAPH", onnx_entries.GRAPH)
     monkeypatch.setattr(engines_cuda, "SIZE", engines_cuda.SIZE)
-    precision, searched = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-    yield
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.benchmark = searched
+    monkeypatch.setattr(harness, "CHECKED", harness.CHECKED)
 
 
 @pytest.mark.slow
