@@ -11,7 +11,7 @@ import pytest
 from edgecifar.runtime import bound as bounds
 from edgecifar.runtime.bound import CALLS_BEFORE, GRAPH_ID, MAX_GRAPHS, NO_GRAPH, Bound, Graphs, gpu_lock
 from edgecifar.runtime.errors import ModelError
-from edgecifar.runtime.session import Session
+from edgecifar.runtime.session import Session, import_onnxruntime
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -150,3 +150,26 @@ class TestSession:
         monkeypatch.setattr(ort.InferenceSession, "run", fail)
         with pytest.raises(ModelError, match="out of memory"):
             session.probabilities(images)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(CUDA not in import_onnxruntime().get_available_providers(), reason="needs onnxruntime-gpu")
+def test_on_a_gpu(session, tiny, images, recorded, caplog):
+    """In every call, recorded or not, by two threads: what the CPU says, but for TF32."""
+    cuda = Session((tiny / "model.onnx").read_bytes(), provider="cuda")
+    names, wrong = session.contract.output_names, []
+
+    def work() -> None:
+        for turn in range(4 * (CALLS_BEFORE + 3)):
+            given = np.roll(images[: 2 + turn % 3], turn, axis=0)
+            found, wanted = cuda.outputs(given), session.outputs(given)
+            wrong.extend(n for n, a, b in zip(names, found, wanted, strict=True) if not np.allclose(a, b, atol=0.05))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert sorted(recorded) == 2 * [(2, 2)] + 2 * [(3, 3)] + 2 * [(4, 4)]
+    assert "without graphs" not in caplog.text
