@@ -32,7 +32,8 @@ import gpu_tasks
 import harness
 import report
 import torch
-from gpu_tasks import OutOfTimeError, Row, Setup, Sizes
+from gpu_setup import Setup, Sizes
+from gpu_tasks import OutOfTimeError, Row
 
 from edgecifar.runtime.errors import DataError
 from edgecifar.runtime.files import make_folder, write_file

@@ -14,7 +14,8 @@ import onnx_entries
 import pytest
 import torch
 from gpu import DONE, FAILED, LEFT_OUT, STOPPED, Results, Task, measure
-from gpu_tasks import OutOfTimeError, Setup, Sizes, Watch
+from gpu_setup import Setup, Sizes
+from gpu_tasks import OutOfTimeError, Watch
 
 from edgecifar.runtime.errors import DataError, EdgecifarError, ProviderError
 from edgecifar.runtime.files import write_file
