@@ -29,7 +29,7 @@ BATCH, COUNT, CLASSES = 4, 43, 10
 EVERY = {
     **RECIPES,
     "adam": replace(RECIPES["reference"], optimizer="adam", weight_decay=1e-4),
-    "no momentum": replace(RECIPES["reference"], momentum=0.0),
+    "no momentum": replace(RECIPES["reference"], momentum=0.0, lr=0.05),
     "balanced": replace(RECIPES["fast"], balance=True, label_smoothing=0.1),
 }
 
