@@ -19,7 +19,7 @@ from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, ONNX, PARITY, Manife
 from ..train.data import SYNTHETIC, Dataset, synthetic
 from ..train.inference import logits_with
 from ..train.run import Run
-from . import bom, card, familiarity, models, parity
+from . import card, familiarity, models, parity
 from .compress.search import Made
 from .familiarity import Added
 from .options import ExportOptions
@@ -218,8 +218,20 @@ def _complete(
     write(folder / PARITY, (json.dumps({n: r.as_json() for n, r in results.items()}, indent=2) + "\n").encode())
     write(folder / MANIFEST, manifest.as_json().encode())
     write(folder / CARD, card.text(manifest).encode())
-    write(folder / BOM, bom.text(manifest, machine.versions()).encode())
+    _write_bill(folder, manifest)
     write_sums(folder)
+
+
+def _write_bill(folder: Path, manifest: Manifest) -> None:
+    """Write the bill of materials, where the package is there that writes it."""
+    try:
+        from . import bom
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("cyclonedx"):
+            raise
+        log.warning("The bundle has no %s: 'pip install cyclonedx-python-lib[json-validation]' to have it.", BOM)
+        return
+    files.write_file(folder / BOM, bom.text(manifest, machine.versions()).encode())
 
 
 def choose_default(variants: tuple[Variant, ...], held_out: dict[str, float | None]) -> str:
