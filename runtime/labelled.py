@@ -251,15 +251,16 @@ def _read_folders(root: Path, *, with_splits: bool) -> Listing:
     entries: list[Entry] = []
     left_out = LeftOut()
     remarks: list[str] = []
+    start = len(os.path.join(root, ""))  # noqa: PTH118 - what comes before a path relative to the root
     for split, part in parts:
         folder = root / part
         for label in _subfolders(folder):
             inside = LeftOut()
-            pictures = [PurePath(picture).relative_to(root) for picture in walk(str(folder / label), inside)]
+            pictures = [picture[start:].replace(os.sep, "/") for picture in walk(str(folder / label), inside)]
             left_out.update(inside)
             if pictures:
-                entries += [Entry(picture.as_posix(), label, split) for picture in pictures]
-                remarks += _nested(label, folder / label, [root / picture for picture in pictures])
+                entries += [Entry(picture, label, split) for picture in pictures]
+                remarks += _nested(label, folder / label, pictures, depth=1 + (split is not None))
             elif split in (None, "train"):
                 why = f" ({inside})" if inside.reasons else ""
                 raise DataError(f"The class {shown(label)} has no pictures{why}: add some, or remove its folder.")
@@ -277,10 +278,19 @@ def _read_folders(root: Path, *, with_splits: bool) -> Listing:
     return Listing(root, root, layout, tuple(entries), left_out, tuple(remarks))
 
 
-def _nested(label: str, folder: Path, pictures: list[Path]) -> list[str]:
-    """Return a remark where all pictures of a class lie in two or more subfolders: these may be the classes."""
-    inner = {picture.relative_to(folder).parts[0] for picture in pictures}
-    if len(inner) < 2 or any(picture.parent == folder for picture in pictures):
+def _nested(label: str, folder: Path, pictures: list[str], depth: int) -> list[str]:
+    """Return a remark where all pictures of a class lie in two or more subfolders: these may be the classes.
+
+    Args:
+        label: the class.
+        folder: its folder.
+        pictures: paths relative to the root.
+        depth: how many parts of each come before those inside the class's folder.
+    """
+    if any(picture.count("/") == depth for picture in pictures):
+        return []
+    inner = {picture.split("/", depth + 1)[depth] for picture in pictures}
+    if len(inner) < 2:
         return []
     return [
         f"The class {shown(label)} has its pictures in subfolders only ({_some(sorted(inner))}), which count as one "
