@@ -143,7 +143,7 @@ def _read(source: str | Path | bytes | BinaryIO, name: str) -> bytes:
         elif source == "-":
             data = read_bounded(sys.stdin.buffer)
         elif isinstance(source, str | Path):
-            with open(source, "rb", buffering=0) as file:  # noqa: PTH123 - a Path takes longer than a small file
+            with open(source or ".", "rb", buffering=0) as file:  # noqa: PTH123 - a Path takes longer than a small file
                 data = read_bounded(file)
         else:
             data = read_bounded(source)
