@@ -3,7 +3,8 @@
     python benchmarks/bulk.py [--only jpeg png memory kills peers ray] [--jobs N] [--ultralytics PYTHON] [--short]
 
     jpeg    2,000 JPEG of 1600x1200: one job, all jobs, and bare Pillow decoding in a pool of as many processes
-    png     50,000 PNG of 32x32: all jobs, decoding alone, inference alone; the share of 1 / (1/decoding + 1/inference)
+    png     50,000 PNG of the net's size: all jobs, decoding alone, inference alone; the share of
+            1 / (1/decoding + 1/inference)
     memory  peak memory of 100,000 pictures over that of 1,000
     kills   SIGKILL 50 times at random, each time gone on with: every picture exactly once
     peers   2,000 JPEG and 10,000 PNG by a torchvision DataLoader with onnxruntime, and by ultralytics classify, whose
@@ -60,8 +61,8 @@ class Ran:
     mib: float
 
 
-def make_pictures(folder: Path, kind: str, count: int) -> Path:
-    """Make a folder of `count` pictures of a kind, and return it."""
+def make_pictures(folder: Path, kind: str, count: int, size: int) -> Path:
+    """Make a folder of `count` pictures of a kind, those as PNG `size` pixels wide and high, and return it."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for number in range(count):
@@ -75,7 +76,7 @@ def make_pictures(folder: Path, kind: str, count: int) -> Path:
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
         else:
             small = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))
-            small.resize((32, 32), Image.Resampling.BICUBIC).save(path)
+            small.resize((size, size), Image.Resampling.BICUBIC).save(path)
     return folder
 
 
@@ -150,12 +151,13 @@ class Bench:
         self.scale = 10 if given.short else 1
         self.bundle = Bundle.open(given.bundle)
         self.variant = self.bundle.variant(given.variant)
+        self.size = self.bundle.contract.size
         self._outputs = 0
 
     def _folder(self, kind: str, count: int) -> tuple[Path, int]:
         count //= self.scale
         folder = self.scratch / f"{kind}-{count}"
-        return (folder if folder.exists() else make_pictures(folder, kind, count)), count
+        return (folder if folder.exists() else make_pictures(folder, kind, count, self.size)), count
 
     def _predict(self, folder: Path, jobs: int) -> Ran:
         self._outputs += 1
@@ -179,7 +181,7 @@ class Bench:
             {
                 "one job": lambda: self._predict(folder, 1),
                 f"{self.jobs} jobs": lambda: self._predict(folder, self.jobs),
-                "bare Pillow": lambda: self._script(BARE, folder, self.jobs),
+                "bare Pillow": lambda: self._script(BARE, folder, self.jobs, self.size),
             },
             ROUNDS,
         )
@@ -193,7 +195,7 @@ class Bench:
         found = in_turns(
             {
                 f"{self.jobs} jobs": lambda: self._predict(folder, self.jobs),
-                "decoding alone": lambda: self._script(DECODING, folder, self.jobs),
+                "decoding alone": lambda: self._script(DECODING, folder, self.jobs, self.bundle.folder),
                 "inference alone": lambda: self._script(INFERENCE, self.bundle.folder, self.variant.name, count // 4),
             },
             2,
@@ -236,17 +238,16 @@ class Bench:
     def peers(self) -> list[dict[str, Any]]:
         """Give the same pictures to others."""
         rows: list[dict[str, Any]] = []
-        size = self.bundle.contract.size
         for kind, count in (("jpeg", 2_000), ("png", 10_000)):
             folder, count = self._folder(kind, count)
             runs = {f"{self.jobs} jobs": lambda folder=folder: self._predict(folder, self.jobs)}
             if importlib.util.find_spec("torchvision"):
                 runs["DataLoader, onnxruntime"] = lambda folder=folder: self._script(
-                    DATALOADER, folder, self._model, size, self.jobs
+                    DATALOADER, folder, self._model, self.size, self.jobs
                 )
             if self.ultralytics:
                 runs["ultralytics classify"] = lambda folder=folder: self._script(
-                    ULTRALYTICS, folder, size, python=self.ultralytics
+                    ULTRALYTICS, folder, self.size, python=self.ultralytics
                 )
             rows += [row(f"peers, {kind}", name, count, ran) for name, ran in in_turns(runs, 2).items()]
         if not importlib.util.find_spec("torchvision"):

@@ -20,11 +20,13 @@ BARE = (
 from multiprocessing import get_context
 from PIL import Image
 
+SIZE = int(sys.argv[3])
+
 def decode(path):
     image = Image.open(path)
-    image.draft("RGB", (128, 128))
+    image.draft("RGB", (4 * SIZE, 4 * SIZE))
     side = min(image.size)
-    return image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC, box=(0, 0, side, side)).tobytes()
+    return image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(0, 0, side, side)).tobytes()
 
 if __name__ == "__main__":
     paths = files(sys.argv[1])
@@ -38,13 +40,13 @@ if __name__ == "__main__":
 DECODING = (
     HEAD
     + """\
-from edgecifar.runtime.contract import CIFAR10
+from edgecifar.runtime import Bundle
 from edgecifar.runtime.parallel import decode_many
 
 if __name__ == "__main__":
-    paths = files(sys.argv[1])
+    paths, contract = files(sys.argv[1]), Bundle.open(sys.argv[3]).contract
     begin = time.perf_counter()
-    say(sum(one.picture is not None for one in decode_many(paths, CIFAR10, jobs=int(sys.argv[2]))), begin)
+    say(sum(one.picture is not None for one in decode_many(paths, contract, jobs=int(sys.argv[2]))), begin)
 """
 )
 

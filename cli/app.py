@@ -84,10 +84,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("edgecifar"):
                 raise
-            extra = f".[{EXTRAS[name]}]" if name in EXTRAS else "."
+            extra = f"extra {EXTRAS[name]}" if name in EXTRAS else "package's own requirements"
+            where = f".[{EXTRAS[name]}]" if name in EXTRAS else "."
             fail(
-                f"edgecifar {name} needs {error.name}, which is not installed: pip install '{extra}' in the folder of "
-                "its source."
+                f"edgecifar {name} needs the {extra}, of which {error.name} is not installed: {sys.executable} -m pip "
+                f"install '{where}' in the folder of edgecifar's source."
             )
         except (MemoryError, ImportError) as error:
             if isinstance(error, ImportError) and "failed to map segment" not in str(error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..runtime.errors import EdgecifarError
 from ..runtime.paths import kind_of
@@ -102,11 +102,29 @@ def _run_text(folder: Path, as_json: bool) -> str:
 def _onnx_text(path: Path, as_json: bool) -> str:
     from ..runtime.session import Session
 
-    described = Session(path.read_bytes(), provider="cpu", name=str(path)).metadata()
-    document = {"model": str(path), "bytes": path.stat().st_size, **described}
+    session = Session(path.read_bytes(), provider="cpu", name=str(path))
+    described, contract = session.metadata(), session.contract
     if as_json:
-        return json_text(document)
-    return "\n".join(f"{key}: {_shown(value)}" for key, value in document.items())
+        return json_text({"model": str(path), "bytes": path.stat().st_size, **described})
+    lines = [
+        f"{path}: an ONNX model, {path.stat().st_size:,} bytes",
+        f"labels: {_shown(', '.join(contract.labels))}",
+        f"input:  {contract.input_name}, uint8 [batch, {', '.join(map(str, contract.picture_shape))}] RGB, made square "
+        f"by {contract.fit}",
+    ]
+    for name in contract.output_names:
+        shape = "batch" if name == contract.familiarity_name else f"batch, {contract.classes}"
+        lines.append(f"output: {name}, float32 [{shape}]")
+    for key, value in described.items():
+        if key in ("contract", "labels"):
+            continue
+        inner = cast("dict[str, Any]", value) if isinstance(value, dict) else None
+        lines += [f"{key}: {_shown(value)}"] if inner is None else [f"{key}:", *_indented(inner)]
+    return "\n".join(lines)
+
+
+def _indented(values: dict[str, Any]) -> list[str]:
+    return [f"  {_shown(name)}: {_shown(value)}" for name, value in values.items()]
 
 
 def _shown(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
@@ -31,17 +32,25 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
 
     Raises:
         ModelError: there is no such model.
+        DataError: there is no torch, and no data is named.
     """
+    from ..runtime.errors import DataError
     from ..runtime.labelled import recognise
     from ..runtime.paths import kind_of
 
+    if kind_of(model) not in ("bundle", "onnx"):
+        return None
     named = data or os.environ.get("EDGECIFAR_DATA")
-    if not named or kind_of(model) not in ("bundle", "onnx"):
-        return None
+    with_torch = find_spec("torchvision") is not None
+    if not named:
+        if with_torch:
+            return None
+        raise DataError("Name labelled pictures, a folder with a folder per class or a CSV.", option="data")
     path = Path(named).expanduser()
-    if path.name in CIFAR10_FILES or any((path / name).exists() for name in CIFAR10_FILES) or not path.exists():
+    if path.name in CIFAR10_FILES or any((path / name).exists() for name in CIFAR10_FILES):
         return None
-    return path if recognise(path) else None
+    # What is no data set is read, and refused, here, where nothing else can be made of it.
+    return path if recognise(path) or not with_torch else None
 
 
 def evaluate_files(

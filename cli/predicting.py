@@ -168,6 +168,8 @@ def _sources(images: list[str], names: str | None, left_out: LeftOut) -> tuple[I
         if not first and not sources:
             raise PictureError("The list on standard input names no pictures: check what writes it.")
         return itertools.chain(sources, first, listed), None if first else len(sources)
+    if not Path(names).exists():
+        raise PictureError(f"There is no list {names}: check the path.")
     with Path(names).open("rb") as file:
         sources += read_list(file)
     if not sources:

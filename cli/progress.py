@@ -77,7 +77,7 @@ class Progress:
 
     def _note(self, done: int, passed_over: int, errors: int, seconds: float) -> str:
         rate = done / seconds
-        parts = [f"{self._unit}, {rate:,.0f}/s"]
+        parts = [f"{self._unit}, {rate:,.0f}/s" if rate >= 1 else self._unit]
         if self._total is not None and rate:
             parts.append(f"{duration((self._total - done - passed_over) / rate)} left")
         if errors:

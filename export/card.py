@@ -16,9 +16,9 @@ LISTED_LABELS = 20
 """A card names all labels where there are at most so many."""
 
 FITS = {
-    "crop": "Scale the picture's shorter side to {size} pixels and cut out the middle.",
+    "crop": "Cut out the middle square and scale it to {size}x{size} pixels.",
     "squash": "Scale the picture to {size}x{size} pixels, whatever its shape.",
-    "pad": "Scale the picture's longer side to {size} pixels and pad the shorter one with grey on both sides.",
+    "pad": "Scale the picture so that its longer side has {size} pixels, and put it into the middle of a grey square.",
 }
 """How a picture becomes the input, by the contract's fit."""
 
@@ -40,7 +40,8 @@ Copy this folder to the device, as a whole.
 
 Or with onnxruntime alone: input `{input}`, uint8 `[batch, {shape}]`, RGB, 0 to 255, no normalisation; outputs
 {outputs}. {fit}
-`{manifest}` has every step from a file to the input, `{golden_pictures}` pictures and the arrays they must become.
+The filter and the other steps from a file to the input are in `{manifest}`; `{golden_pictures}` has pictures and the
+arrays that they must become.
 
 ## Variants
 | name | file | precision | bytes | accuracy | ECE | arg-max as the net |

@@ -5,6 +5,7 @@ docs/pictures.md is the rule: which pixels are right, for every format, depth, o
 
 from __future__ import annotations
 
+import re
 import sys
 from io import RawIOBase
 from pathlib import Path
@@ -148,7 +149,9 @@ def _read(source: str | Path | bytes | BinaryIO, name: str) -> bytes:
         else:
             data = read_bounded(source)
     except FileNotFoundError as error:
-        raise _refusal(name, "there is no such file; check the path") from error
+        url = re.match(r"https?:/", name)
+        reason = "it is a URL; download it first" if url else "there is no such file; check the path"
+        raise _refusal(name, reason) from error
     except IsADirectoryError as error:
         raise _refusal(name, "it is a folder; name a picture file in it") from error
     except PermissionError as error:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .app import App
-    from .models import Registry, load_registry
+    from .models import Registry, Source, load_registry
     from .settings import Settings
 
-__all__ = ["App", "Registry", "Settings", "load_registry"]
+__all__ = ["App", "Registry", "Settings", "Source", "load_registry"]
 
-_HOMES = {"App": "app", "Registry": "models", "Settings": "settings", "load_registry": "models"}
+_HOMES = {"App": "app", "Registry": "models", "Settings": "settings", "Source": "models", "load_registry": "models"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from edgecifar.runtime.errors import EdgecifarError
 def test_pictures_are_of_the_kind_and_number(tmp_path, monkeypatch):
     monkeypatch.setattr(bulk, "UNIQUE", {"jpeg": 1, "png": 5})
     for kind, suffix, size, count in (("jpeg", ".jpg", (1600, 1200), 3), ("png", ".png", (32, 32), 12)):
-        paths = sorted(bulk.make_pictures(tmp_path / kind, kind, count).iterdir())
+        paths = sorted(bulk.make_pictures(tmp_path / kind, kind, count, 32).iterdir())
         assert [path.name for path in paths] == [f"{number:06}{suffix}" for number in range(count)]
         assert {path.stat().st_ino for path in paths} == {path.stat().st_ino for path in paths[: bulk.UNIQUE[kind]]}
         with Image.open(paths[-1]) as image:

@@ -51,6 +51,16 @@ def test_without_torch(without_torch, tiny, data, file):
     assert result.stdout.startswith("95.00 % of the 20 lab pictures (19 correct")
 
 
+@pytest.mark.parametrize(("given", "said"), [("", "--data"), ("gone", "not there"), ("flat", "per class")])
+def test_without_torch_what_is_no_data_set_is_said(without_torch, tiny, data, given, said):
+    (data / "flat").mkdir()
+    (data / "cat" / "0.png").rename(data / "flat" / "0.png")
+    result = without_torch("evaluate", tiny, *(("--data", data / given) if given else ()))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert said in result.stderr
+    assert "pip install" not in result.stderr
+
+
 def test_json(edgecifar, tiny, data):
     (data / "cat" / "0.png").write_bytes(b"")
     result = edgecifar("evaluate", tiny, "--data", data, "--json")

@@ -94,10 +94,8 @@ def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "torch", None)  # as if torch was not installed
     monkeypatch.delitem(sys.modules, "edgecifar.export.models", raising=False)
     sentence = refused("evaluate", run.folder)
-    assert (
-        sentence
-        == "edgecifar evaluate needs torch, which is not installed: pip install '.[train]' in the folder of its source."
-    )
+    assert "torch" in sentence
+    assert f"{sys.executable} -m pip install '.[train]'" in sentence
 
 
 def test_wrong_usage_is_exit_code_2(edgecifar):

@@ -304,8 +304,9 @@ def test_without_a_package_the_extra_is_named(tmp_path, name):
         [sys.executable, "-c", BLOCKED.format(name=name)], cwd=tmp_path, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"edgecifar: edgecifar train needs {name}")
-    assert result.stderr.endswith(", which is not installed: pip install '.[train]' in the folder of its source.\n")
+    assert result.stderr.startswith("edgecifar: edgecifar train needs the extra train")
+    assert name in result.stderr
+    assert "pip install '.[train]'" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -225,6 +225,9 @@ class TestInfo:
         assert "CIFAR" not in out
         model = json.loads(edgecifar("info", three_classes / "model.onnx", "--json").stdout)
         assert model["contract"]["labels"] == list(three_colours)
+        text = edgecifar("info", three_classes / "model.onnx").stdout
+        for words in (", ".join(three_colours), "uint8 [batch, 40, 40, 3]", "by pad", "familiarity, float32 [batch]"):
+            assert words in text
 
     def test_figures_that_are_none(self, edgecifar, tiny_bundle):
         """What a stranger's manifest says of parity and provenance has no known type."""

@@ -440,6 +440,10 @@ def test_missing_file(tmp_path):
     assert refusal(path) == f"Could not read {path}: there is no such file; check the path."
 
 
+def test_a_url_is_named_as_one():
+    assert "URL" in refusal("https://example.org/cat.png")
+
+
 def test_folder_in_place_of_a_file(tmp_path):
     assert refusal(tmp_path) == f"Could not read {tmp_path}: it is a folder; name a picture file in it."
 
