@@ -327,7 +327,9 @@ def _read_csv(path: Path) -> Listing:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
     if missing:
-        raise DataError(f"{path} names {len(missing):,} files that are not there: {_some(missing)}; correct the paths.")
+        raise DataError(
+            f"{path} names what is not there, {_counted(missing, 'file')}: {_some(missing)}; correct the paths."
+        )
     if not entries:
         raise DataError(f"{path} has no rows: it needs a line per picture below the names of the columns.")
     if len({entry.split is None for entry in entries}) > 1:
@@ -361,9 +363,11 @@ def _check_paths(path: Path, entries: list[Entry]) -> None:
     for entry in entries:
         labels[entry.path].add(entry.label)
     if torn := [name for name, found in labels.items() if len(found) > 1]:
-        raise DataError(f"{path} gives {len(torn):,} files two labels: {_some(torn)}; keep the row that is right.")
+        raise DataError(
+            f"{path} gives two labels to {_counted(torn, 'file')}: {_some(torn)}; keep the row that is right."
+        )
     twice = [name for name, count in counts.items() if count > 1]
-    raise DataError(f"{path} names {len(twice):,} files more than once: {_some(twice)}; keep one row of each.")
+    raise DataError(f"{path} names {_counted(twice, 'file')} more than once: {_some(twice)}; keep one row of each.")
 
 
 def _check_groups(path: Path, entries: list[Entry]) -> None:
@@ -373,7 +377,8 @@ def _check_groups(path: Path, entries: list[Entry]) -> None:
             splits[entry.group].add(entry.split)
     if torn := [group for group, found in splits.items() if len(found) > 1]:
         raise DataError(
-            f"{path} puts {len(torn)} groups into two splits: {_some(torn)}; give all pictures of a group one split."
+            f"{path} puts {_counted(torn, 'group')} into two splits: {_some(torn)}; give all pictures of a group one "
+            "split."
         )
 
 
@@ -401,6 +406,10 @@ def _some(names: Iterable[str]) -> str:
     listed = [shown(name) for name in names]
     rest = f" and {len(listed) - MAX_NAMED:,} more" if len(listed) > MAX_NAMED else ""
     return ", ".join(listed[:MAX_NAMED]) + rest
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    return f"{len(names):,} {what}{'s' * (len(names) != 1)}"
 
 
 def shown(name: str) -> str:
