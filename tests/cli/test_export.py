@@ -8,15 +8,9 @@ import shutil
 
 import pytest
 
-from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.runtime.bundle import Bundle
 
-
-@pytest.fixture(autouse=True)
-def _quick(bundle, monkeypatch):
-    """The ONNX exporter takes seconds: a copy of what it wrote of the same net before."""
-    written = bundle.folder / "model.onnx"
-    monkeypatch.setattr(onnx_format, "write", lambda model, path, contract, provenance: shutil.copy(written, path))
+pytestmark = pytest.mark.usefixtures("quick_onnx")
 
 
 @pytest.fixture

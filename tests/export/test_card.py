@@ -29,7 +29,9 @@ def test_a_thousand_labels_are_counted(bundle):
     assert "class 7" not in text
 
 
-@pytest.mark.parametrize(("fit", "words"), [("crop", "shorter side"), ("squash", "whatever its shape"), ("pad", "pad")])
+@pytest.mark.parametrize(
+    ("fit", "words"), [("crop", "middle square"), ("squash", "whatever its shape"), ("pad", "grey square")]
+)
 def test_the_fit_is_the_contract_s(bundle, fit, words):
     manifest = replace(bundle.manifest, contract=bundle.contract.with_fit(fit))
     assert words in card.text(manifest).split("## Variants")[0]

@@ -115,8 +115,16 @@ class Exporting(Trial):
 
     def at_steps(self, steps: list[tuple[Any, str]] = STEPS) -> Iterator[str]:
         """Kill it before and after each of `steps`; ONNX's writer, which takes long, copies what it wrote before."""
-        model = shutil.copy(self.folder / "model.onnx", self.run)
-        with mock.patch.object(onnx_format, "write", lambda model_, path, *_: shutil.copy(model, path)):
+        kept, write = self.run / "kept.onnx", onnx_format.write
+
+        def copy(model: Any, path: Path, *rest: Any) -> None:
+            if kept.exists():
+                shutil.copy(kept, path)
+            else:
+                write(model, path, *rest)
+                shutil.copy(path, kept.with_suffix(".part")).replace(kept)
+
+        with mock.patch.object(onnx_format, "write", copy):
             yield from super().at_steps(steps)
 
 
