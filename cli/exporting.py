@@ -125,6 +125,7 @@ def export(
     from ..export.options import ExportOptions
     from ..train import data as datasets
     from ..train.run import Run
+    from .progress import Progress
 
     source = Run(run) if run else Run.newest(without_teachers=True)
     record = source.record
@@ -132,7 +133,11 @@ def export(
         say(f"Note: {source.folder} is not finished: {record.epochs_done} of {record.recipe.epochs} epochs.")
     elif not run:
         say(f"The newest finished run: {source.folder}")
-    dataset = None if without_data else datasets.load_for_export(record.dataset.name, data, record.dataset.origin)
+    dataset = None
+    if not without_data:
+        trained_on = record.dataset
+        with Progress(None) as reading:
+            dataset = datasets.load_for_export(trained_on.name, data, trained_on.origin, reading.update_of)
     options = ExportOptions(
         formats=_expand(formats, Format),
         variants=_expand(variants, VariantName),

@@ -33,9 +33,11 @@ def inspect(
     from ..train.folders import FolderOptions
     from ..train.inspection import draw_sheet
     from ..train.inspection import inspect as look
+    from .progress import Progress
 
     options = FolderOptions(fit=fit.value, val=val, test=test)
-    report, pictures = look(data, options, CACHE.expanduser())
+    with Progress(None) as progress:
+        report, pictures = look(data, options, CACHE.expanduser(), progress.update_of)
     problems = report.problems()
     if as_json:
         print(json.dumps(report.as_json(), indent=2))

@@ -37,6 +37,10 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away."""
         if self._bar:
             self._bar.stop()
 
@@ -44,6 +48,11 @@ class Progress:
     def seconds(self) -> float:
         """Since the beginning."""
         return time.monotonic() - self._begin
+
+    def update_of(self, done: int, total: int) -> None:
+        """Show how far it is, where how many there are is known only now."""
+        self._total = total
+        self.update(done)
 
     def update(self, done: int, passed_over: int = 0, errors: int = 0) -> None:
         """Show how far it is.
@@ -55,9 +64,8 @@ class Progress:
         """
         seconds = self.seconds
         if self._bar:
-            self._bar.update(
-                self._bar.task_ids[0], completed=done + passed_over, note=self._note(done, passed_over, errors, seconds)
-            )
+            note = self._note(done, passed_over, errors, seconds)
+            self._bar.update(self._bar.task_ids[0], total=self._total, completed=done + passed_over, note=note)
         elif seconds >= self._next:
             if sys.stderr.isatty():
                 self._bar = self._draw()

@@ -104,7 +104,8 @@ def train(
 
     from ..train.folders import FolderOptions
     from ..train.recipes import RecipeError
-    from ..train.start import DEFAULT_RECIPE, TrainingRequest, start
+    from ..train.start import DEFAULT_RECIPE, TrainingPlan, TrainingRequest, start
+    from .progress import Progress
     from .training_display import TrainingDisplay, evaluation_table
 
     settings = {
@@ -136,8 +137,15 @@ def train(
         tensorboard=tensorboard,
         cuda_graph=None if cuda_graph else False,
     )
+    reading = Progress(None)
+
+    def shown(plan: TrainingPlan) -> TrainingDisplay:
+        reading.stop()
+        return TrainingDisplay(plan)
+
     try:
-        trained = start(request, TrainingDisplay)
+        with reading:
+            trained = start(request, shown, reading.update_of)
     except RecipeError as error:
         raise typer.BadParameter(f"{error}.") from None
     if trained:
@@ -190,12 +198,15 @@ def evaluate(
     from ..train import data as datasets
     from ..train.folders import FolderOptions
     from .display import counting
+    from .progress import Progress
     from .training_display import evaluation_table
 
     loaded = models.load(model, variant, provider)
     trained_on_drawn = loaded.dataset == datasets.SYNTHETIC  # measured on its own kind unless told otherwise
     options = FolderOptions.recorded(loaded.origin)
-    dataset = datasets.load(data or (datasets.SYNTHETIC if trained_on_drawn else None), options=options)
+    with Progress(None) as reading:
+        named = data or (datasets.SYNTHETIC if trained_on_drawn else None)
+        dataset = datasets.load(named, options=options, progress=reading.update_of)
     contract = loaded.contract or dataset.contract
     images, labels = dataset.test_images, dataset.test_labels_as(contract.labels)
     if loaded.variant:

@@ -251,15 +251,16 @@ def _read_folders(root: Path, *, with_splits: bool) -> Listing:
     entries: list[Entry] = []
     left_out = LeftOut()
     remarks: list[str] = []
+    start = len(os.path.join(root, ""))  # noqa: PTH118 - what comes before a path relative to the root
     for split, part in parts:
         folder = root / part
         for label in _subfolders(folder):
             inside = LeftOut()
-            pictures = [PurePath(picture).relative_to(root) for picture in walk(str(folder / label), inside)]
+            pictures = [picture[start:].replace(os.sep, "/") for picture in walk(str(folder / label), inside)]
             left_out.update(inside)
             if pictures:
-                entries += [Entry(picture.as_posix(), label, split) for picture in pictures]
-                remarks += _nested(label, folder / label, [root / picture for picture in pictures])
+                entries += [Entry(picture, label, split) for picture in pictures]
+                remarks += _nested(label, folder / label, pictures, depth=1 + (split is not None))
             elif split in (None, "train"):
                 why = f" ({inside})" if inside.reasons else ""
                 raise DataError(f"The class {shown(label)} has no pictures{why}: add some, or remove its folder.")
@@ -277,10 +278,19 @@ def _read_folders(root: Path, *, with_splits: bool) -> Listing:
     return Listing(root, root, layout, tuple(entries), left_out, tuple(remarks))
 
 
-def _nested(label: str, folder: Path, pictures: list[Path]) -> list[str]:
-    """Return a remark where all pictures of a class lie in two or more subfolders: these may be the classes."""
-    inner = {picture.relative_to(folder).parts[0] for picture in pictures}
-    if len(inner) < 2 or any(picture.parent == folder for picture in pictures):
+def _nested(label: str, folder: Path, pictures: list[str], depth: int) -> list[str]:
+    """Return a remark where all pictures of a class lie in two or more subfolders: these may be the classes.
+
+    Args:
+        label: the class.
+        folder: its folder.
+        pictures: paths relative to the root.
+        depth: how many parts of each come before those inside the class's folder.
+    """
+    if any(picture.count("/") == depth for picture in pictures):
+        return []
+    inner = {picture.split("/", depth + 1)[depth] for picture in pictures}
+    if len(inner) < 2:
         return []
     return [
         f"The class {shown(label)} has its pictures in subfolders only ({_some(sorted(inner))}), which count as one "
@@ -317,7 +327,9 @@ def _read_csv(path: Path) -> Listing:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
     if missing:
-        raise DataError(f"{path} names {len(missing):,} files that are not there: {_some(missing)}; correct the paths.")
+        raise DataError(
+            f"{path} names what is not there, {_counted(missing, 'file')}: {_some(missing)}; correct the paths."
+        )
     if not entries:
         raise DataError(f"{path} has no rows: it needs a line per picture below the names of the columns.")
     if len({entry.split is None for entry in entries}) > 1:
@@ -351,9 +363,11 @@ def _check_paths(path: Path, entries: list[Entry]) -> None:
     for entry in entries:
         labels[entry.path].add(entry.label)
     if torn := [name for name, found in labels.items() if len(found) > 1]:
-        raise DataError(f"{path} gives {len(torn):,} files two labels: {_some(torn)}; keep the row that is right.")
+        raise DataError(
+            f"{path} gives two labels to {_counted(torn, 'file')}: {_some(torn)}; keep the row that is right."
+        )
     twice = [name for name, count in counts.items() if count > 1]
-    raise DataError(f"{path} names {len(twice):,} files more than once: {_some(twice)}; keep one row of each.")
+    raise DataError(f"{path} names {_counted(twice, 'file')} more than once: {_some(twice)}; keep one row of each.")
 
 
 def _check_groups(path: Path, entries: list[Entry]) -> None:
@@ -363,7 +377,8 @@ def _check_groups(path: Path, entries: list[Entry]) -> None:
             splits[entry.group].add(entry.split)
     if torn := [group for group, found in splits.items() if len(found) > 1]:
         raise DataError(
-            f"{path} puts {len(torn)} groups into two splits: {_some(torn)}; give all pictures of a group one split."
+            f"{path} puts {_counted(torn, 'group')} into two splits: {_some(torn)}; give all pictures of a group one "
+            "split."
         )
 
 
@@ -391,6 +406,10 @@ def _some(names: Iterable[str]) -> str:
     listed = [shown(name) for name in names]
     rest = f" and {len(listed) - MAX_NAMED:,} more" if len(listed) > MAX_NAMED else ""
     return ", ".join(listed[:MAX_NAMED]) + rest
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    return f"{len(names):,} {what}{'s' * (len(names) != 1)}"
 
 
 def shown(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -31,6 +32,9 @@ MAX_BYTES = 256 * 2**20
 
 MAX_PIXELS = 64_000_000
 """The largest picture that is decoded, width times height; decoding takes about 8 bytes of memory per pixel."""
+
+_FIRST_BLOCK, _BLOCK = 2**16, 2**20
+"""Bytes that are asked for at once: memory for so many is taken first, which for a small file takes the most time."""
 
 _DRAFT = 4
 """A JPEG is decoded at a fraction of its size while each side stays this many times as long as the model's."""
@@ -138,12 +142,12 @@ def _read(source: str | Path | bytes | BinaryIO, name: str) -> bytes:
         if isinstance(source, bytes):
             data = source
         elif source == "-":
-            data = _drain(sys.stdin.buffer)
+            data = read_bounded(sys.stdin.buffer)
         elif isinstance(source, str | Path):
-            with Path(source).open("rb") as file:
-                data = _drain(file)
+            with open(source or ".", "rb", buffering=0) as file:  # noqa: PTH123 - a Path takes longer than a small file
+                data = read_bounded(file)
         else:
-            data = _drain(source)
+            data = read_bounded(source)
     except FileNotFoundError as error:
         url = re.match(r"https?:/", name)
         reason = "it is a URL; download it first" if url else "there is no such file; check the path"
@@ -163,10 +167,12 @@ def _read(source: str | Path | bytes | BinaryIO, name: str) -> bytes:
     return data
 
 
-def _drain(stream: BinaryIO) -> bytes:
-    """Read to the end, or just past the limit: pipes and sockets give less at a time than they are asked for."""
-    data = bytearray()
-    while len(data) <= MAX_BYTES and (block := stream.read(1 << 20)):
+def read_bounded(stream: BinaryIO | RawIOBase) -> bytes:
+    """Read to the end, or just past `MAX_BYTES`: pipes and sockets give less at a time than they are asked for."""
+    data = block = stream.read(_FIRST_BLOCK) or b""
+    while block and len(data) <= MAX_BYTES and (block := stream.read(_BLOCK)):
+        if not isinstance(data, bytearray):
+            data = bytearray(data)
         data += block
     return bytes(data)
 
@@ -196,6 +202,8 @@ def _scale(image: Image.Image, size: tuple[int, int], steps: Preprocessing) -> I
     # them than LANCZOS. The gap bounds time and memory for huge or very long pictures: whole pixels are averaged
     # until the picture is four times too large, which the eye cannot tell from BICUBIC all the way.
     resampling = Image.Resampling[steps.filter.upper()]
+    if image.size == size:
+        return image
     (width, height), (to_width, to_height) = image.size, size
     columns = int(width / to_width / steps.reducing_gap) or 1
     rows = int(height / to_height / steps.reducing_gap) or 1

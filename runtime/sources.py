@@ -173,24 +173,39 @@ def walk(folder: str, left_out: LeftOut, *, recursive: bool = True) -> list[str]
     """
     found: list[str] = []
     seen = {_identity(folder)}
-
-    def unreadable(_error: OSError) -> None:
-        left_out.add("unreadable folder", unread=True)
-
-    for where, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+    pending = [str(Path(folder))]
+    while pending:
+        where = pending.pop()
+        try:
+            with os.scandir(where) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            left_out.add("unreadable folder", unread=True)
+            continue
         shown: list[str] = []
-        for name in sorted(folders) if recursive else ():
-            identity = _identity(os.path.join(where, name))  # noqa: PTH118 - thousands of these
-            if name.startswith("."):
-                left_out.add("hidden folder")
-            elif identity in seen:
-                left_out.add("linked folder that is here already")
-            else:
-                seen.add(identity)
-                shown.append(name)
-        folders[:] = shown
-        found += [path for name in sorted(files) if (path := _picture(where, name, left_out))]
+        for entry in listed:
+            path = entry.name if where == "." else os.path.join(where, entry.name)  # noqa: PTH118 - a million of these
+            if not _is_folder(entry):
+                if _is_picture(entry, path, left_out):
+                    found.append(path)
+            elif recursive:
+                identity = _identity(path)
+                if entry.name.startswith("."):
+                    left_out.add("hidden folder")
+                elif identity in seen:
+                    left_out.add("linked folder that is here already")
+                else:
+                    seen.add(identity)
+                    shown.append(path)
+        pending += reversed(shown)
     return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def _identity(folder: str) -> tuple[int, int] | str:
@@ -202,15 +217,14 @@ def _identity(folder: str) -> tuple[int, int] | str:
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
 
 
-def _picture(where: str, name: str, left_out: LeftOut) -> str | None:
-    """Return the path of a file that is a picture by its name, or say why it is left out."""
-    path = str(Path(where, name))
-    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - as above
-    if name.startswith("."):
+def _is_picture(entry: os.DirEntry[str], path: str, left_out: LeftOut) -> bool:
+    """Whether a file is a picture by its name; if not, say why it is left out."""
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - as above
+    if entry.name.startswith("."):
         left_out.add("hidden file")
     elif suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and _reads_heic()):
-        if not _endless(path):
-            return path
+        if not _endless(entry, path):
+            return True
         left_out.add("pipe or device")
     elif suffix in _HEIC_SUFFIXES:
         left_out.add(suffix, _HEIC_REMEDY, unread=True)
@@ -218,7 +232,7 @@ def _picture(where: str, name: str, left_out: LeftOut) -> str | None:
         left_out.add(suffix, "not read, convert to PNG", unread=True)
     else:
         left_out.add(suffix if suffix.strip(".") else "without suffix")
-    return None
+    return False
 
 
 @functools.cache
@@ -228,6 +242,9 @@ def _reads_heic() -> bool:
     return util.find_spec("pillow_heif") is not None
 
 
-def _endless(path: str) -> bool:
-    """Whether `path` is a pipe, a device or a socket, which may never end; a broken link is none of them."""
-    return os.path.exists(path) and not os.path.isfile(path)  # noqa: PTH110, PTH113 - as in find_pictures
+def _endless(entry: os.DirEntry[str], path: str) -> bool:
+    """Whether a file is a pipe, a device or a socket, which may never end; a broken link is none of them."""
+    try:
+        return not entry.is_file() and os.path.exists(path)  # noqa: PTH110 - as in find_pictures
+    except OSError:
+        return False

@@ -10,6 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from edgecifar.runtime.contract import Contract
 
 ROOT = Path(__file__).parents[1]
 GIT = shutil.which("git")
@@ -53,10 +56,11 @@ def test_no_text_of_the_source_has_windows_line_ends():
         assert path.is_dir() or b"\r\n" not in path.read_bytes(), path
 
 
-@pytest.mark.slow
-def test_a_wheel_holds_nothing_that_the_source_lacks(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> tuple[Path, Path]:
+    """The source that a wheel was built from, and the wheel."""
     pytest.importorskip("setuptools", minversion="77")
-    source = tmp_path / "source"
+    source = tmp_path_factory.mktemp("built") / "source"
     ignored = shutil.ignore_patterns(
         ".*", "data", "runs", "build", "dist", "tests", "benchmarks", "__pycache__", "*.egg-info"
     )
@@ -68,10 +72,43 @@ def test_a_wheel_holds_nothing_that_the_source_lacks(tmp_path):
     build = "import setuptools.build_meta as b; b.build_wheel('wheels')"
     (source / "wheels").mkdir()
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
-    (wheel,) = (source / "wheels").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    (built,) = (source / "wheels").glob("*.whl")
+    return source, built
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_nothing_that_the_source_lacks(wheel):
+    source, built = wheel
+    with zipfile.ZipFile(built) as archive:
         names = [name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")]
     assert "edgecifar/cli/main.py" in names
     for name in names:
         inside = name.removeprefix("edgecifar/")
         assert (source / inside).exists() or (source / "face" / inside).exists(), name
+
+
+@pytest.mark.slow
+def test_a_wheel_predicts_with_an_own_bundle_where_there_is_no_torch(wheel, tmp_path):
+    """Unpacked beside what a device has: numpy, Pillow, typer and onnxruntime."""
+    with zipfile.ZipFile(wheel[1]) as archive:
+        archive.extractall(tmp_path / "installed")
+    sys.path.append(str(ROOT / "tests" / "fixtures"))
+    try:
+        from make_tiny_bundle import make
+    finally:
+        sys.path.remove(str(ROOT / "tests" / "fixtures"))
+    colours = {"Fliegenpilz": (255, 0, 0), "Моховик": (0, 255, 0)}
+    make(tmp_path / "bundle", Contract(tuple(colours), 32), colours, "mushrooms")
+    Image.new("RGB", (50, 40), (250, 10, 0)).save(tmp_path / "red.png")
+    absent = ("torch", "torchvision", "matplotlib", "onnx", "onnxscript", "scipy")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        f"sys.path.insert(0, {str(tmp_path / 'installed')!r})\n"
+        "from edgecifar.cli import main\n"
+        f"assert main.__file__.startswith({str(tmp_path)!r}), main.__file__\n"
+        "main.main()"
+    )
+    for command in (("verify", "bundle"), ("predict", "red.png", "--bundle", "bundle")):
+        done = subprocess.run([sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].startswith("  Fliegenpilz")

@@ -47,14 +47,14 @@ def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
     trained_on, held_out = dataset.hold_out(recipe.held_out)
     images, changed = len(trained_on), []
     if "batch_size" not in given:
-        batch_size = min(recipe.batch_size, max(MIN_BATCH_SIZE, images // BATCHES))
-        if batch_size != recipe.batch_size:
-            changed.append(f"batch size {batch_size} instead of {recipe.batch_size}")
-            if "lr" not in given:  # smaller batches have noisier gradients: the rates fall by the root of the ratio
-                share = math.sqrt(batch_size / recipe.batch_size)
-                recipe = replace(recipe, lr=recipe.lr * share, muon_lr=recipe.muon_lr * share)
-                changed.append(f"learning rates times {share:.2f}")
-            recipe = replace(recipe, batch_size=batch_size)
+        smaller = with_smaller_batches(recipe, images)
+        if smaller != recipe:
+            changed.append(f"batch size {smaller.batch_size} instead of {recipe.batch_size}")
+            if "lr" in given:
+                smaller = replace(recipe, batch_size=smaller.batch_size)
+            else:
+                changed.append(f"learning rates times {smaller.lr / recipe.lr:.2f}")
+        recipe = smaller
     if "epochs" not in given:
         epochs = max(recipe.epochs, math.ceil(MIN_STEPS / math.ceil(images / recipe.batch_size)))
         if epochs != recipe.epochs:
@@ -68,6 +68,17 @@ def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
     if recipe.held_out and (remark := held_out_remark(len(held_out), DEFAULT_BUDGET)):
         log.warning("%s Give more to --val, or add pictures.", remark)
     return recipe
+
+
+def with_smaller_batches(recipe: Recipe, images: int) -> Recipe:
+    """Return `recipe` with batches of at most a tenth of the training pictures, and rates that suit them.
+
+    The gradients of smaller batches are noisier: the rates fall by the root of the ratio.
+    """
+    batch_size = min(recipe.batch_size, max(MIN_BATCH_SIZE, images // BATCHES))
+    share = math.sqrt(batch_size / recipe.batch_size)
+    rates = {name: getattr(recipe, name) * share for name in ("lr", "muon_lr", "head_lr")}
+    return replace(recipe, batch_size=batch_size, **rates) if share < 1 else recipe
 
 
 def imbalance(labels: np.ndarray) -> float:

@@ -120,7 +120,7 @@ def load(
     data: str | Path | None = None,
     download: bool = True,
     options: FolderOptions | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Dataset:
     """Load the data set that `data` names; what takes long is logged.
 
@@ -131,7 +131,7 @@ def load(
         download: whether what is missing may be downloaded. That never happens in a folder that was named and holds
             other things.
         options: how labelled pictures are split and made square.
-        progress: called with the number of labelled pictures that are decoded.
+        progress: called with the number of labelled pictures that are decoded, and how many there are.
 
     Raises:
         DataError: the files are missing and cannot be downloaded, one of them is corrupt, or the folder holds neither
@@ -159,7 +159,7 @@ def load_labelled(
     options: FolderOptions,
     *,
     cache: Path | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Dataset:
     """Load a folder or a CSV of labelled pictures; in memory it takes 3 kB a picture.
 
@@ -167,7 +167,7 @@ def load_labelled(
         path: as `runtime.labelled.read` takes it.
         options: how the pictures are split and made square.
         cache: where decoded pictures are kept; by default `CACHE`.
-        progress: called with the number of pictures that are decoded.
+        progress: called with the number of pictures that are decoded, and how many there are.
 
     Raises:
         DataError: the pictures cannot be trained on; the message says why.
@@ -200,13 +200,19 @@ def _name(source: Path) -> str:
     return f"{name} (own)" if name in (CIFAR10_NAME, SYNTHETIC) else name
 
 
-def load_for_export(trained_on: str, data: str | None, origin: Mapping[str, Any] | None = None) -> Dataset | None:
+def load_for_export(
+    trained_on: str,
+    data: str | None,
+    origin: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Dataset | None:
     """Return the data set that a run was trained on, or None where CIFAR-10 was not named and is not at hand.
 
     Args:
         trained_on: the name of the run's data set.
         data: as `load` takes it.
         origin: how the run's folder or CSV was read, as the run records it.
+        progress: as `load` takes it.
 
     Raises:
         DataError: `data` names what is not there or corrupt.
@@ -218,7 +224,7 @@ def load_for_export(trained_on: str, data: str | None, origin: Mapping[str, Any]
         log.warning("The run was trained on %s.", trained_on)
         return None
     try:
-        return load(data, download=False, options=options)
+        return load(data, download=False, options=options, progress=progress)
     except DataError as error:
         if data:
             raise

@@ -122,7 +122,7 @@ def decode(
     cache: Path,
     *,
     jobs: int | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Pictures:
     """Decode every picture of `listing` by `load_picture`, those of before from the cache.
 
@@ -133,7 +133,7 @@ def decode(
         contract: what they are decoded for.
         cache: the folder for caches.
         jobs: processes; by default as many as there are usable cores.
-        progress: called with the number of pictures that are done.
+        progress: called with the number of pictures that are done, and how many there are.
 
     Raises:
         OutputError: the cache cannot be written.
@@ -141,12 +141,13 @@ def decode(
     steps = json.dumps(contract.as_json()["preprocessing"], sort_keys=True)
     key = sha256(f"{CACHE_VERSION}\n{listing.source}\n{contract.picture_shape}\n{steps}".encode()).hexdigest()[:16]
     folder = cache / "pictures" / key
-    states = [_state(listing.root / entry.path) for entry in listing.entries]
+    root = str(listing.root)
+    states = [_state(os.path.join(root, entry.path)) for entry in listing.entries]  # noqa: PTH118 - a million of these
     known = _Known.read(folder, contract)
     rows = [known.row(entry.path, state) for entry, state in zip(listing.entries, states, strict=True)]
     missing = [place for place, row in enumerate(rows) if row is None]
     if not missing and len(known.files) == len(rows) and rows == list(range(len(rows))):
-        progress(len(rows))
+        progress(len(rows), len(rows))
         return Pictures(listing, known.images, tuple(known.digests()), known.errors())
     make_folder(folder)
     remove_leftovers(folder)
@@ -170,7 +171,7 @@ def decode(
                     images[place] = decoded.picture
                 error = {} if decoded.error is None else {"error": str(decoded.error)}
                 files[entry.path] = {"state": states[place], "sha256": decoded.sha256, **error}
-            progress(place + 1)
+            progress(place + 1, len(rows))
         images.flush()
 
     name = f"{_key(listing, states)}.npy"  # a reader of the old index still finds the old file
@@ -219,10 +220,10 @@ class _Known:
         return {row: entry["error"] for row, entry in enumerate(self.files.values()) if "error" in entry}
 
 
-def _state(path: Path) -> list[int] | None:
+def _state(path: str) -> list[int] | None:
     """Return size and time of change of a file; None where it is not there."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - a hundred thousand of these
+        found = os.stat(path)  # noqa: PTH116 - as above
     except OSError:
         return None
     return [found.st_size, found.st_mtime_ns]

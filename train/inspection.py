@@ -101,8 +101,7 @@ class Report:
                 f"The classes are of unequal size: {most} has {per_class[most]:,} training pictures and {least} "
                 f"{per_class[least]:,}. Add pictures of the smaller ones."
             )
-        if few := [label for label, count in per_class.items() if count < MIN_PER_CLASS]:
-            found.append(f"Fewer than {MIN_PER_CLASS} training pictures of {_some(few)}: little can be learnt of them.")
+        found += self.too_few()
         if untested := sorted(per_class.keys() - self.counts.get("test", {}).keys()):
             found.append(f"No test pictures of {_some(untested)}: nothing will be known of their accuracy.")
         if self.small:
@@ -113,6 +112,11 @@ class Report:
                 f"the fit 'pad'. {_some(self.long)}"
             )
         return found
+
+    def too_few(self) -> list[str]:
+        """Return a sentence on the classes that have too few pictures to learn from, if there are such."""
+        few = [label for label, count in self.counts.get("train", {}).items() if count < MIN_PER_CLASS]
+        return [f"Fewer than {MIN_PER_CLASS} training pictures of {_some(few)}: add some."] if few else []
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -141,7 +145,7 @@ def inspect(
     path: Path,
     options: FolderOptions,
     cache: Path,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[Report, Pictures]:
     """Look for what is wrong with a folder or a CSV of labelled pictures.
 
@@ -149,7 +153,7 @@ def inspect(
         path: as `runtime.labelled.read` takes it.
         options: how the pictures would be split and made square.
         cache: where decoded pictures are kept.
-        progress: called with the number of pictures that are decoded.
+        progress: called with the number of pictures that are decoded, and how many there are.
 
     Raises:
         DataError: it is no data set that can be trained on, such as one with a single class.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,17 @@ def keep_data(dataset: Dataset, folder: Path) -> None:
         long=(),
         remarks=tuple(remarks),
     )
-    for sentence in Report("", "", {}, {}, pairs, (), (), ()).problems():
+    sums = {split: sum(found.values()) for split, found in report.counts.items()}
+    log.info(
+        "%s: %s classes; %s pictures to train on, %s held out, %s tested on. %s and %s show them; 'edgecifar inspect' "
+        "looks for more that may be wrong.",
+        dataset.name,
+        f"{dataset.contract.classes:,}",
+        *(f"{sums.get(split, 0):,}" for split in ("train", "val", "test")),
+        folder / DATA,
+        DATA_SHEET,
+    )
+    for sentence in [*replace(report, counts={}, unreadable={}, remarks=()).problems(), *report.too_few()]:
         log.warning("%s", sentence)
     document = {name: value for name, value in report.as_json().items() if name not in ("small", "long")}
     document["note"] = "Exact duplicates under two labels or in two splits only: 'edgecifar inspect' looks for more."
@@ -121,7 +132,8 @@ def keep_mistakes(dataset: Dataset, probabilities: np.ndarray, folder: Path) -> 
         return []
     document = json.dumps([asdict(mistake) for mistake in mistakes], indent=2, ensure_ascii=False)
     write_file(folder / MISTAKES, (document + "\n").encode())
-    captions = [f"{_short(m.true)}\nas {_short(m.predicted)} {m.margin:.2f}" for m in mistakes]
+    cut = functools.partial(plots.shorten, length=CAPTION)
+    captions = [f"{cut(m.true)}\nas {cut(m.predicted)} {m.margin:.2f}" for m in mistakes]
     lines = [
         (captions[start : start + SHEET_SIDE], [dataset.test_images[row] for row in worst[start : start + SHEET_SIDE]])
         for start in range(0, len(worst), SHEET_SIDE)
@@ -129,7 +141,3 @@ def keep_mistakes(dataset: Dataset, probabilities: np.ndarray, folder: Path) -> 
     title = "Test pictures that the net is most wrong about: label, prediction, difference of their probabilities"
     plots.sheet(lines, folder / MISTAKES_SHEET, title, cell=1.3)
     return mistakes
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= CAPTION else f"{label[: CAPTION - 1]}…"

@@ -13,6 +13,12 @@ from ..runtime.files import write_file
 from ..runtime.metrics import Evaluation
 from .record import validation_accuracy
 
+NAMED_CLASSES = 40
+"""More classes than these have neither names nor figures in a confusion matrix: nobody could read them."""
+
+TICK_LENGTH = 20
+"""Characters of a label beside a confusion matrix; what is longer is cut."""
+
 
 def curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """Draw loss and accuracy over the epochs of `metrics` (lines of metrics.jsonl) into a PNG."""
@@ -33,20 +39,27 @@ def curves(metrics: list[dict[str, Any]], path: Path) -> None:
 
 
 def confusion(result: Evaluation, path: Path) -> None:
-    """Draw the confusion matrix of `result`, as shares of each true class, into a PNG."""
-    figure, axes = new_figure(1, 1, (6.4, 5.6))
+    """Draw the confusion matrix of `result`, as shares of each true class, into a PNG.
+
+    Beyond `NAMED_CLASSES` classes it is a map alone, with their numbers at its edges.
+    """
     labels = result.class_names
+    named = len(labels) <= NAMED_CLASSES
+    inches = max(5.6, 0.42 * len(labels)) if named else 7.5
+    figure, axes = new_figure(1, 1, (inches + 0.8, inches))
     total = result.confusion.sum(axis=1, keepdims=True).clip(min=1)
     share = 100 * result.confusion / total
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    for row in range(len(labels)):
-        for column in range(len(labels)):
-            if result.confusion[row, column]:
-                colour = "white" if share[row, column] > 60 else "black"
-                axes.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=7)
-    axes.set_xticks(range(len(labels)), labels, rotation=45)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{100 * result.accuracy:.2f} % of {result.images:,} images")
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100, interpolation="nearest" if named else "auto")
+    if named:
+        for row, column in np.argwhere(result.confusion):
+            colour = "white" if share[row, column] > 60 else "black"
+            axes.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=7)
+        shown = [shorten(label, TICK_LENGTH) for label in labels]
+        axes.set_xticks(range(len(labels)), shown, rotation=45, parse_math=False)
+        axes.set_yticks(range(len(labels)), shown, parse_math=False)
+    unit = "" if named else ", the number of the class in sorted order"
+    axes.set(xlabel=f"predicted{unit}", ylabel="true")
+    axes.set_title(f"{100 * result.accuracy:.2f} % of {result.images:,} images")
     figure.colorbar(image, label="% of the true class", fraction=0.046)
     save_png(figure, path)
 
@@ -57,7 +70,7 @@ def sheet(
     """Draw rows of pictures with captions into a PNG.
 
     Args:
-        rows: the text of each row, or one of each picture, and the pictures, uint8 [height, width, 3].
+        rows: the text of each row, or one of each picture, and the pictures, uint8 [size, size, 3], all of one size.
         path: the file.
         title: what stands above all rows.
         cell: width of a picture with its margin, inches; a caption has as much.
@@ -66,19 +79,29 @@ def sheet(
         OutputError: the file cannot be written.
     """
     columns = max((len(pictures) for _, pictures in rows), default=1)
-    figure, grid = new_figure(max(1, len(rows)), columns, (1 + cell * columns, 0.6 + (0.15 + cell) * max(1, len(rows))))
+    size = next((len(picture) for _, pictures in rows for picture in pictures), 1)
+    lines = max((text.count("\n") + 1 for texts, _ in rows for text in ([texts] if isinstance(texts, str) else texts)))
+    # All pictures are parts of one image, since axes for each would take seconds to draw.
+    width, above = size + max(1, size // 10), round(size * (0.05 + 0.13 * lines) / (0.9 * cell))
+    height = size + above
+    canvas = np.full((height * len(rows), width * columns, 3), 255, np.uint8)
+    scale = cell / width  # inches a pixel
+    figure, axes = new_figure(1, 1, (0.2 + scale * canvas.shape[1], 0.5 + scale * canvas.shape[0]))
     figure.suptitle(title, fontsize=9)
-    grid = np.array(grid).reshape(max(1, len(rows)), columns)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, (text, pictures) in zip(grid, rows, strict=False):
-        for axes, caption in zip(line, [text] if isinstance(text, str) else text, strict=False):
-            axes.set_title(caption, fontsize=7, loc="left", parse_math=False)
-        for axes, picture in zip(line, pictures, strict=False):
-            axes.imshow(picture, interpolation="nearest")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a label in a script that the font lacks is drawn as boxes
-        save_png(figure, path)
+    for line, (texts, pictures) in enumerate(rows):
+        for place, picture in enumerate(pictures):
+            canvas[line * height + above : (line + 1) * height, place * width : place * width + size] = picture
+        for place, text in enumerate([texts] if isinstance(texts, str) else texts):
+            where = place * width - 0.5, line * height + above - 1.5
+            axes.text(*where, text, fontsize=7, va="bottom", linespacing=1.1, parse_math=False)
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_axis_off()
+    save_png(figure, path)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return the beginning of a text, with an ellipsis where it is cut."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def new_figure(rows: int, columns: int, inches: tuple[float, float]) -> Any:
@@ -97,4 +120,6 @@ def save_png(figure: Any, path: Path, dpi: int = 110) -> None:
     Raises:
         OutputError: the disk is full, and so on.
     """
-    write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=dpi))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a label in a script that the font lacks is drawn as boxes
+        write_file(path, lambda staged: figure.savefig(staged, format="png", dpi=dpi))

@@ -31,8 +31,9 @@ from .run import RUNS, Run
 
 DEFAULT_RECIPE = "fast"
 
-CUDA_CHECKPOINT_SECONDS = 30.0
-"""On CUDA an epoch takes less than a second, and a checkpoint of Net about as long: not every epoch makes one."""
+CHECKPOINT_SECONDS = 30.0
+"""Where an epoch is short, as on CUDA and of few own pictures, a checkpoint of Net takes about as long: not every epoch
+makes one, but the first that ends so long after the last."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,16 @@ class Display(Listener, AbstractContextManager["Display"], Protocol):
 
 
 def start(
-    request: TrainingRequest, display: Callable[[TrainingPlan], Display]
+    request: TrainingRequest,
+    display: Callable[[TrainingPlan], Display],
+    reading: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[TrainingPlan, Evaluation] | None:
     """Train, and return the plan and the evaluation on the test images; None in all processes but the main one.
 
     Args:
         request: what to train.
         display: makes what shows the training, in the main process only.
+        reading: called with the number of labelled pictures that are decoded, and how many there are.
 
     Raises:
         RecipeError: a setting of the request is none that can be trained with.
@@ -130,7 +134,7 @@ def start(
         data = request.data or (earlier and _trained_on_drawn(earlier))
         pictures = (earlier and FolderOptions.recorded(earlier.record.dataset.origin)) or request.pictures
         with group.main_process_first():
-            dataset = datasets.load(data, options=pictures)
+            dataset = datasets.load(data, options=pictures, progress=reading)
         if not request.resume and not request.follow:
             recipe = adapt(recipe, dataset, request.settings)
         plan = TrainingPlan(
@@ -154,7 +158,7 @@ def start(
             teachers=teachers,
             begin_with=begin_with,
             cuda_graph=request.cuda_graph,
-            checkpoint_seconds=CUDA_CHECKPOINT_SECONDS if device.type == "cuda" else 0.0,
+            checkpoint_seconds=CHECKPOINT_SECONDS if device.type == "cuda" or dataset.is_own else 0.0,
         )
         if request.resume:
             result = loop.resume(run, dataset, options)

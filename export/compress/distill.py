@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from ...runtime.errors import RunError
 from ...runtime.files import make_folder, remove_leftovers
+from ...train.adapting import with_smaller_batches
 from ...train.answers import (
     DISTILLATION_TEMPERATURE,
     DISTILLATION_WEIGHT,
@@ -36,7 +37,7 @@ from ...train.optimizer import make_optimizers
 from ...train.recipes import FAST, Recipe
 from ...train.run import Run
 from ...train.speed import speed_up
-from ...train.step import DROPOUT, TrainingStep, derive_seed, epoch_plan, load_optimizers
+from ...train.step import DROPOUT, TrainingStep, class_weights, derive_seed, epoch_plan, load_optimizers
 
 log = logging.getLogger("edgecifar")
 
@@ -130,12 +131,12 @@ class Distiller:
 
     def lasting(self, multiplier: int) -> Distiller:
         """Return a distiller of the same run that trains for `multiplier` times the epochs."""
-        return replace(self, recipe=recipe(multiplier * self.recipe.epochs))
+        return replace(self, recipe=replace(self.recipe, epochs=multiplier * self.recipe.epochs))
 
     def from_nothing(self, multiplier: int) -> Distiller:
         """Return a distiller of the same run for nets that begin untrained, for `multiplier` times the epochs."""
-        longer = recipe(multiplier * self.recipe.epochs)
-        return replace(self, recipe=replace(longer, name="student", cutout=STUDENT_CUTOUT))
+        longer = self.lasting(multiplier)
+        return replace(longer, recipe=replace(longer.recipe, name="student", cutout=STUDENT_CUTOUT))
 
     def describe(self) -> dict[str, Any]:
         """Return all settings, as JSON values."""
@@ -192,13 +193,16 @@ class Distiller:
     def _train_epoch(self, student: nn.Module, optimizers: list[Optimizer], epoch: int) -> None:
         recipe, (images, teacher_logits) = self.recipe, self._view(epoch)
         labels, started = torch.from_numpy(self.labels).to(self.device), time.perf_counter()
+        counts = None  # what each image counts in the loss
+        if recipe.balance:
+            counts = class_weights(self.labels, teacher_logits.shape[1]).to(self.device)[labels]
         torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT))
         batches = epoch_plan(self.seed, epoch, len(labels), recipe.batch_size, self.device).batches
         total = torch.zeros((), device=self.device)
         step = TrainingStep(student, optimizers, recipe, self.device, recipe.epochs * len(batches))
         student.train()
         for number, batch in enumerate(batches, epoch * len(batches)):
-            wanted = teacher_logits[batch], labels[batch]
+            wanted = teacher_logits[batch], labels[batch], 0.0, None if counts is None else counts[batch]
             total += step(number, images[batch], lambda logits, wanted=wanted: distillation_loss(logits, *wanted))
         mean, seconds = total.item() / len(batches), time.perf_counter() - started
         # The weights too: the last step was one that no loss has seen.
@@ -244,6 +248,8 @@ def distiller_of(
 ) -> Distiller:
     """Return the distiller of a run, as exports use it.
 
+    Where the run weighs its classes, so do its students; of few own pictures, they learn in smaller batches.
+
     Args:
         run: the run; students are kept in its folder.
         net: its net.
@@ -259,13 +265,14 @@ def distiller_of(
     if teachers:
         teachers.check(dataset, record.recipe.held_out)
     trained_on, _ = dataset.hold_out(record.recipe.held_out)
+    how = replace(recipe(epochs), balance=record.recipe.balance)
     return Distiller(
         folder=run.folder,
         origin=record.weights_sha256 or "",
         teacher=net,
         images=dataset.train_images[trained_on],
         labels=dataset.train_labels[trained_on],
-        recipe=recipe(epochs),
+        recipe=with_smaller_batches(how, len(trained_on)) if dataset.is_own else how,
         seed=record.seed,
         device=device,
         teachers=teachers,

@@ -452,7 +452,7 @@ def test_no_permission(tmp_path, monkeypatch):
     def deny(*_args, **_kwargs):  # root, whom tests may run as, is denied nothing
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", deny)
+    monkeypatch.setattr("builtins.open", deny)
     assert "you may not read it; change its permissions" in refusal(tmp_path / "secret.png")
 
 

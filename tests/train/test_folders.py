@@ -267,3 +267,38 @@ def test_a_run_remembers_how_its_pictures_were_split(load, own, tmp_path, recipe
 def test_options_of_another_version():
     with pytest.raises(DataError, match="train again"):
         FolderOptions.recorded({"options": {"colour": "grey"}})
+
+
+@pytest.mark.cifar10
+@pytest.mark.slow
+def test_six_of_cifar10s_classes_as_files_are_those_in_arrays(load, tmp_path):
+    """The same pictures, labels, digest, and so training; and the shipped net is right about as many, to the last."""
+    from edgecifar.runtime import evaluation
+    from edgecifar.runtime.classifier import Classifier
+    from edgecifar.runtime.metrics import evaluate
+
+    if not os.environ.get("EDGECIFAR_DATA"):
+        pytest.skip("EDGECIFAR_DATA does not name the folder of the CIFAR-10 files")
+    cifar = data.load(download=False)
+    names = tuple(sorted(cifar.contract.labels)[:6])
+    classes = [cifar.contract.labels.index(name) for name in names]
+    arrays = []
+    for split, images, labels, each in (
+        ("train", cifar.train_images, cifar.train_labels, 100),
+        ("test", cifar.test_images, cifar.test_labels, 1_000),
+    ):
+        rows = np.concatenate([np.flatnonzero(labels == label)[:each] for label in classes])
+        write(tmp_path / "six" / split, images[rows], [cifar.contract.labels[label] for label in labels[rows]])
+        arrays += [images[rows], np.repeat(np.arange(len(classes)), each)]
+    found = load(tmp_path / "six")
+    assert found.contract.labels == names
+    got = (found.train_images, found.train_labels, found.test_images, found.test_labels)
+    for mine, wanted in zip(got, arrays, strict=True):
+        np.testing.assert_array_equal(mine, wanted)
+    classifier = Classifier(variant="tiny", provider="cpu")
+    model = evaluation.load(classifier.bundle.folder, "tiny", "cpu")
+    through_files = evaluation.evaluate(model, tmp_path / "six")
+    on_arrays = evaluate(classifier.probabilities, arrays[2], np.repeat(classes, 1_000), cifar.contract.labels)
+    assert not through_files.unread
+    assert through_files.result.correct == on_arrays.correct > 0.85 * len(arrays[3])
+    np.testing.assert_array_equal(through_files.result.confusion, on_arrays.confusion)
