@@ -60,6 +60,11 @@ def choose(bundle: Bundle, provider: str, name: str | None = None) -> tuple[Vari
         return given, f"The variant {name} was asked for."
     models = [variant for variant in bundle.manifest.variants if variant.is_onnx]
     best = _for_gpu(models) if provider in GPUS else _for_cpu(models, given)
+    if best is None and provider in GPUS:
+        return given, (
+            f"The variant {given.name} is the bundle's default; GPU providers run {' and '.join(GPU_PRECISIONS)}, "
+            "which this bundle lacks: export one for them."
+        )
     if best is None or best is given:
         return given, f"The variant {given.name} is the bundle's default."
     if not given.is_onnx:
