@@ -144,6 +144,25 @@ def training(found: Mapping[str, Any]) -> Any:
     return figure
 
 
+def reference(found: Mapping[str, Any]) -> Any:
+    """Draw the loss of a run of the reference's recipe over its epochs beside what the experiment reported."""
+    settings, rows = found["settings"], found["rows"]
+    figure = drawing.new_figure((7, 4.2), f"{settings['recipe']} on {settings['hardware']}, seed {settings['seed']}")
+    axes = figure.subplots()
+    reported = [(row["epoch"], row["reported"]) for row in rows if row["reported"] is not None]
+    axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color=BLUE, label="this run, loss")
+    axes.plot(*zip(*reported, strict=True), linestyle="none", marker="o", color=RED, label="reported, loss")
+    axes.set(xlabel="epoch", ylabel="mean loss of the first 2,000 mini-batches")
+    axes.grid(alpha=0.3)
+    reached = [(row["epoch"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
+    beside = axes.twinx()
+    beside.plot(*zip(*reached, strict=True), color=GREY, label="this run, test accuracy")
+    beside.axhline(settings["reported_accuracy"], color=GREY, linestyle=":", label="reported, after the last epoch")
+    beside.set_ylabel("accuracy, %")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
 def load(found: Mapping[str, Any]) -> Any:
     """Draw the last load of serving_limits.py: answers a second, and their median and 99th percentile, over time."""
     row = found["rows"][-1]
@@ -168,6 +187,7 @@ DRAWERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "latency": bars,
     "accuracy": accuracy,
     "training": training,
+    "reference": reference,
     "serving_overload": load,
     "serving_updates": load,
     "serving_soak": load,
@@ -180,6 +200,8 @@ def lacks(found: Mapping[str, Any]) -> str:
         return "" if found.get("curves") else "it keeps no accuracy by the epoch"
     if found["benchmark"] == "accuracy":
         return "" if any(row["corrupted"] for row in found["rows"]) else "no corrupted images were classified"
+    if found["benchmark"] == "reference":
+        return "" if any(row["reported"] is not None for row in found["rows"]) else "no epoch has a reported loss"
     measured = [row for row in found["rows"] if row.get("latency") or row.get("milliseconds")]
     return "" if measured else "nothing was measured"
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from engines import COMPILED, OURS, RESIDENT, Engines, OnDevice, Peer
 from harness import PLAIN, PlainSession, random_images
-from onnx_entries import BARE, GRAPH, Bound
+from onnx_entries import BARE, GRAPH, NO_GRAPH, Bound
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -215,5 +215,5 @@ class CudaEngines(Engines):
 
         if call == "Classifier":
             return self._once(batch, (variant.name, call), classifier)
-        settings = {} if call == "bound" else GRAPH[self.device]
-        return self._once(batch, (variant.name, *settings), partial(bound, settings))
+        settings = NO_GRAPH.get(self.device, {}) if call == "bound" else GRAPH[self.device]
+        return self._once(batch, (variant.name, call == "bound"), partial(bound, settings))

@@ -14,8 +14,8 @@ Plug-in providers (packages called onnxruntime-ep-...) are registered where they
 device that they offer. All entries of a batch size take turns in rounds; the first calls of a turn are not counted.
 
     Classifier   Classifier.probabilities: numpy in, numpy out
-    session.run  what it calls, bare, on the very same session; "of session.run" is the first over this one, and below
-                 the table the same once more, the two called one after the other
+    session.run  what it calls, bare, on the very same session (on CUDA on one without graphs); "of session.run" is the
+                 first over this one, and below the table the same once more, the two called one after the other
     bound        buffers on the device: images copied there, probabilities back, within the time (GPUs)
     graph        likewise, the calls to the GPU recorded once and replayed (CUDA graph)
     resident     as graph, but nothing is copied: what the net alone takes

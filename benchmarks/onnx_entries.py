@@ -14,7 +14,7 @@ import harness
 import numpy as np
 from harness import Entry, Function, random_images
 
-from edgecifar.runtime import Bundle, Classifier, EdgecifarError
+from edgecifar.runtime import Bundle, Classifier, EdgecifarError, bound
 from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.manifest import Variant
 from edgecifar.runtime.session import PROVIDERS, RECORD_ASSIGNMENT, Session, assignment, import_onnxruntime
@@ -28,12 +28,18 @@ GRAPH = {"cuda": {"enable_cuda_graph": "1"}, "tensorrt": {"trt_cuda_graph_enable
 TF32 = 0.01
 """Largest difference of a probability that TF32 may make, which rounds the factors of products to 10 bits."""
 
+MEMORY: dict[str, str] = {}
+"""onnxruntime's name of the memory of a provider in `GRAPH`, where that is not "cuda"."""
+
+NO_GRAPH: dict[str, dict[str, str]] = {"cuda": {"enable_cuda_graph": "0"}}
+"""Settings of sessions that are called bare: the CUDA provider's would record whatever they are given."""
+
 PLUG_IN = "onnxruntime-ep-"
 """How the names of packages begin that bring plug-in providers."""
 
 
-class Bound:
-    """A session's input and output in buffers on a device; one call at a time.
+class Bound(bound.Bound):
+    """A session's input and outputs in buffers on a device; one call at a time.
 
     Args:
         session: whose model is called.
@@ -42,25 +48,13 @@ class Bound:
     """
 
     def __init__(self, session: Session, images: np.ndarray, device: str) -> None:
-        ort, contract = import_onnxruntime(), session.contract
-        self._session, self._images = session.inference_session, images
-        self._given = ort.OrtValue.ortvalue_from_numpy(images, device, 0)
-        shape = (len(images), contract.classes)
-        self._result = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device, 0)
-        self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_input(contract.input_name, self._given)
-        self._binding.bind_ortvalue_output(contract.probabilities_name, self._result)
-
-    def resident(self) -> None:
-        """Classify what is on the device, and leave the answer there."""
-        self._session.run_with_iobinding(self._binding)
-        self._binding.synchronize_outputs()
+        self._images, self._wanted = images, [session.contract.probabilities_name]
+        # The number counts where the session has graphs enabled: apart from those that the session records itself.
+        super().__init__(session.inference_session, session.contract, len(images), device, 1_000_000 + len(images))
 
     def probabilities(self, images: np.ndarray | None = None) -> np.ndarray:
         """Copy the images, or others of their shape, to the device; return their probabilities, float32 [N, C]."""
-        self._given.update_inplace(self._images if images is None else images)
-        self._session.run_with_iobinding(self._binding)
-        return self._result.numpy()
+        return self.outputs(self._images if images is None else images, self._wanted)[0]
 
 
 class Measurement:
@@ -107,7 +101,10 @@ class Measurement:
         """
         classifier = Classifier(self.bundle, variant.name, provider, threads)
         details = harness.ran_on(classifier.session)
-        bare = _bare(classifier.session.inference_session, self.contract)
+        plain = classifier.session
+        if provider in NO_GRAPH:
+            plain = self._session(variant, provider, threads, NO_GRAPH[provider])
+        bare = _bare(plain.inference_session, self.contract)
         for batch, images in self.images.items():
             labels = {"provider": provider, "variant": variant.name, "batch": batch, "threads": threads}
             base = Entry({**labels, "call": BARE}, lambda i=images: bare(i))
@@ -116,17 +113,10 @@ class Measurement:
             checked: list[tuple[Entry, Function]] = [(ours, classifier.probabilities), (base, bare)]
             resident = None
             if provider in GRAPH:
-                name = str(self.bundle.folder / variant.file)
-                graph = Session(
-                    self.bundle.read(variant),
-                    provider=provider,
-                    threads=threads,
-                    name=name,
-                    settings=GRAPH[provider],
-                )
-                harness.ran_on(graph)
-                bound, replayed = Bound(classifier.session, images, "cuda"), Bound(graph, images, "cuda")
-                for call, made in (("bound", bound), ("graph", replayed)):
+                graph = self._session(variant, provider, threads, GRAPH[provider])
+                memory = MEMORY.get(provider, "cuda")
+                buffers, replayed = Bound(plain, images, memory), Bound(graph, images, memory)
+                for call, made in (("bound", buffers), ("graph", replayed)):
                     entry = Entry({**labels, "call": call}, made.probabilities, bases={BARE: base})
                     checked.append((entry, made.probabilities))
                 resident = Entry({**labels, "call": "resident"}, replayed.resident, bases={BARE: base})
@@ -137,6 +127,13 @@ class Measurement:
             if resident and entry.call:  # the last checked is its own graph, with the copies
                 resident.images, resident.details = batch, dict(details)
                 yield resident
+
+    def _session(self, variant: Variant, provider: str, threads: int, settings: dict[str, str]) -> Session:
+        """Return a session that runs every node of a variant on the provider, with these settings."""
+        name, model = str(self.bundle.folder / variant.file), self.bundle.read(variant)
+        session = Session(model, provider=provider, threads=threads, name=name, settings=settings)
+        harness.ran_on(session)
+        return session
 
     def of_device(self, name: str, device: Any, variant: Variant) -> Iterator[Entry]:
         """Yield the entries of one device of a plug-in provider, which decides on its threads itself.

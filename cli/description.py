@@ -52,6 +52,15 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
         agree = f"{_count(v.parity.get('agree'))} of {_count(v.parity.get('images'))}"
         note = "  (default)" if v.name == manifest.default_variant else ""
         lines.append(f"{v.name:<12} {v.file:<22} {v.precision:<9} {v.bytes:>11,} {accuracy:>9}  {agree}{note}")
+    if contract.familiarity_name is not None:
+        known = [
+            f"{v.name} known from {v.familiarity.threshold:.3f} on"
+            if v.familiarity
+            else f"{v.name} has no threshold (too few held-out pictures)"
+            for v in manifest.variants
+            if v.is_onnx
+        ]
+        lines += ["", f"familiarity ({contract.familiarity_name}, float32 [batch]): {', '.join(known)}"]
     lines += ["", *(f"on {provider}: {reason}" for provider, (_, reason) in chosen.items())]
     origin = manifest.provenance
     recipe: dict[str, Any] = origin["recipe"] if isinstance(origin.get("recipe"), dict) else {}

@@ -95,6 +95,9 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into the run's folder, too.")
     ] = False,
+    cuda_graph: Annotated[
+        bool, typer.Option(help="On CUDA, record a step once and replay it: the host need not launch its parts.")
+    ] = True,
 ) -> None:
     """Train a net and leave a run folder: weights, settings, metrics, pictures."""
     import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]: draws last: that it is missing must be known first
@@ -132,6 +135,7 @@ def train(
         begin_with=begin_with,
         teachers=tuple(teachers),
         tensorboard=tensorboard,
+        cuda_graph=None if cuda_graph else False,
     )
     reading = Progress(None)
 

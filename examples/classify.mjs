@@ -130,10 +130,12 @@ const golden = json("golden.json").pictures.filter(({ file }) => file.endsWith("
 for (const file of files.length ? files : golden.map(({ file }) => path.join(bundle, file))) {
   const input = prepare(file, contract);
   const tensor = new ort.Tensor("uint8", input, [1, ...contract.input.shape.slice(1)]);
-  const row = (await session.run({ [contract.input.name]: tensor }))[contract.outputs[0].name].data;
+  const found = await session.run({ [contract.input.name]: tensor });
+  const [row, , familiarity] = contract.outputs.map(({ name }) => found[name].data);
   const top = row.indexOf(Math.max(...row));
   const proof = files.length ? null : golden.find((entry) => path.join(bundle, entry.file) === file);
-  console.log(`${file}: ${contract.labels[top]} ${(100 * row[top]).toFixed(1)}%`);
+  const unknown = familiarity?.[0] < variant.familiarity?.threshold; // false where the model cannot tell
+  console.log(`${file}: ${contract.labels[top]} ${(100 * row[top]).toFixed(1)}%${unknown ? ", but unlike the training pictures" : ""}`);
   if (!proof) continue;
   const [pixels, difference] = [largest(input, proof.array), largest(row, proof.probabilities[chosen])];
   console.log(`  pixels differ by ${pixels}, probabilities by ${difference.toExponential(0)}`);

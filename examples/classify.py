@@ -110,11 +110,14 @@ def main(folder: Path, files: list[Path]) -> int:
     contract = manifest["contract"]
     variant = next(entry for entry in manifest["variants"] if entry["name"] == manifest["default_variant"])
     session = onnxruntime.InferenceSession(folder / variant["file"], providers=["CPUExecutionProvider"])
-    name, outputs = contract["input"]["name"], [contract["outputs"][0]["name"]]
+    name, outputs = contract["input"]["name"], [output["name"] for output in contract["outputs"]]
+    threshold = variant.get("familiarity", {}).get("threshold", -np.inf)  # without one the model cannot tell
 
     for file in files:
-        row = np.array(session.run(outputs, {name: prepare(file, contract)[None]})[0])[0]
-        print(f"{file}: {contract['labels'][row.argmax()]} {row.max():.1%}")
+        found = [np.array(array)[0] for array in session.run(outputs, {name: prepare(file, contract)[None]})]
+        row, unknown = found[0], len(found) > 2 and found[2] < threshold
+        note = ", but unlike the training pictures" if unknown else ""
+        print(f"{file}: {contract['labels'][row.argmax()]} {row.max():.1%}{note}")
     if files:
         return 0
 

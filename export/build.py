@@ -15,12 +15,13 @@ from ..runtime import files, golden, machine
 from ..runtime.bundle import Bundle
 from ..runtime.errors import DataError, ModelError, OutputError, ParityError
 from ..runtime.folder import write_sums
-from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, PARITY, Manifest, Variant
+from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, ONNX, PARITY, Manifest, Variant
 from ..train.data import SYNTHETIC, Dataset, synthetic
 from ..train.inference import logits_with
 from ..train.run import Run
-from . import bom, card, models, parity
+from . import card, familiarity, models, parity
 from .compress.search import Made
+from .familiarity import Added
 from .options import ExportOptions
 from .parity import Function, Limits, Parity, Reference
 from .variants import Source, Target, targets
@@ -81,18 +82,33 @@ def export(
     with files.new_folder(out, options.replace) as folder:
         reference = _reference(source)
         made: dict[Target, Made] = {}
+        added: dict[str, Added] = {}
         results: dict[str, Parity] = {}
         for target in wanted:
+            path = folder / target.file
             log.info("Writing %s …", target.file)
-            made[target] = target.make(folder / target.file)
+            made[target] = target.make(path)
+            problem = ""
+            if target.format == ONNX and source.examples:
+                try:
+                    added[target.name] = familiarity.add(path, source.onnx_contract, source.examples)
+                except ParityError as error:
+                    problem = str(error)
             log.info("Checking %s …", target.file)
-            results[target.name] = _check(folder / target.file, target, reference, made[target])
+            result = _check(path, target, reference, made[target])
+            if result.passed and problem:
+                result = replace(result, failure=problem)
+            elif result.passed and target.name in added:
+                hidden = familiarity.hidden_of(made[target].torch_form or source.model, reference.images)
+                wanted_scores = added[target.name].detectors(hidden)
+                result = _with_familiarity(path, result, wanted_scores, reference.images, target.limits.exact)
+            results[target.name] = result
         log.info("%s", parity.table(results))
         failed = {name: result for name, result in results.items() if not result.passed}
         if failed:
             reasons = "; ".join(f"{name} {result.failure}" for name, result in failed.items())
             raise ParityError(f"Not the same model, so no bundle was made: {reasons}.")
-        _complete(folder, source, made, results)
+        _complete(folder, source, made, results, added)
         if options.signer:
             options.signer.sign(folder, out.name)
     return Bundle.open(out), results
@@ -135,6 +151,15 @@ def _check(path: Path, target: Target, reference: Reference, made: Made) -> Pari
     return replace(result, failure=result.failure.replace(f"{path} ", ""))
 
 
+def _with_familiarity(path: Path, result: Parity, wanted: np.ndarray, images: np.ndarray, exact: bool) -> Parity:
+    """Return `result` with how the file's familiarity of the images agrees with torch's, `wanted`, float32 [N]."""
+    found = models.load(path, provider="cpu").familiarity
+    if found is None:
+        return replace(result, failure="has no familiarity")
+    figures, failure = familiarity.compare(found, wanted, images, exact)
+    return replace(result, familiarity=figures, failure=failure)
+
+
 def _against_torch_form(result: Parity, exported: Function, form: nn.Module, reference: Reference) -> Parity:
     """Return `result` with how the model agrees with its torch form, and a failure where it does not."""
 
@@ -153,7 +178,9 @@ def _against_torch_form(result: Parity, exported: Function, form: nn.Module, ref
     return replace(result, torch_form=figures, failure=failure)
 
 
-def _complete(folder: Path, source: Source, made: dict[Target, Made], results: dict[str, Parity]) -> None:
+def _complete(
+    folder: Path, source: Source, made: dict[Target, Made], results: dict[str, Parity], added: dict[str, Added]
+) -> None:
     """Write all beside the models: golden vectors and pictures, parity, manifest, card, bill of materials, digests."""
     variants = tuple(
         Variant(
@@ -167,12 +194,13 @@ def _complete(folder: Path, source: Source, made: dict[Target, Made], results: d
             parity=results[target.name].as_json(),
             made_by=how.made_by,
             golden_tolerance=target.golden_tolerance,
+            familiarity=added[target.name].threshold if target.name in added else None,
         )
         for target, how in made.items()
     )
     held_out = {target.name: how.held_out_accuracy for target, how in made.items()}
     manifest = Manifest(
-        contract=source.contract,
+        contract=source.onnx_contract if added else source.contract,
         variants=variants,
         default_variant=choose_default(variants, held_out),
         dataset=source.run.record.dataset.name,
@@ -180,15 +208,30 @@ def _complete(folder: Path, source: Source, made: dict[Target, Made], results: d
     )
     write = files.write_file
     images = synthetic(train=10, test=GOLDEN_VECTORS).test_images  # drawn: a bundle carries no data set's images
-    classifiers = {v.name: models.load(folder / v.file, provider="cpu").probabilities for v in variants}
-    vectors = {name: classify(images) for name, classify in classifiers.items()}
+    loaded = {v.name: models.load(folder / v.file, provider="cpu") for v in variants}
+    classifiers = {v.name: loaded[v.name].probabilities for v in variants if v.is_onnx}
+    scores = {name: model.familiarity for name, model in loaded.items() if model.familiarity}
+    vectors = {name: model.probabilities(images) for name, model in loaded.items()}
+    vectors |= {f"{manifest.contract.familiarity_name}/{name}": score(images) for name, score in scores.items()}
     write(folder / GOLDEN, lambda path: _save_npz(path, {source.contract.input_name: images, **vectors}))
-    golden.write(folder, source.contract, {v.name: classifiers[v.name] for v in variants if v.is_onnx})
+    golden.write(folder, source.contract, classifiers, scores)
     write(folder / PARITY, (json.dumps({n: r.as_json() for n, r in results.items()}, indent=2) + "\n").encode())
     write(folder / MANIFEST, manifest.as_json().encode())
     write(folder / CARD, card.text(manifest).encode())
-    write(folder / BOM, bom.text(manifest, machine.versions()).encode())
+    _write_bill(folder, manifest)
     write_sums(folder)
+
+
+def _write_bill(folder: Path, manifest: Manifest) -> None:
+    """Write the bill of materials, where the package is there that writes it."""
+    try:
+        from . import bom
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("cyclonedx"):
+            raise
+        log.warning("The bundle has no %s: 'pip install cyclonedx-python-lib[json-validation]' to have it.", BOM)
+        return
+    files.write_file(folder / BOM, bom.text(manifest, machine.versions()).encode())
 
 
 def choose_default(variants: tuple[Variant, ...], held_out: dict[str, float | None]) -> str:

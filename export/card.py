@@ -59,11 +59,46 @@ bill of materials (CycloneDX), `{manifest}` all else, `{sums}` every digest (`sh
 {epochs_done} of {epochs} epochs, batch size {batch_size}, seed {seed}, on {training_images:,} {dataset} images{how}.
 Temperature {temperature:.3f}{fitted}.
 
-## Limits
-- {classes:,} classes and nothing else: a picture of something else gets one of them too, at times with confidence.
+{familiarity}## Limits
+- {classes:,} classes and nothing else: {others}
 - Trained on {size}x{size} pictures. What is small or off-centre in a photograph is lost when it is scaled down.
 - {calibrated}
 """
+
+
+FAMILIARITY = """## None of these
+`{output}` says how much a picture is like the training pictures; higher is more alike. A picture is known from the
+variant's threshold on. It is learnt from drawn pictures and from parts of training pictures, not from real others.
+
+| name | threshold | known of held-out | known of drawn | of other things | of test | AUROC, drawn | other things |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+Drawn: patterns, shapes, letters, noise, parts of pictures laid otherwise, of the sorts that the score was learnt from.
+Other things: stamps, emoji, shapes, textures, text and noise of sorts that nothing was learnt from or chosen by. The
+less of drawn and other pictures is known, the better. An AUROC of 50 % is chance.
+
+"""
+
+
+def _familiarity(manifest: Manifest) -> str:
+    """Return the section on the familiarity; "" where the models have none."""
+    name = manifest.contract.familiarity_name
+    if name is None:
+        return ""
+    rows: list[str] = []
+    for variant in manifest.variants:
+        if not variant.is_onnx:
+            continue
+        if (score := variant.familiarity) is None:
+            rows.append(f"| `{variant.name}` | none: too few held-out pictures | | | | | | |")
+            continue
+        drawn, other, test = (score.measured.get(key, {}) for key in ("drawn", "other", "test"))
+        figures = [score.accepted, drawn.get("passed"), other.get("passed"), test.get("passed")]
+        figures += [drawn.get("auroc"), other.get("auroc")]
+        shown = " | ".join(_percent(figure) for figure in figures)
+        rows.append(f"| `{variant.name}` | {score.threshold:.3f} | {shown} |")
+    return FAMILIARITY.format(output=name, rows="\n".join(rows))
 
 
 def _begun(origin: Provenance) -> str:
@@ -133,6 +168,10 @@ def text(manifest: Manifest) -> str:
         how=_begun(origin) + _taught(origin),
         temperature=origin.temperature,
         fitted=f" fitted on {origin.calibrated_on}" if origin.calibrated_on else "",
+        familiarity=_familiarity(manifest),
+        others="a picture of something else gets one of them too, at times with confidence."
+        if contract.familiarity_name is None
+        else "a picture of something else gets one of them too, and is not always below the threshold.",
         classes=contract.classes,
         size=contract.size,
         calibrated="Confidence is calibrated for pictures like those of the data set, not for others."

@@ -1,19 +1,37 @@
-"""Familiarity: a third output of the graph that says how much a picture is like those that the net was trained on."""
+"""Familiarity: a third output of the graph that says how much a picture is like those that the net was trained on.
+
+It is computed of what the last layer reads: the logarithm of a sum of exponentials of a few linear functions, each of
+which is large for training pictures of some kind, and small for pictures of nothing (`outliers`). The functions are
+learnt from the features of both; the net itself stays as it is.
+"""
 
 from __future__ import annotations
 
-from typing import cast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..runtime.errors import DataError
+from ..runtime.contract import METADATA_PREFIX, Contract
+from ..runtime.errors import DataError, ParityError
 from ..runtime.manifest import Familiarity
+from ..runtime.providers import import_onnxruntime
 from .compress.students import DeployedResidual
+from .formats import onnx as onnx_format
 from .graph import Deployed
-from .parity import Function, in_batches
+from .outliers import outliers
+from .parity import ATOL, BATCH_SIZES, RTOL, Function, in_batches
+
+NAME = "familiarity"
+"""What the output is called."""
 
 ACCEPTED = 0.95
 """The threshold is set so that this share of the held-out pictures passes, 0 to 1."""
@@ -21,100 +39,249 @@ ACCEPTED = 0.95
 MIN_THRESHOLD_IMAGES = 200
 """With fewer held-out pictures no threshold is set: ten of them would decide."""
 
+MAX_CONSTANTS = 1_900
+"""The score adds at most so many float32 constants to the graph, and so at most 8 KB with its nodes."""
 
-class ClassMeans(nn.Module):
-    """The largest cosine between what the last layer reads and its mean over the training pictures of each class.
+MAX_DETECTORS = 12
+"""More linear functions gained nothing on the kinds of pictures that benchmarks/unknown.py tunes on."""
 
-    It is -1 to 1. Nothing is centred.
+KNOWN_IMAGES, OUTLIERS = 20_000, 9_000
+"""It is learnt from at most so many training pictures, and so many of nothing: these are at most twice as many."""
 
-    Args:
-        hidden: what the last layer reads of training pictures, float32 [N, features].
-        labels: int64 [N].
-        classes: number of classes.
+STEPS, LEARNING_BATCH, RATE, DECAY = 600, 256, 0.02, 0.01
+"""AdamW takes so many steps, each on so many pictures of either kind, to this peak rate and with this weight decay."""
 
-    Raises:
-        DataError: a class has no picture.
+MIN_CORRELATION = 0.9
+"""The scores of a lossy variant and of the net that it was made from must correlate by so much."""
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """The linear functions whose log-sum-exp is the familiarity.
+
+    Attributes:
+        weight: float32 [detectors, features].
+        bias: float32 [detectors].
     """
 
-    def __init__(self, hidden: Tensor, labels: Tensor, classes: int) -> None:
-        super().__init__()
-        counts = torch.bincount(labels, minlength=classes)
-        if not bool((counts > 0).all()):
-            raise DataError("Familiarity compares with pictures of each class, and one has none: add some.")
-        sums = hidden.new_zeros(classes, hidden.shape[1], dtype=torch.float64).index_add_(0, labels, hidden.double())
-        self.register_buffer("means", functional.normalize(sums / counts[:, None]).float())
+    weight: np.ndarray
+    bias: np.ndarray
 
-    def forward(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """Map float32 [N, features] and [N, classes] to the familiarity, float32 [N]."""
-        del logits  # other scores need them
-        return (functional.normalize(hidden) @ self.get_buffer("means").T).amax(1)
+    def __call__(self, hidden: np.ndarray) -> np.ndarray:
+        """Map what the last layer reads, float32 [N, features], to the familiarity, float32 [N]."""
+        with torch.inference_mode():
+            return _score(torch.from_numpy(hidden), *map(torch.from_numpy, (self.weight, self.bias))).numpy()
 
 
-class BoundaryDistance(nn.Module):
-    """The mean distance to the other classes' decision boundaries, over the distance to the mean training picture.
-
-    All in the space that the last layer reads. The distance to the boundary between the predicted class and another is
-    the difference of their logits over the distance of their weights (Liu and Qin, Fast decision boundary based
-    out-of-distribution detector, ICML 2024, where it is called fDBD).
-
-    Args:
-        hidden: what the last layer reads of training pictures, float32 [N, features].
-        weight: of the last layer, float32 [classes, features].
-    """
-
-    def __init__(self, hidden: Tensor, weight: Tensor) -> None:
-        super().__init__()
-        apart = torch.cdist(weight.double(), weight.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        inverse = torch.where(apart > 0, 1 / apart, 0.0)  # of a class to itself: it counts for nothing
-        self.register_buffer("inverse", inverse.float())
-        self.register_buffer("mean", hidden.double().mean(0).float())
-
-    def forward(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """Map float32 [N, features] and [N, classes] to the familiarity, float32 [N], at least 0."""
-        inverse = self.get_buffer("inverse")
-        distances = (logits.amax(1, keepdim=True) - logits) * inverse[logits.argmax(1)]
-        far = (hidden - self.get_buffer("mean")).square().sum(1).clamp_min(1e-12).sqrt()
-        return distances.sum(1) / (logits.shape[1] - 1) / far
+def _score(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.linear(hidden, weight, bias).logsumexp(1)
 
 
-class Familiar(nn.Module):
-    """A deployed graph with the familiarity as its third output.
+def learn(known: np.ndarray, unknown: np.ndarray, head: tuple[np.ndarray, np.ndarray], seed: int = 0) -> Detectors:
+    """Return detectors whose familiarity is positive for known features and negative for unknown ones.
+
+    They begin as the last layer's functions, one a class, so that the familiarity begins as the energy score (Liu et
+    al., Energy-based out-of-distribution detection, 2020), with further random ones; what they learn is logistic
+    regression on outliers (Hendrycks et al., Deep anomaly detection with outlier exposure, 2019, there for the whole
+    net).
 
     Args:
-        model: the graph; it is not changed.
-        score: maps what the last layer reads, float32 [N, features], and logits, float32 [N, classes], to float32 [N].
+        known: what the last layer reads of training pictures, float32 [N, features].
+        unknown: and of pictures of nothing, float32 [M, features].
+        head: weight, float32 [classes, features], and bias, float32 [classes], of the last layer.
+        seed: of all randomness.
     """
-
-    def __init__(self, model: Deployed | DeployedResidual, score: nn.Module) -> None:
-        super().__init__()
-        self.model, self.score = model, score
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map uint8 [N, size, size, 3] RGB to probabilities, logits and familiarity, float32."""
-        hidden = self.model.hidden(images)
-        logits = last_layer(self.model)(hidden)
-        probabilities = torch.softmax(logits / self.model.temperature, dim=1)
-        return probabilities, logits, self.score(hidden, logits)
+    features = known.shape[1]
+    units = max(1, min(MAX_DETECTORS, MAX_CONSTANTS // (features + 1)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrices are small: more threads cost more than they give
+    try:
+        return _learn(known, unknown, head, units, seed)
+    finally:
+        torch.set_num_threads(threads)
 
 
-def last_layer(model: Deployed | DeployedResidual) -> nn.Linear:
-    """Return the layer that gives the logits."""
-    return cast("nn.Linear", model.fc3 if isinstance(model, Deployed) else model.head)
+def _learn(
+    known: np.ndarray, unknown: np.ndarray, head: tuple[np.ndarray, np.ndarray], units: int, seed: int
+) -> Detectors:
+    inside, outside = torch.from_numpy(known).clone(), torch.from_numpy(unknown).clone()
+    scale = inside.square().mean().sqrt().clamp_min(1e-6)
+    inside, outside = inside / scale, outside / scale
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        layer = nn.Linear(known.shape[1], units)
+        with torch.no_grad():
+            first = min(units, len(head[0]))
+            layer.weight[:first] = torch.from_numpy(head[0][:first]) * scale
+            layer.bias[:first] = torch.from_numpy(head[1][:first])
+            layer.bias -= layer(inside).logsumexp(1).sort().values[len(inside) // 10]
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=RATE, weight_decay=DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
+        for _ in range(STEPS):
+            some = inside[torch.randint(len(inside), (LEARNING_BATCH,))]
+            others = outside[torch.randint(len(outside), (LEARNING_BATCH,))]
+            loss = functional.softplus(-_score(some, layer.weight, layer.bias)).mean()
+            loss = loss + functional.softplus(_score(others, layer.weight, layer.bias)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return Detectors((layer.weight.detach() / scale).numpy(), layer.bias.detach().numpy())
 
 
 @torch.inference_mode()
-def hidden_of(model: Deployed | DeployedResidual, images: np.ndarray) -> Tensor:
-    """Return what the last layer reads of all `images`, uint8 [N, size, size, 3], as float32 [N, features]."""
-    return torch.from_numpy(in_batches(lambda some: model.hidden(torch.from_numpy(some)).numpy(), images)).clone()
+def hidden_of(model: Deployed | DeployedResidual, images: np.ndarray) -> np.ndarray:
+    """Return what the last layer reads of all `images`, uint8 [N, size, size, 3], in torch: float32 [N, features]."""
+    return in_batches(lambda some: model.hidden(torch.from_numpy(some)).numpy(), images)
 
 
-def fit_threshold(familiarity: Function, images: np.ndarray, accepted: float = ACCEPTED) -> Familiarity | None:
+def tensor_of(model: onnx.ModelProto, contract: Contract, name: str) -> Function:
+    """Return what maps uint8 [N, size, size, 3] to the tensor `name` of an ONNX model, one with a row an image."""
+    if all(output.name != name for output in model.graph.output):
+        inside, model = model, onnx.ModelProto()
+        model.CopyFrom(inside)
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    session = import_onnxruntime().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda images: in_batches(lambda some: session.run([name], {contract.input_name: some})[0], images)
+
+
+def head_of(model: onnx.ModelProto, contract: Contract) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight, float32 [classes, features], and bias, float32 [classes], of an ONNX model's last layer."""
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    weight, bias = (numpy_helper.to_array(constants[name]) for name in _last(model, contract).input[1:])
+    return (weight if len(weight) == len(bias) else weight.T).copy(), bias.copy()
+
+
+def _last(model: onnx.ModelProto, contract: Contract) -> onnx.NodeProto:
+    """Return the node that gives the logits."""
+    return next(node for node in model.graph.node if contract.logits_name in node.output)
+
+
+def append(model: onnx.ModelProto, contract: Contract, detectors: Detectors) -> None:
+    """Add the familiarity to an ONNX model as its last output; all else in it stays as it is.
+
+    Args:
+        model: changed in place.
+        contract: with the familiarity's name.
+        detectors: learnt of what the model's last layer reads.
+
+    Raises:
+        ValueError: the contract names no familiarity.
+    """
+    if (name := contract.familiarity_name) is None:
+        raise ValueError("the contract names no familiarity")
+    graph, hidden = model.graph, _last(model, contract).input[0]
+    weight, bias, axes, values = (f"{name}_{part}" for part in ("weight", "bias", "axes", "detectors"))
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(detectors.weight, weight),
+            numpy_helper.from_array(detectors.bias, bias),
+            numpy_helper.from_array(np.array([1], np.int64), axes),
+        ]
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Gemm", [hidden, weight, bias], [values], f"{name}_gemm", transB=1),
+            helper.make_node("ReduceLogSumExp", [values, axes], [name], f"{name}_logsumexp", keepdims=0),
+        ]
+    )
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch]))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The pictures that a familiarity is learnt from and set by, uint8 [N, size, size, 3] each.
+
+    Attributes:
+        known: of training.
+        unknown: of nothing.
+        held_out: of no training; there may be none.
+        drawn: of nothing, others than `unknown`, on which it is measured how well the score tells them.
+    """
+
+    known: np.ndarray
+    unknown: np.ndarray
+    held_out: np.ndarray
+    drawn: np.ndarray
+
+    @classmethod
+    def of(cls, images: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> Examples:
+        """Draw the pictures of nothing.
+
+        Args:
+            images: that the net was trained on, uint8 [N, size, size, 3].
+            labels: integer [N].
+            held_out: uint8 [M, size, size, 3].
+
+        Raises:
+            DataError: there are no pictures.
+        """
+        if not len(images):
+            raise DataError("A familiarity is learnt from training pictures: name the data set.")
+        every = max(1, -(-len(images) // KNOWN_IMAGES))
+        count = min(OUTLIERS, 2 * len(images))
+        drawn = outliers(images, labels, count + count // 5)
+        return cls(images[::every], drawn[:count], held_out, drawn[count:])
+
+
+@dataclass(frozen=True)
+class Added:
+    """What was added to a file.
+
+    Attributes:
+        detectors: that its familiarity is computed by.
+        threshold: from which familiarity on a picture is known; None where there are too few held-out pictures.
+    """
+
+    detectors: Detectors
+    threshold: Familiarity | None
+
+
+def add(path: Path, contract: Contract, examples: Examples) -> Added:
+    """Give the ONNX file at `path` the familiarity.
+
+    Args:
+        path: a file without it, as `formats.onnx.save` wrote it; it is replaced.
+        contract: with the familiarity's name.
+        examples: what it is learnt from.
+
+    Raises:
+        ParityError: it is no such file, or what it gives is not finite; it stays as it is.
+    """
+    try:
+        return _add(path, contract, examples)
+    except Exception as error:  # whatever a reader or an engine raises: the gate names the model and goes on
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise ParityError(f"cannot be given a familiarity ({reason})") from error
+
+
+def _add(path: Path, contract: Contract, examples: Examples) -> Added:
+    model = onnx.load(path)
+    hidden = tensor_of(model, contract, _last(model, contract).input[0])
+    known, unknown = hidden(examples.known), hidden(examples.unknown)
+    if not np.isfinite(known).all() or not np.isfinite(unknown).all():
+        raise ValueError("its features are not finite")
+    detectors = learn(known, unknown, head_of(model, contract))
+    described = {entry.key: entry.value for entry in model.metadata_props}
+    provenance: Mapping[str, Any] = json.loads(described[METADATA_PREFIX + "provenance"])
+    append(model, contract, detectors)
+    scores = tensor_of(model, contract, contract.familiarity_name or NAME)
+    found = fit_threshold(scores, examples.held_out, examples.drawn)
+    more = {} if found is None else {"familiarity": {"threshold": found.threshold}}
+    onnx_format.save(model, path, contract, provenance, more)
+    return Added(detectors, found)
+
+
+def fit_threshold(
+    familiarity: Function, images: np.ndarray, others: np.ndarray, accepted: float = ACCEPTED
+) -> Familiarity | None:
     """Return the threshold at which the share `accepted` of the pictures pass; None where there are too few to say.
 
     Args:
         familiarity: maps uint8 [N, size, size, 3] to float32 [N], as the file gives it that is shipped.
         images: uint8 [N, size, size, 3], held out from training.
+        others: likewise, of nothing; how well these are told apart is measured.
         accepted: 0 to 1.
 
     Raises:
@@ -122,11 +289,46 @@ def fit_threshold(familiarity: Function, images: np.ndarray, accepted: float = A
     """
     if len(images) < MIN_THRESHOLD_IMAGES:
         return None
-    scores = in_batches(familiarity, images)
-    if not np.isfinite(scores).all():
+    scores, strange = familiarity(images), familiarity(others)
+    if not np.isfinite(scores).all() or not np.isfinite(strange).all():
         raise ValueError("a familiarity is not finite")
     threshold = float(np.quantile(scores, 1 - accepted, method="lower"))
-    return Familiarity(threshold, float((scores >= threshold).mean()), len(images), {})
+    drawn = {
+        "images": len(others),
+        "auroc": round(auroc(scores, strange), 4),
+        "passed": round(float((strange >= threshold).mean()), 4),
+    }
+    return Familiarity(threshold, float((scores >= threshold).mean()), len(images), {"drawn": drawn})
+
+
+def compare(found: Function, wanted: np.ndarray, images: np.ndarray, exact: bool) -> tuple[dict[str, float], str]:
+    """Hold the familiarity of a file against torch's; return the figures, and why it fails, or "".
+
+    Args:
+        found: maps uint8 [N, size, size, 3] to the file's, float32 [N].
+        wanted: of all images by the net that the file was made from, float32 [N].
+        images: uint8 [N, size, size, 3].
+        exact: whether each must be equal within the tolerances of the logits; else the two must correlate.
+    """
+    scores = in_batches(found, images)
+    if scores.shape != wanted.shape or not np.isfinite(scores).all():
+        return {}, "gives familiarities of another shape, or that are not finite"
+    spread = float(wanted.std())
+    difference = np.abs(scores - wanted)
+    figures = {
+        "max_abs_difference": float(difference.max()),
+        "correlation": float(np.corrcoef(scores, wanted)[0, 1]) if spread and scores.std() else 1.0,
+    }
+    for size in BATCH_SIZES:
+        some = in_batches(found, images[: 2 * size], size)
+        tolerance = ATOL + RTOL * np.abs(some) if exact else 0.5 * spread
+        if (np.abs(some - scores[: len(some)]) > tolerance).any():
+            return figures, f"gives other familiarities at batch size {size}"
+    if exact and (difference > ATOL + RTOL * np.abs(wanted).max()).any():
+        return figures, f"moves a familiarity by {difference.max():.1e}"
+    if figures["correlation"] < MIN_CORRELATION:
+        return figures, f"has familiarities that correlate with the net's by {figures['correlation']:.2f} only"
+    return figures, ""
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:

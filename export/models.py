@@ -39,6 +39,7 @@ class Model:
         variant: of a bundle, the name of the one that is loaded; None of all else.
         origin: how the folder or CSV was read that it was trained on, as `folders.describe` says; empty where it was
             none, or the file does not say.
+        familiarity: maps images to the familiarity, float32 [N]; None where the model has none.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Model:
     dataset: str | None = None
     variant: str | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    familiarity: Function | None = None
 
 
 def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
@@ -75,7 +77,8 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
         session = Session(path.read_bytes(), provider=provider, name=str(path))
         functions = session.probabilities, session.logits
         name, origin = _trained_on(session.metadata())
-        return Model(kind, *functions, session.provider, session.contract, name, origin=origin)
+        familiarity = _familiarity(session)
+        return Model(kind, *functions, session.provider, session.contract, name, origin=origin, familiarity=familiarity)
     if provider not in (AUTO, "cpu"):
         raise ProviderError(
             f"{path} is run by torch on the CPU: name the .onnx file or the bundle, or choose no provider.",
@@ -98,7 +101,12 @@ def _bundle(path: Path, variant: str | None, provider: str) -> Model:
         dataset=bundle.manifest.dataset,
         variant=chosen.name,
         origin=_trained_on({"provenance": bundle.manifest.provenance})[1],
+        familiarity=_familiarity(session),
     )
+
+
+def _familiarity(session: Session) -> Function | None:
+    return None if session.contract.familiarity_name is None else lambda images: session.outputs(images)[2]
 
 
 def _run(path: Path) -> Model:

@@ -88,6 +88,8 @@ class Parity:
             "max_probability_difference" as here, and "accuracy", which is that of the form before. None of others.
         tested: how many of the images, the first ones, have true labels, and are what accuracy, NLL, ECE and the
             p-value are of; None without labels.
+        familiarity: how its familiarity agrees with that of the net that it was made from, in torch, on the same
+            images: "max_abs_difference" and "correlation"; None where it has no such output.
     """
 
     images: int
@@ -104,6 +106,7 @@ class Parity:
     max_probability_difference: float | None = None
     torch_form: Mapping[str, float] | None = None
     tested: int | None = None
+    familiarity: Mapping[str, float] | None = None
 
     @property
     def passed(self) -> bool:

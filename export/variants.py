@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..runtime.contract import Contract
 from ..runtime.errors import DataError, RunError
-from ..runtime.manifest import MODELS
+from ..runtime.manifest import MODELS, ONNX
 from ..train.adapting import held_out_remark
 from ..train.answers import Teachers
 from ..train.data import Dataset
@@ -20,6 +20,7 @@ from ..train.net import Net
 from ..train.run import Run
 from .compress import distill
 from .compress.search import EDGE, NANO, TINY, LossyVariant, Made, Search, importance_subset
+from .familiarity import NAME, Examples
 from .formats import fp16, onnx, pt2, torchscript
 from .graph import Deployed
 from .options import ExportOptions
@@ -98,6 +99,20 @@ class Source:
     def contract(self) -> Contract:
         """What the models take and give."""
         return self.run.record.contract
+
+    @functools.cached_property
+    def examples(self) -> Examples | None:
+        """The pictures that familiarities are learnt from; None where there is no data set, or no ONNX file is made."""
+        if self.dataset is None or ONNX not in self.options.formats:
+            return None
+        trained_on, held_out = self.dataset.hold_out(self.provenance.recipe["held_out"])
+        images, labels = self.dataset.train_images, self.dataset.train_labels
+        return Examples.of(images[trained_on], labels[trained_on], images[held_out])
+
+    @property
+    def onnx_contract(self) -> Contract:
+        """What the ONNX files take and give, once they have a familiarity."""
+        return replace(self.contract, familiarity_name=NAME)
 
     @functools.cached_property
     def net(self) -> Net:

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import machine
 from .bundle import Bundle
+from .choice import GPU_PRECISIONS, GPUS
 from .errors import VariantError
 from .session import Session
 
@@ -158,13 +159,16 @@ def measure(
         batches: images a call.
         threads: by default 1 and all that this process may use.
         seconds: how long each combination is measured; by default 2, and less where all would take over `MAX_SECONDS`.
-        names: of the variants, in the order of the rows; by default all that are ONNX.
+        names: of the variants, in the order of the rows; by default all that are ONNX, and on GPUs those in floating
+            point.
 
     Raises:
         VariantError: none of the variants is ONNX, or one that is named is not, or not there.
         ProviderError, BundleError, ModelError: as `Bundle.load` says.
     """
     variants = [variant for variant in bundle.manifest.variants if variant.is_onnx]
+    if provider in GPUS:  # int8 variants are for processors
+        variants = [variant for variant in variants if variant.precision in GPU_PRECISIONS] or variants
     if names:
         variants = [bundle.variant(name) for name in dict.fromkeys(names)]
     if not variants:

@@ -25,6 +25,10 @@ DEFAULT = Path(__file__).parent / "default_bundle"
 """The bundle that is installed with the package."""
 
 
+FAMILIARITY_TOLERANCE = 20
+"""So many times a variant's golden tolerance may a familiarity differ: it is in the unit of logits, not 0 to 1."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of `Bundle.verify`.
@@ -157,17 +161,33 @@ class Bundle:
         Raises:
             BundleError: golden.npz is missing or damaged.
         """
+        images, probabilities, _ = self._golden()
+        return images, probabilities
+
+    def golden_familiarity(self) -> dict[str, np.ndarray]:
+        """Return each variant's familiarity of the golden images, float32 [N], where golden.npz has them.
+
+        Raises:
+            BundleError: golden.npz is missing or damaged.
+        """
+        return self._golden()[2]
+
+    def _golden(self) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
         content = self._match(GOLDEN, self._read(GOLDEN))
         try:
             arrays = unpack(content)
             images = arrays.pop(self.contract.input_name)
             self.contract.check_images(images)
+            prefix = f"{self.contract.familiarity_name}/"
+            scores = {key.removeprefix(prefix): arrays.pop(key) for key in [*arrays] if key.startswith(prefix)}
             expected = np.float32, (len(images) or 1, self.contract.classes)
-            if any((array.dtype, array.shape) != expected for array in arrays.values()):
-                raise ValueError("its arrays are not those of images and their probabilities")
+            if any((array.dtype, array.shape) != expected for array in arrays.values()) or any(
+                (array.dtype, array.shape) != (np.float32, (len(images) or 1,)) for array in scores.values()
+            ):
+                raise ValueError("its arrays are not those of images and what the models say of them")
         except Exception as error:  # zipfile, zlib and numpy meet hostile bytes with nearly every built-in exception
             raise BundleError(f"{self.folder / GOLDEN} is damaged ({error}): copy the bundle again.") from None
-        return images, arrays
+        return images, arrays, scores
 
     def golden_pictures(self) -> tuple[GoldenPicture, ...]:
         """Return what golden.json says of the golden pictures, none in a bundle of schema 1.
@@ -264,11 +284,22 @@ class Bundle:
             raise BundleError(f"{GOLDEN} or {GOLDEN_PICTURES} holds nothing for it")
         images = np.concatenate([images, *(picture.array[None] for picture in pictures)])
         rows = [expected[variant.name], *(picture.probabilities[variant.name][None] for picture in pictures)]
-        difference = np.abs(self.load(variant, "cpu").probabilities(images) - np.concatenate(rows)).max()
+        stored = self.golden_familiarity().get(variant.name, np.empty(0, np.float32))
+        read_by = [picture.familiarity for picture in pictures]
+        wanted = [*stored, *(scores[variant.name] for scores in read_by if variant.name in scores)]
+        found, scores = self.load(variant, "cpu").scores(images)
+        difference = np.abs(found - np.concatenate(rows)).max()
         if not difference <= variant.golden_tolerance:  # not: nan fails too
             worse = f"more than {variant.golden_tolerance:.0e}"
             raise BundleError(f"differ by {difference:.2e}, {worse} on this machine")
-        return f"{len(images)} images, largest difference {difference:.1e}"
+        said = f"{len(images)} images, largest difference {difference:.1e}"
+        if scores is None or len(wanted) != len(scores):
+            return said
+        difference = np.abs(scores - wanted).max()
+        tolerance = FAMILIARITY_TOLERANCE * variant.golden_tolerance
+        if not difference <= tolerance:
+            raise BundleError(f"have familiarities that differ by {difference:.2e}, more than {tolerance:.0e}")
+        return f"{said}; of the familiarity {difference:.1e}"
 
     def _unchanged(self) -> str:
         if sums(self.folder, _is_installed(self.folder)) != self.sums:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .providers import first_that_runs
+from .errors import ProviderError
+from .providers import AUTO, first_that_runs
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 GPUS = ("cuda", "tensorrt", "directml", "coreml")
 """Providers that are given half precision, not int8, for which CPUs have instructions; no GPU has been measured yet."""
+
+GPU_PRECISIONS = ("fp16", "fp32")
+"""What variants for GPUs have, the fastest first: CUDA's provider of onnxruntime does not take int8's biases."""
 
 MAX_ACCURACY_DROP = 0.002
 """The share of the test images by which the variant that replaces a bundle's default may be less accurate."""
@@ -34,6 +38,8 @@ def load(bundle: Bundle, name: str | None, provider: str, threads: int | None = 
 
     def on(candidate: str) -> tuple[Variant, str, Session]:
         variant, reason = choose(bundle, candidate, name)
+        if provider == AUTO and candidate == "cuda" and variant.precision not in GPU_PRECISIONS:
+            raise ProviderError(f"CUDA does not run {variant.precision}.")  # seconds of starting it are spared
         return variant, reason, bundle.load(variant, candidate, threads)
 
     return first_that_runs(provider, on)
@@ -54,6 +60,11 @@ def choose(bundle: Bundle, provider: str, name: str | None = None) -> tuple[Vari
         return given, f"The variant {name} was asked for."
     models = [variant for variant in bundle.manifest.variants if variant.is_onnx]
     best = _for_gpu(models) if provider in GPUS else _for_cpu(models, given)
+    if best is None and provider in GPUS:
+        return given, (
+            f"The variant {given.name} is the bundle's default; GPU providers run {' and '.join(GPU_PRECISIONS)}, "
+            "which this bundle lacks: export one for them."
+        )
     if best is None or best is given:
         return given, f"The variant {given.name} is the bundle's default."
     if not given.is_onnx:
@@ -66,7 +77,7 @@ def choose(bundle: Bundle, provider: str, name: str | None = None) -> tuple[Vari
 
 
 def _for_gpu(models: list[Variant]) -> Variant | None:
-    for precision in ("fp16", "fp32"):
+    for precision in GPU_PRECISIONS:
         for variant in models:
             if variant.precision == precision:
                 return variant

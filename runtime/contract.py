@@ -123,6 +123,12 @@ class Contract:
         familiarity = () if self.familiarity_name is None else (self.familiarity_name,)
         return (self.probabilities_name, self.logits_name, *familiarity)
 
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each output, without the batch, by its name and in the order of `output_names`."""
+        rows = (self.probabilities_name, self.logits_name)
+        return {name: (self.classes,) if name in rows else () for name in self.output_names}
+
     def with_fit(self, fit: str) -> Contract:
         """Return this contract with another fit.
 

@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ class GoldenPicture:
         tolerance: largest difference of a value of the array, 0 to 255, that a decoder may show.
         array: uint8 [size, size, 3], what `load_picture` makes of it by the bundle's contract.
         probabilities: of each ONNX variant by its name, float32 [classes], for `array` itself.
+        familiarity: likewise, where the models have it.
     """
 
     file: str
     tolerance: int
     array: np.ndarray
     probabilities: dict[str, np.ndarray]
+    familiarity: dict[str, float] = field(default_factory=dict[str, float])
 
     def as_json(self) -> dict[str, Any]:
         """Return the picture as JSON values; the array is flat: rows, then columns, then R, G and B."""
@@ -51,6 +53,7 @@ class GoldenPicture:
             "probabilities": {
                 name: [round(value, 7) for value in row.tolist()] for name, row in self.probabilities.items()
             },
+            **({"familiarity": self.familiarity} if self.familiarity else {}),
         }
 
 
@@ -102,8 +105,11 @@ def _stripes(width: int, height: int) -> np.ndarray:
     return picture
 
 
+Function = Callable[[np.ndarray], np.ndarray]
+
+
 def write(
-    folder: Path, contract: Contract, models: Mapping[str, Callable[[np.ndarray], np.ndarray]]
+    folder: Path, contract: Contract, models: Mapping[str, Function], scores: Mapping[str, Function] | None = None
 ) -> tuple[GoldenPicture, ...]:
     """Write the golden pictures and golden.json into `folder`, a bundle in the making.
 
@@ -112,6 +118,7 @@ def write(
         contract: the bundle's.
         models: of each ONNX variant by its name, what maps uint8 [N, size, size, 3] to probabilities, float32
             [N, classes].
+        scores: likewise to the familiarity, float32 [N], of the models that have it.
 
     Raises:
         OutputError: they cannot be written.
@@ -119,12 +126,14 @@ def write(
     files = draw()
     arrays = np.stack([load_picture(content, contract, name=name) for name, content in files.items()])
     rows = {name: model(arrays) for name, model in models.items()}
+    familiarity = {name: score(arrays) for name, score in (scores or {}).items()}
     pictures = tuple(
         GoldenPicture(
             file=name,
             tolerance=JPEG_TOLERANCE if name.endswith(".jpg") else 0,
             array=arrays[index],
             probabilities={variant: row[index] for variant, row in rows.items()},
+            familiarity={variant: round(float(found[index]), 5) for variant, found in familiarity.items()},
         )
         for index, name in enumerate(files)
     )
@@ -153,7 +162,8 @@ def parse(text: str, contract: Contract) -> tuple[GoldenPicture, ...]:
 
 
 def _picture(entry: dict[str, Any], contract: Contract) -> GoldenPicture:
-    if sorted(entry) != ["array", "file", "probabilities", "shape", "tolerance"]:
+    scores = entry.get("familiarity", {})
+    if sorted(entry.keys() - {"familiarity"}) != ["array", "file", "probabilities", "shape", "tolerance"]:
         raise ValueError("a picture has other fields")
     if not re.fullmatch(PLAIN_NAME, entry["file"]):
         raise ValueError(f"{entry['file']!r} is not a plain name")
@@ -167,5 +177,7 @@ def _picture(entry: dict[str, Any], contract: Contract) -> GoldenPicture:
     rows = {str(name): np.array(row, np.float32) for name, row in entry["probabilities"].items()}
     if any(row.shape != (contract.classes,) for row in rows.values()):
         raise ValueError(f"the probabilities of {entry['file']} are not of {contract.classes} classes")
+    if any(type(score) not in (int, float) for score in scores.values()):
+        raise ValueError(f"a familiarity of {entry['file']} is no number")
     array = np.array(flat, np.uint8).reshape(contract.picture_shape)
-    return GoldenPicture(entry["file"], entry["tolerance"], array, rows)
+    return GoldenPicture(entry["file"], entry["tolerance"], array, rows, dict(scores))

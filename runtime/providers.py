@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import threading
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +38,22 @@ RECORD_ASSIGNMENT = ("session.record_ep_graph_assignment_info", "1")
 """Entry of a session's options with which it remembers what runs each node; unknown before onnxruntime 1.24."""
 
 
+ON_CUDA = ("cuda", "tensorrt")
+"""Providers that need CUDA's libraries."""
+
+GRAPH_SETTING = "enable_cuda_graph"
+"""The setting of the CUDA provider by which a session may record its work on the GPU and replay it."""
+
+gpu_lock = threading.RLock()
+"""Held by whatever onnxruntime does on CUDA for this process: one thing at a time, or a recording is disturbed."""
+
+PROBE = (
+    b'\x08\x08:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x0e"
+)
+"""An ONNX model of a single Relu, which every provider runs where it starts at all."""
+
+
 def first_that_runs(provider: str, load: Callable[[str], _Loaded]) -> _Loaded:
     """Return what `load` makes for `provider`; for "auto", for CUDA where that runs, else for the CPU.
 
@@ -43,7 +62,9 @@ def first_that_runs(provider: str, load: Callable[[str], _Loaded]) -> _Loaded:
     """
     if provider != AUTO:
         return load(provider)
-    if PROVIDERS["cuda"][0] in import_onnxruntime().get_available_providers():
+    ort = import_onnxruntime()
+    preload(ort)
+    if PROVIDERS["cuda"][0] in ort.get_available_providers():
         with contextlib.suppress(ProviderError):
             return load("cuda")
     return load("cpu")
@@ -67,7 +88,9 @@ def import_onnxruntime() -> Any:
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the library is loaded
     try:
-        import onnxruntime
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of CUDA's libraries, which `preload` looks for
+            import onnxruntime
     except ImportError as error:
         if lacks_memory(error):
             raise ProviderError(f"onnxruntime cannot be loaded: {NO_MEMORY}.") from None
@@ -140,6 +163,30 @@ class Request:
     settings: Mapping[str, str]
 
 
+def preload(ort: Any) -> str:
+    """Load CUDA's libraries from the packages called nvidia-…, and return what is missing, "" if nothing is.
+
+    onnxruntime-gpu has no path to them: without this its provider starts only where torch was imported before it. A
+    build for processors returns at once.
+    """
+    if not hasattr(ort, "preload_dlls"):  # before onnxruntime 1.21
+        return ""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), warnings.catch_warnings():  # it prints what it does not find
+            warnings.simplefilter("ignore")
+            ort.preload_dlls()
+    except Exception as error:  # what it cannot load may still be found by the loader
+        return first_sentence(error)
+    missing = [line.split(": ")[0].split()[-1] for line in said.getvalue().splitlines() if "Failed to load" in line]
+    return ", ".join(dict.fromkeys(map(os.path.basename, missing)))
+
+
+def has_graphs(provider: str, settings: Mapping[str, str]) -> bool:
+    """Return whether a session of this provider records its work on the GPU, as CUDA's does unless told otherwise."""
+    return provider == "cuda" and settings.get(GRAPH_SETTING, "1") == "1"
+
+
 def start(asked: Request, provider: str) -> onnxruntime.InferenceSession:
     """Load a model on `provider`, every node of it.
 
@@ -151,8 +198,8 @@ def start(asked: Request, provider: str) -> onnxruntime.InferenceSession:
         raise ProviderError(f"There is no provider called {provider}: choose auto, {', '.join(PROVIDERS)}.")
     ort, name, settings = import_onnxruntime(), asked.name, dict(asked.settings)
     full_name, _ = PROVIDERS[provider]
-    available = ort.get_available_providers()
-    if full_name not in available:
+    missing = preload(ort) if provider in ON_CUDA else ""
+    if full_name not in ort.get_available_providers():
         raise ProviderError(f"The provider {provider} is not in the onnxruntime installed here: {_remedy(provider)}.")
     options = ort.SessionOptions()
     options.intra_op_num_threads = asked.threads
@@ -167,25 +214,52 @@ def start(asked: Request, provider: str) -> onnxruntime.InferenceSession:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if provider == "openvino":  # which has threads of its own, by default as many as there are cores
         settings = {"num_of_threads": str(asked.threads), **settings}
+    if has_graphs(provider, settings):
+        settings = {GRAPH_SETTING: "1", **settings}
     try:
         wanted = (full_name, settings) if settings else full_name
-        session = ort.InferenceSession(asked.model, options, providers=[wanted], enable_fallback=0)
+        with gpu_lock if provider in ON_CUDA else contextlib.nullcontext():
+            session = ort.InferenceSession(asked.model, options, providers=[wanted], enable_fallback=0)
     except Exception as error:  # onnxruntime raises a dozen types that share no base of their own
         if lacks_memory(error):
             raise ModelError(f"{name} cannot be loaded: {NO_MEMORY}.") from None
         reason = first_sentence(error)
         if provider == "cpu":
             raise ModelError(f"{name} is not a model that onnxruntime can load ({reason}): export it again.") from None
+        why = _why_not(ort, full_name) if provider in ON_CUDA else None
+        if why is not None:
+            raise _not_started(provider, why, missing) from None
+        needs = "install what it needs, "
+        if provider == "cuda":
+            needs = "it runs fp32 and fp16 variants, which 'edgecifar export --variant fp16' makes: "
         raise ProviderError(
-            f"The provider {provider} cannot run {name} here ({reason}): install what it needs, choose another "
-            "--variant, or use --provider cpu."
+            f"The provider {provider} cannot run {name} here ({reason}): {needs}choose another --variant, or use "
+            "--provider cpu."
         ) from None
     if session.get_providers()[0] != full_name:
-        raise ProviderError(
-            f"The provider {provider} could not be started here, most often because a driver or one of its libraries "
-            "is missing: install them (for CUDA 'pip install onnxruntime-gpu[cuda,cudnn]'), or use --provider cpu."
-        )
+        raise _not_started(provider, "", missing)
     return session
+
+
+def _why_not(ort: Any, full_name: str) -> str | None:
+    """Return why a provider does not start with any model, "" where it does not say, None where it does start."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        with gpu_lock:
+            session = ort.InferenceSession(PROBE, options, providers=[full_name], enable_fallback=0)
+    except Exception as error:  # as in `start`
+        return first_sentence(error)
+    return None if session.get_providers()[0] == full_name else ""
+
+
+def _not_started(provider: str, why: str, missing: str) -> ProviderError:
+    found = f"its libraries {missing} are not found" if missing else why
+    return ProviderError(
+        f"The provider {provider} could not be started here{f' ({found})' if found else ''}, most often because a "
+        "driver or one of its libraries is missing: install them (for CUDA 'pip install onnxruntime-gpu[cuda,cudnn]'), "
+        "or use --provider cpu."
+    )
 
 
 def first_sentence(error: Exception) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     import onnxruntime
 
+    from .bound import Graphs
+
 __all__ = ["AUTO", "MAX_THREADS", "PROVIDERS", "RECORD_ASSIGNMENT", "Session", "assignment", "import_onnxruntime"]
 
 MAX_THREADS = 256
@@ -53,7 +55,8 @@ class Session:
             provider: a name in `PROVIDERS`, or "auto": CUDA where it runs, else the CPU.
             threads: by default as many as the affinity mask and the control group's quota allow.
             name: what messages call the model.
-            settings: of the provider, by onnxruntime's names, such as {"enable_cuda_graph": "1"}.
+            settings: of the provider, by onnxruntime's names, such as {"enable_cuda_graph": "0"}. Without this one CUDA
+                records its work as a graph for each batch size that is called often; see `bound`.
 
         Raises:
             ProviderError: the provider is unknown, or cannot run every node here.
@@ -72,6 +75,11 @@ class Session:
         _living.add(self)
         self.contract = self._agreed(contract)
         _check_graph(self._session, self.contract, name)
+        self._graphs: Graphs | None = None
+        if providers.has_graphs(self.provider, asked.settings):
+            from .bound import Graphs  # processors need it not
+
+            self._graphs = Graphs(self._session, self.contract, name)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Classify `images`, uint8 [N, size, size, 3] RGB; return float32 [N, classes].
@@ -121,9 +129,10 @@ class Session:
                 "the child: make a Classifier after the fork, or start the process with 'spawn'."
             )
         if not len(images):
-            shapes = _output_shapes(self.contract)
-            return [np.empty((0, *shapes[output]), np.float32) for output in outputs]
+            return [np.empty((0, *self.contract.output_shapes[output]), np.float32) for output in outputs]
         try:
+            if self._graphs:
+                return self._graphs.run(images, outputs)
             found = self._session.run(list(outputs), {self.contract.input_name: images})
         except Exception as error:  # as in providers.start
             raise ModelError(
@@ -134,7 +143,10 @@ class Session:
 
     @property
     def inference_session(self) -> onnxruntime.InferenceSession:
-        """The session of onnxruntime, for what measures or profiles it; calls to it are not checked."""
+        """The session of onnxruntime, for what measures or profiles it; calls to it are not checked.
+
+        On CUDA with graphs a call must say which it uses, in its run's options (`bound.GRAPH_ID`), or it records one.
+        """
         return self._session
 
     def abandon(self) -> None:
@@ -219,24 +231,13 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=lambda: _living and _abandon())
 
 
-def _output_shapes(contract: Contract) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each output by its name, without the batch."""
-    shapes: dict[str, tuple[int, ...]] = {
-        contract.probabilities_name: (contract.classes,),
-        contract.logits_name: (contract.classes,),
-    }
-    if contract.familiarity_name is not None:
-        shapes[contract.familiarity_name] = ()
-    return shapes
-
-
 def _check_graph(session: onnxruntime.InferenceSession, contract: Contract, name: str) -> None:
     """Raise a ModelError unless the graph has the input and the outputs of `contract`, and any batch size."""
     inputs = [(given.name, given.type, tuple(given.shape[1:])) for given in session.get_inputs()]
     outputs = {given.name: (given.type, tuple(given.shape[1:])) for given in session.get_outputs()}
     wanted = [(contract.input_name, "tensor(uint8)", contract.picture_shape)]
     if inputs != wanted or any(
-        outputs.get(output) != ("tensor(float)", shape) for output, shape in _output_shapes(contract).items()
+        outputs.get(output) != ("tensor(float)", shape) for output, shape in contract.output_shapes.items()
     ):
         raise ModelError(
             f"{name} is another kind of model (its input is {inputs}, its outputs are {outputs}): name one that "

@@ -104,7 +104,7 @@ def run(net, record, tmp_path_factory):
 @pytest.fixture(scope="session")
 def export_everything(run, small):
     """Export `run` into a folder: every format, every variant. Returns the bundle and what the gate found."""
-    from edgecifar.export import build
+    from edgecifar.export import build, familiarity
     from edgecifar.export.compress import search
     from edgecifar.export.options import ExportOptions
 
@@ -113,6 +113,8 @@ def export_everything(run, small):
     def call(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(search, "CALIBRATORS", ("MinMax",))  # the others take long
+            patch.setattr(familiarity, "STEPS", 60)
+            patch.setattr(familiarity, "OUTLIERS", 100)
             return build.export(run, folder, small, options)
 
     return call

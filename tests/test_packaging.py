@@ -94,7 +94,7 @@ def test_a_wheel_predicts_with_an_own_bundle_where_there_is_no_torch(wheel, tmp_
         archive.extractall(tmp_path / "installed")
     sys.path.append(str(ROOT / "tests" / "fixtures"))
     try:
-        from make_tiny_bundle import make
+        from make_tiny_bundle import make  # pyright: ignore[reportMissingImports]
     finally:
         sys.path.remove(str(ROOT / "tests" / "fixtures"))
     colours = {"Fliegenpilz": (255, 0, 0), "Моховик": (0, 255, 0)}

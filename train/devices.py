@@ -57,8 +57,22 @@ def precision(recipe: Recipe, device: torch.device) -> str:
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Return the context in which nets compute: bfloat16 where `in_bfloat16` says so, else float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(recipe, device))
+    """Return the context in which nets compute: bfloat16 where `in_bfloat16` says so, else float32.
+
+    Weights that were converted are not kept: each is used once a step, and a CUDA graph may not hold on to them.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(recipe, device), cache_enabled=False)
+
+
+@contextlib.contextmanager
+def searched_algorithms(device: torch.device) -> Iterator[None]:
+    """On CUDA let cuDNN time its algorithms for each shape that is new, and take the fastest; elsewhere do nothing."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextlib.contextmanager

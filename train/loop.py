@@ -20,13 +20,14 @@ from ..runtime import machine
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation, evaluate
 from . import initial, keepsakes, plots
-from .answers import ANSWERS, Teachers, Views, describe_distillation, distillation_loss
-from .augment import augment
+from .answers import ANSWERS, Teachers, Views, describe_distillation
 from .calibration import fit_temperature
 from .data import Dataset
-from .devices import describe_device, enough_memory, precision
+from .devices import describe_device, enough_memory, precision, searched_algorithms
 from .distributed import Group
+from .epochs import Loss, Material, Steps
 from .following import recipe_of
+from .graphs import make_steps
 from .inference import all_logits, classify_with, in_batches
 from .listeners import Listener, Progress, Silent
 from .nets import make_net
@@ -35,15 +36,7 @@ from .recipes import Recipe
 from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
 from .run import Run, load_state
 from .speed import speed_up
-from .step import (
-    DROPOUT,
-    TrainingStep,
-    class_weights,
-    derive_seed,
-    epoch_plan,
-    load_optimizers,
-    weighted_cross_entropy,
-)
+from .step import DROPOUT, TrainingStep, class_weights, derive_seed, epoch_plan, load_optimizers, optimizer_states
 from .teacher import Teacher, accuracy_flips_averaged, prepare
 
 WINDOW = 2_000
@@ -67,6 +60,8 @@ class TrainingOptions:
             stop then loses it too.
         warm_up_steps: steps on a copy of the net before the clock runs, so that loading of CUDA's libraries does not
             count; None for three on CUDA and none elsewhere.
+        cuda_graph: whether steps are recorded once and replayed; None for that on CUDA. Several processes never do, and
+            on the CPU nothing can be recorded: the same is done without. Equal to steps that are not, to rounding.
         teachers: runs that the net learns from beside the labels; not used where a run is resumed.
         begin_with: a run whose weights the net begins with; likewise.
     """
@@ -78,6 +73,7 @@ class TrainingOptions:
     selection_run: SelectionRun | None = None
     checkpoint_seconds: float = 0.0
     warm_up_steps: int | None = None
+    cuda_graph: bool | None = None
     teachers: Teachers | None = None
     begin_with: Run | None = None
 
@@ -212,75 +208,57 @@ class _Training:
         """Train the epochs that are left, evaluate, and store everything."""
         images = torch.from_numpy(self._images()).to(self.device)
         labels = torch.from_numpy(self.dataset.train_labels[self.trained_on]).to(self.device)
-        self._warm_up(images, labels)
-        self.kept_at = time.perf_counter()
-        while self.epoch < self.recipe.epochs:
-            started = time.perf_counter()
-            losses = self._train_epoch(images, labels)
-            self.seconds += time.perf_counter() - started
-            self.epoch += 1
-            self._end_epoch(losses, time.perf_counter() - started)
+        loss = Loss(self.recipe.label_smoothing, self.class_weights, self.group)
+        classes = self.dataset.contract.classes if self.views else None
+        with searched_algorithms(self.device):
+            self._warm_up(images, labels, loss)
+            steps = make_steps(self.step, loss, images, labels, classes, self.options.cuda_graph)
+            self.kept_at = time.perf_counter()
+            while self.epoch < self.recipe.epochs:
+                started = time.perf_counter()
+                losses = self._train_epoch(steps, images, labels)
+                self.seconds += time.perf_counter() - started
+                self.epoch += 1
+                self._end_epoch(losses, time.perf_counter() - started)
         return self._finish()
 
-    def _warm_up(self, images: Tensor, labels: Tensor) -> None:
-        """Take a few steps on a copy of the net, which is then forgotten."""
+    def _warm_up(self, images: Tensor, labels: Tensor, loss: Loss) -> None:
+        """Take a few steps of each size of batch on a copy of the net, which is then forgotten."""
         steps = self.options.warm_up_steps
         if steps is None:
             steps = 3 if self.device.type == "cuda" else 0
         if not steps or self.epoch == self.recipe.epochs:
             return
-        net, count = copy.deepcopy(self.net).train(), min(self.recipe.batch_size, len(labels))
+        net, size = copy.deepcopy(self.net).train(), self.recipe.batch_size
         step = replace(self.step, net=net, optimizers=make_optimizers(net, self.recipe))
-        for number in range(steps):
-            step(number, images[:count], self._loss(labels[:count], count))
+        for count in {min(size, len(labels)), len(labels) % size} - {0}:
+            for number in range(steps):
+                step(number, images[:count], loss.of(labels[:count], count))
 
-    def _train_epoch(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _train_epoch(self, steps: Steps, images: Tensor, labels: Tensor) -> Tensor:
         """Run one epoch and return the loss of every step, float32 [steps].
 
         All randomness is a function of the seed and the epoch, so a resumed run repeats what was lost.
         """
-        epoch, group = self.epoch, self.group
-        torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT) + group.rank)
-        plan = epoch_plan(self.seed, epoch, len(labels), self.recipe.batch_size, self.device)
-        losses = torch.empty(self.steps_per_epoch, device=self.device)
-        view, logits = None, None
+        torch.manual_seed(derive_seed(self.seed, self.epoch, DROPOUT) + self.group.rank)
+        plan = epoch_plan(self.seed, self.epoch, len(labels), self.recipe.batch_size, self.device)
+        material = Material(self.epoch, plan, images, labels)
         if self.views:
-            with group.main_process_first():
-                view, logits = self.views.view(epoch)
+            with self.group.main_process_first():
+                view, logits = self.views.view(self.epoch)
+            material = Material(self.epoch, plan, view, labels, logits)
         self.net.train()
+        losses, count = steps.losses, self.steps_per_epoch
         started = shown = time.perf_counter()
-        for step, batch in enumerate(plan.batches):
-            if view is None:
-                augmented = augment(images[batch], epoch, plan.flipped_first[batch], self.recipe, plan.generator)
-            else:
-                augmented = view[batch]
-            shard = group.shard(len(batch))
-            mine = batch[shard]
-            loss_of = self._loss(labels[mine], len(batch), None if logits is None else logits[mine])
-            loss = self.step(epoch * self.steps_per_epoch + step, augmented[shard], loss_of)
-            losses[step] = group.mean(loss)
+        for done in steps.run(material):
             now = time.perf_counter()
-            if now - shown > PROGRESS_SECONDS or step + 1 == self.steps_per_epoch:
+            if now - shown > PROGRESS_SECONDS or done == count:
                 shown = now
-                mean = losses[: step + 1].mean().item()
-                self._check_finite(mean, f"at step {step + 1} of epoch {epoch + 1}")
-                rate = min((step + 1) * self.recipe.batch_size, len(labels)) / (time.perf_counter() - started)
-                self.listener.progress(Progress(epoch + 1, step + 1, self.steps_per_epoch, mean, rate))
+                mean = losses[:done].mean().item()
+                self._check_finite(mean, f"at step {done} of epoch {self.epoch + 1}")
+                rate = min(done * self.recipe.batch_size, len(labels)) / (time.perf_counter() - started)
+                self.listener.progress(Progress(self.epoch + 1, done, count, mean, rate))
         return losses
-
-    def _loss(self, labels: Tensor, batch_size: int, teacher: Tensor | None = None) -> Any:
-        """Return the function from this process's logits to the loss, given its labels, and a teacher's logits."""
-        smoothing = self.recipe.label_smoothing
-        weights = None if self.class_weights is None else self.class_weights[labels]
-
-        def loss_of(logits: Tensor) -> Tensor:
-            if teacher is None:
-                loss = weighted_cross_entropy(logits, labels, weights, smoothing)
-            else:
-                loss = distillation_loss(logits, teacher, labels, smoothing, weights)
-            return self.group.scale_loss(loss, len(labels), batch_size)
-
-        return loss_of
 
     def _end_epoch(self, losses: Tensor, seconds: float) -> None:
         """Validate, checkpoint where it is time, and tell the listener."""
@@ -292,7 +270,7 @@ class _Training:
             "loss": losses.mean().item(),
             f"loss_per_{WINDOW}": windows.tolist(),
             **({f"{validated_on}_accuracy": result.accuracy} if validated_on else {}),
-            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": float(self.optimizers[0].param_groups[0]["lr"]),
             "seconds": seconds,
             "images_per_second": len(self.trained_on) / seconds,
         }
@@ -305,7 +283,7 @@ class _Training:
     def _checkpoint(self) -> None:
         state = {
             "net": self.net.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": optimizer_states(self.optimizers),
             "epoch": self.epoch,
             "seconds": self.seconds,
             "metrics": self.metrics,

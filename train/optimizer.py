@@ -52,7 +52,7 @@ class Muon(Optimizer):
                 direction = bank.grad.add(momentum, alpha=group["momentum"]).flatten(1)
                 nearest = orthogonal(direction.bfloat16() if self._bfloat16 else direction).to(bank.dtype)
                 bank.mul_(len(bank) ** 0.5 / bank.norm())
-                bank.add_(nearest.view_as(bank), alpha=-group["lr"])
+                bank.sub_(nearest.view_as(bank) * group["lr"])  # not alpha=, which reads a tensor back from a GPU
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -98,10 +98,11 @@ def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
         },
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
-    fused = parameters[0].device.type in ("cpu", "cuda")
+    device = parameters[0].device.type
+    fused = device in ("cpu", "cuda")
     optimizers: list[Optimizer]
     if recipe.optimizer == "adam":
-        optimizers = [Adam(groups, lr=recipe.lr, fused=fused)]
+        optimizers = [Adam(groups, lr=recipe.lr, fused=fused, capturable=device == "cuda")]
     else:
         nesterov = recipe.nesterov and recipe.momentum > 0  # torch refuses the one without the other
         optimizers = [SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=fused)]

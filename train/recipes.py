@@ -109,6 +109,11 @@ class Recipe:
         coupled = {"muon_lr": self.muon_lr * factor, "head_lr": self.head_lr * factor}
         return replace(self, **{**coupled, **settings})
 
+    @property
+    def augments(self) -> bool:
+        """Whether images are shown otherwise than they are."""
+        return self.flip or self.translate > 0 or self.cutout > 0
+
     def lr_factor(self, step: int, steps: int) -> float:
         """Return the factor of each learning rate in step `step` (from 0) of `steps` in all, 0 to 1."""
         if self.schedule == "constant":

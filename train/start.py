@@ -55,6 +55,7 @@ class TrainingRequest:
         begin_with: a finished run whose weights the net begins with; likewise.
         teachers: finished runs whose answers the net learns from, too; a run that goes on or follows has its own.
         tensorboard: whether to write event files for TensorBoard.
+        cuda_graph: as `loop.TrainingOptions` has it.
     """
 
     recipe: str = DEFAULT_RECIPE
@@ -69,6 +70,7 @@ class TrainingRequest:
     begin_with: Path | None = None
     teachers: tuple[Path, ...] = ()
     tensorboard: bool = False
+    cuda_graph: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def start(
             selection_run=selection,
             teachers=teachers,
             begin_with=begin_with,
+            cuda_graph=request.cuda_graph,
             checkpoint_seconds=CHECKPOINT_SECONDS if device.type == "cuda" or dataset.is_own else 0.0,
         )
         if request.resume:
@@ -213,6 +216,7 @@ def _resume_command(request: TrainingRequest, run: Run, data: str | None, proces
     program = ["edgecifar"] if processes == 1 else [*distributed.LAUNCH, str(processes), "-m", "edgecifar.cli"]
     options = ["--device", request.device] if request.device != "auto" else []
     options += ["--tensorboard"] if request.tensorboard else []
+    options += ["--no-cuda-graph"] if request.cuda_graph is False else []
     return _command(*program, "train", "--resume", "--out", run.folder, data=data, options=options)
 
 

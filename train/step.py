@@ -59,7 +59,19 @@ def set_learning_rates(optimizers: Iterable[Optimizer], factor: float) -> None:
     """Set every learning rate to `factor` times its highest."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["max_lr"] * factor
+            rate = group["max_lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # a recorded step reads this very tensor
+            else:
+                group["lr"] = rate
+
+
+def optimizer_states(optimizers: Iterable[Optimizer]) -> list[dict]:
+    """Return the `state_dict` of each optimizer, with learning rates as plain numbers."""
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    for state in states:
+        state["param_groups"] = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    return states
 
 
 def load_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict]) -> None:
@@ -137,6 +149,10 @@ class TrainingStep:
             loss_of: maps the logits, float32 [N, classes], to the loss, a scalar.
         """
         set_learning_rates(self.optimizers, self.recipe.lr_factor(number, self.steps))
+        return self.advance(images, loss_of)
+
+    def advance(self, images: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """As a call, with the learning rates as they are."""
         with autocast(self.recipe, self.device):
             logits = self.net(normalise(images))
         loss = loss_of(logits.float())

@@ -92,13 +92,12 @@ class Made:
     Attributes:
         made_by: how, in a sentence without its full stop.
         held_out_accuracy: share of the held-out images classified correctly, 0 to 1; None where it was not measured.
-        torch_form: of a quantized model, what it was before: maps uint8 [N, size, size, 3] to probabilities and logits,
-            float32 [N, classes]. None of others.
+        torch_form: of a quantized model, what it was before. None of others.
     """
 
     made_by: str
     held_out_accuracy: float | None = None
-    torch_form: nn.Module | None = None
+    torch_form: Lossy | None = None
 
 
 def importance_subset(dataset: Dataset, trained_on: np.ndarray) -> np.ndarray:

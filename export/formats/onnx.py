@@ -46,8 +46,22 @@ def write(model: nn.Module, path: Path, contract: Contract, provenance: Mapping[
     save(proto, path, contract, provenance)
 
 
-def save(model: onnx.ModelProto, path: Path, contract: Contract, provenance: Mapping[str, Any]) -> None:
-    """Name, describe, check and write an ONNX model; the same model gives the same bytes."""
+def save(
+    model: onnx.ModelProto,
+    path: Path,
+    contract: Contract,
+    provenance: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Name, describe, check and write an ONNX model; the same model gives the same bytes.
+
+    Args:
+        model: changed in place.
+        path: where to.
+        contract: names the input and the outputs; it goes into the file's metadata.
+        provenance: JSON values that go into the file's metadata.
+        more: JSON values that go there too, each under its name.
+    """
     model.producer_name, model.producer_version = "edgecifar", str(provenance.get("edgecifar", ""))
     model.domain, model.model_version, model.doc_string = "", 1, "Image classifier: uint8 pictures to probabilities."
     model.graph.name, model.graph.doc_string = "edgecifar", ""
@@ -63,6 +77,7 @@ def save(model: onnx.ModelProto, path: Path, contract: Contract, provenance: Map
         "model_license": "MIT",
         METADATA_PREFIX + "contract": json.dumps(contract.as_json()),
         METADATA_PREFIX + "provenance": json.dumps(provenance, sort_keys=True),
+        **{METADATA_PREFIX + name: json.dumps(value, sort_keys=True) for name, value in (more or {}).items()},
     }
     onnx.helper.set_model_props(model, described)
     onnx.checker.check_model(model, full_check=True)

@@ -25,6 +25,9 @@ export async function openBundle(read, ort, variantName) {
   return new Bundle(read, ort, manifest, variant, session);
 }
 
+/** So many times the golden tolerance may a familiarity differ: it is in the unit of logits, not 0 to 1. */
+const FAMILIARITY_TOLERANCE = 20;
+
 class Bundle {
   constructor(read, ort, manifest, variant, session) {
     Object.assign(this, { read, ort, manifest, variant, session });
@@ -77,8 +80,12 @@ class Bundle {
         found.differences.push(`${golden.file} is read differently: pixels differ by up to ${pixel} of 255, more than ${golden.tolerance}`);
       }
       const expected = golden.probabilities[this.variant.name];
-      const { rows: [own, exact] } = await this.run(Uint8Array.from([...input, ...golden.array]));
+      const { rows: [own, exact], familiarity } = await this.run(Uint8Array.from([...input, ...golden.array]));
       this.compare(golden.file, exact, expected, found);
+      const score = golden.familiarity?.[this.variant.name];
+      if (familiarity && score !== undefined && !(Math.abs(familiarity[1] - score) <= FAMILIARITY_TOLERANCE * this.variant.golden_tolerance)) {
+        found.differences.push(`${golden.file}: its familiarity is ${familiarity[1]}, not ${score}`);
+      }
       if (best(own) !== best(expected)) found.differences.push(`${golden.file} gets another class`);
     }
     const arrays = await readNpz(await this.read("golden.npz"));

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 from small_net import SmallNet
 
-from edgecifar.export import build, models
+from edgecifar.export import build, familiarity, models
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions
+from edgecifar.export.outliers import outliers
 from edgecifar.export.parity import in_batches
 from edgecifar.runtime import signing
 from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.errors import DataError, OutputError, ParityError, RunError
 from edgecifar.runtime.metrics import evaluate
+from edgecifar.runtime.session import Session
 from edgecifar.train.inference import logits_with
 from edgecifar.train.run import Run
 
@@ -80,7 +82,7 @@ class TestComplete:
         assert {variant.name: variant.file for variant in manifest.variants} == MODELS
         assert manifest.variants[0].name == "fp32"
         assert manifest.default_variant == "edge"
-        assert manifest.contract == small.contract
+        assert manifest.contract == replace(small.contract, familiarity_name="familiarity")
         assert [variant.precision for variant in manifest.variants] == ["fp32", "int8", "fp32", "fp32"]
 
     @pytest.mark.parametrize("name", MODELS)
@@ -113,6 +115,32 @@ class TestComplete:
         assert set(expected) == set(MODELS)
         loaded = models.load(bundle.folder / MODELS[name], provider="cpu")
         np.testing.assert_allclose(loaded.probabilities(images), expected[name], atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["fp32", "edge"])
+    def test_familiarity(self, bundle, small, net, name):
+        variant = bundle.variant(name)
+        assert variant.familiarity is None  # 120 held-out pictures are too few for a threshold
+        assert variant.parity["familiarity"]["correlation"] > 0.9
+        session = bundle.load(variant, "cpu")
+        scores = session.scores(small.train_images)[1]
+        assert scores.shape == (300,)
+        nothing = outliers(small.train_images, small.train_labels, 100, seed=5)
+        assert familiarity.auroc(scores, session.scores(nothing)[1]) > 0.6
+        images = bundle.golden()[0]
+        np.testing.assert_allclose(bundle.golden_familiarity()[name], session.scores(images)[1], atol=1e-4)
+        for picture in bundle.golden_pictures():
+            found = session.scores(picture.array[None])[1]
+            assert picture.familiarity[name] == pytest.approx(float(found[0]), abs=1e-4)
+
+    def test_other_familiarities_do_not_verify(self, bundle, monkeypatch):
+        scores = Session.scores
+        monkeypatch.setattr(Session, "scores", lambda self, images: (scores(self, images)[0], np.zeros(len(images))))
+        failed = {check.name for check in bundle.verify() if not check.passed}
+        assert failed == {"golden vectors of fp32", "golden vectors of edge"}
+
+    def test_a_file_of_torch_has_no_familiarity(self, bundle):
+        for file in ("model.torchscript.pt", "model.pt2"):
+            assert models.load(bundle.folder / file).familiarity is None
 
     def test_provenance(self, bundle, run, small):
         origin, record = bundle.manifest.provenance, run.record

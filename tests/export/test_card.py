@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edgecifar.export import card
+from edgecifar.runtime.manifest import Familiarity
 
 
 def with_labels(bundle, *labels: str):
@@ -41,7 +42,7 @@ def test_what_a_reader_must_know_of_the_data_set(bundle, dataset, said):
 
 
 def test_every_row_of_the_table_has_the_columns_of_its_head(bundle):
-    lines = card.text(bundle.manifest).splitlines()
+    lines = card.text(bundle.manifest).split("## None of these")[0].splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + len(bundle.manifest.variants)
     assert len({row.count("|") for row in rows}) == 1
@@ -89,6 +90,18 @@ def test_a_bundle_of_before_had_its_accuracy_from_all_images(bundle):
         replace(v, parity={k: x for k, x in v.parity.items() if k != "tested"}) for v in bundle.manifest.variants
     )
     assert "agreement: on 430 images" in card.text(replace(bundle.manifest, variants=variants))
+
+
+def test_how_well_it_tells_what_it_does_not_know(bundle):
+    measured = {"drawn": {"images": 9, "auroc": 0.971, "passed": 0.123}}
+    variants = (replace(bundle.manifest.variants[0], familiarity=Familiarity(-1.25, 0.9502, 5000, measured)),)
+    text = card.text(replace(bundle.manifest, variants=variants + bundle.manifest.variants[1:]))
+    assert "| `fp32` | -1.250 | 95.02 % | 12.30 % | not measured | not measured | 97.10 % | not measured |" in text
+    assert "| `edge` | none: too few held-out pictures |" in text
+    assert "`torchscript` | none" not in text
+    without = card.text(replace(bundle.manifest, contract=replace(bundle.contract, familiarity_name=None)))
+    assert "None of these" not in without
+    assert "at times with confidence" in without
 
 
 def test_accuracy_that_was_not_measured(bundle):

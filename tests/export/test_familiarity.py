@@ -1,105 +1,162 @@
-"""Familiarity: scores by their formulas, the third output of the file, and the threshold."""
+"""Familiarity: learnt from pictures of nothing, the third output of the file, the threshold, and its gate."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
-import torch
 
 from edgecifar.export import familiarity
-from edgecifar.export.compress.quantize import quantize
-from edgecifar.export.compress.students import Residual
-from edgecifar.export.familiarity import BoundaryDistance, ClassMeans, Familiar, fit_threshold, hidden_of
-from edgecifar.export.formats import onnx as onnx_format
-from edgecifar.runtime.errors import DataError
+from edgecifar.export.familiarity import Detectors, Examples, compare, fit_threshold, learn
+from edgecifar.export.outliers import MAKERS, outliers
+from edgecifar.runtime.contract import Contract
+from edgecifar.runtime.errors import ParityError
+from edgecifar.runtime.manifest import Familiarity
 from edgecifar.runtime.session import Session
 
-HIDDEN = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 4.0]])
+NONE = np.zeros((0, 2, 2, 3), np.uint8)
+COLOURS = {"a": (200, 20, 20), "b": (20, 200, 20), "c": (20, 20, 200)}
 
 
-class TestScores:
-    def test_class_means_by_its_formula(self):
-        score = ClassMeans(HIDDEN, torch.tensor([0, 0, 1, 1]), 2)
-        found = score(torch.tensor([[5.0, 0.0], [1.0, 1.0], [-1.0, 0.0]]), torch.zeros(3, 2))
-        np.testing.assert_allclose(found, [1.0, 0.5**0.5, 0.0], atol=1e-6)
+class TestOutliers:
+    @pytest.mark.parametrize("size", [8, 33, 64])
+    def test_pictures_of_the_nets_size_the_same_each_time(self, size):
+        rng = np.random.default_rng(0)
+        images, labels = rng.integers(0, 256, (6, size, size, 3), np.uint8), np.array([0, 0, 1, 1, 2, 2])
+        made = outliers(images, labels, 2 * len(MAKERS), seed=3)
+        assert made.shape == (2 * len(MAKERS), size, size, 3)
+        assert made.dtype == np.uint8
+        assert (made == outliers(images, labels, 2 * len(MAKERS), seed=3)).all()
+        assert (made != outliers(images, labels, 2 * len(MAKERS), seed=4)).any(axis=(1, 2, 3)).all()
 
-    def test_a_class_without_pictures_is_said(self):
-        with pytest.raises(DataError, match="each class"):
-            ClassMeans(HIDDEN, torch.tensor([0, 0, 1, 1]), 3)
+    def test_of_one_picture(self):
+        image = np.full((1, 32, 32, 3), 90, np.uint8)
+        assert len(outliers(image, np.array([0]), len(MAKERS))) == len(MAKERS)
 
-    def test_boundary_distance_by_its_formula(self):
-        weight, mean = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 2.0]]), HIDDEN.mean(0)
-        hidden = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
-        logits = hidden @ weight.T
-        wanted = []
-        for features, own in zip(hidden, logits, strict=True):
-            best = int(own.argmax())
-            others = [label for label in range(3) if label != best]
-            away = [float((own[best] - own[c]) / (weight[best] - weight[c]).norm()) for c in others]
-            wanted.append(sum(away) / 2 / float((features - mean).norm()))
-        np.testing.assert_allclose(BoundaryDistance(HIDDEN, weight)(hidden, logits), wanted, rtol=1e-5)
+
+class TestLearn:
+    def test_known_is_told_from_unknown(self):
+        rng = np.random.default_rng(0)
+        known = rng.normal(0, 0.3, (400, 4)).astype(np.float32)
+        known[:200, 0] += 2
+        known[200:, 1] += 2
+        unknown = rng.normal(0, 0.5, (400, 4)).astype(np.float32)
+        found = learn(known, unknown, (np.eye(2, 4, dtype=np.float32), np.zeros(2, np.float32)))
+        assert found.weight.shape == (familiarity.MAX_DETECTORS, 4)
+        assert familiarity.auroc(found(known), found(unknown)) > 0.95
+        again = learn(known, unknown, (np.eye(2, 4, dtype=np.float32), np.zeros(2, np.float32)))
+        assert (found.weight == again.weight).all()
+
+    def test_it_stays_small_whatever_the_features(self):
+        hidden = np.random.default_rng(0).normal(size=(50, 500)).astype(np.float32)
+        found = learn(hidden, -hidden, (np.zeros((10, 500), np.float32), np.zeros(10, np.float32)))
+        assert 0 < found.weight.size + found.bias.size <= familiarity.MAX_CONSTANTS
 
 
 @pytest.fixture(scope="module")
-def student():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return Residual(10, (8, 8, 8, 16, 8, 16, 16)).eval().requires_grad_(False).deployed(1.7)
+def contract() -> Contract:
+    return Contract(tuple(COLOURS), 8)
 
 
-class TestFamiliar:
-    @pytest.mark.parametrize("kind", ["means", "boundary"])
-    def test_the_file_gives_what_torch_gives(self, student, small, tmp_path, kind):
-        contract, images = replace(small.contract, familiarity_name="familiarity"), small.train_images[:100]
-        hidden, labels = hidden_of(student, images), torch.from_numpy(small.train_labels[:100])
-        score = ClassMeans(hidden, labels, 10) if kind == "means" else BoundaryDistance(hidden, student.head.weight)
-        model, path = Familiar(student, score), tmp_path / "model.onnx"
-        onnx_format.write(model, path, contract, {})
+class TestFile:
+    def test_the_graph_gives_what_numpy_gives_and_all_else_as_before(self, make_tiny_bundle, contract):
+        before = make_tiny_bundle.model(contract, COLOURS, 1.5)
+        named, model = replace(contract, familiarity_name="familiarity"), onnx.load_from_string(before)
+        rng = np.random.default_rng(1)
+        detectors = Detectors(rng.normal(size=(5, 3)).astype(np.float32) / 50, rng.normal(size=5).astype(np.float32))
+        familiarity.append(model, named, detectors)
+        del model.metadata_props[:]
+        session = Session(model.SerializeToString(), contract=named, provider="cpu")
+        images = rng.integers(0, 256, (7, 8, 8, 3), np.uint8)
+        probabilities, logits, found = session.outputs(images)
+        colour = images.mean((1, 2), np.float64)
+        wanted = np.log(np.exp(colour @ detectors.weight.T.astype(float) + detectors.bias).sum(1))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        plain = Session(before, provider="cpu")
+        assert (probabilities == plain.probabilities(images)).all()
+        assert (logits == plain.logits(images)).all()
+        assert len(model.SerializeToString()) - len(before) < 8_192
+
+    @pytest.mark.parametrize("held_out", [0, 199, 200])
+    def test_added_to_a_file(self, make_tiny_bundle, contract, tmp_path, held_out):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(make_tiny_bundle.model(contract, COLOURS, 1.5))
+        rng = np.random.default_rng(2)
+        labels = rng.integers(0, 3, 300)
+        images = np.array(list(COLOURS.values()), np.uint8)[labels][:, None, None].repeat(8, 1).repeat(8, 2)
+        images += rng.integers(0, 20, images.shape, np.uint8)
+        examples = Examples.of(images[:100], labels[:100], images[100 : 100 + held_out])
+        added = familiarity.add(path, replace(contract, familiarity_name="familiarity"), examples)
         session = Session(path.read_bytes(), provider="cpu")
         assert session.contract.familiarity_name == "familiarity"
-        probabilities, found = session.scores(small.test_images)
-        with torch.inference_mode():
-            wanted = model(torch.from_numpy(small.test_images))
-        assert found.shape == (len(small.test_images),)
-        np.testing.assert_allclose(probabilities, wanted[0], atol=1e-5)
-        np.testing.assert_allclose(found, wanted[2], atol=1e-3 * float(wanted[2].abs().max()))
-        without = tmp_path / "without.onnx"
-        onnx_format.write(student, without, small.contract, {})
-        assert path.stat().st_size - without.stat().st_size < 8_192
-        int8 = quantize(path, images, contract, "MinMax")
-        rough = Session(int8.SerializeToString(), contract=contract, provider="cpu")
-        near = rough.scores(small.test_images)[1]
-        assert np.abs(near - found).max() < 0.2 * np.abs(found).max()
+        assert session.metadata()["provenance"] == {"made by": "make_tiny_bundle.py"}
+        scores = session.scores(images)[1]
+        np.testing.assert_allclose(scores, added.detectors(images.mean((1, 2), dtype=np.float32)), rtol=1e-4, atol=1e-4)
+        if held_out < 200:
+            assert added.threshold is None
+            assert "familiarity" not in session.metadata()
+            return
+        passed = (scores[100:] >= added.threshold.threshold).mean()
+        assert 0.95 <= passed == added.threshold.accepted
+        assert session.metadata()["familiarity"] == {"threshold": added.threshold.threshold}
+        assert isinstance(added.threshold, Familiarity)
+        assert added.threshold.measured["drawn"]["auroc"] > 0.5
 
-    def test_of_net_itself(self, deployed, small):
-        hidden = hidden_of(deployed, small.train_images)
-        model = Familiar(deployed, ClassMeans(hidden, torch.from_numpy(small.train_labels), 10))
-        images = torch.from_numpy(small.test_images)
-        with torch.inference_mode():
-            probabilities, logits, score = model(images)
-            wanted = deployed(images)
-        assert torch.equal(logits, wanted[1])
-        assert torch.equal(probabilities, wanted[0])
-        assert score.abs().max() <= 1 + 1e-6
+    def test_what_is_no_model_stays_as_it_is(self, contract, tmp_path):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(b"no model")
+        examples = Examples(NONE, NONE, NONE, NONE)
+        with pytest.raises(ParityError, match="familiarity"):
+            familiarity.add(path, replace(contract, familiarity_name="familiarity"), examples)
+        assert path.read_bytes() == b"no model"
+
+
+class TestGate:
+    IMAGES = np.random.default_rng(0).integers(0, 256, (200, 2, 2, 3), np.uint8)
+
+    @staticmethod
+    def score(images):
+        return images.mean((1, 2, 3), dtype=np.float64).astype(np.float32)
+
+    @pytest.mark.parametrize(
+        ("change", "exact", "failure"),
+        [
+            (lambda x: x, True, ""),
+            (lambda x: x + 1e-5, True, ""),
+            (lambda x: x + 1, True, "moves a familiarity"),
+            (lambda x: x + 1, False, ""),
+            (lambda x: x * 1e5 % 7, False, "correlate"),
+            (lambda x: x[:, None], False, "another shape"),
+            (lambda x: x * np.nan, False, "not finite"),
+            (lambda x: x + 3 * len(x), True, "batch size"),
+        ],
+    )
+    def test_verdicts(self, change, exact, failure):
+        figures, found = compare(lambda some: change(self.score(some)), self.score(self.IMAGES), self.IMAGES, exact)
+        assert failure in found
+        assert bool(found) == bool(failure)
+        if not failure:
+            assert figures["correlation"] > 0.99
 
 
 class TestThreshold:
     def test_as_many_pass_as_asked_for(self):
         images = np.random.default_rng(0).integers(0, 256, (300, 2, 2, 3), dtype=np.uint8)
-        found = fit_threshold(lambda some: some.mean((1, 2, 3)).astype(np.float32), images)
+        found = fit_threshold(lambda some: some.mean((1, 2, 3)).astype(np.float32), images, images[:50] // 4)
         scores = images.mean((1, 2, 3)).astype(np.float32)
         assert found.accepted == (scores >= found.threshold).mean()
         assert 0.95 <= found.accepted < 0.96
         assert found.images == 300
+        assert found.measured == {"drawn": {"images": 50, "auroc": 1.0, "passed": 0.0}}
 
     def test_too_few_pictures_set_none(self):
-        assert fit_threshold(lambda images: pytest.fail("asked"), np.zeros((199, 2, 2, 3), np.uint8)) is None
+        assert fit_threshold(lambda images: pytest.fail("asked"), np.zeros((199, 2, 2, 3), np.uint8), NONE) is None
 
     def test_what_is_not_finite_is_said(self):
         with pytest.raises(ValueError, match="finite"):
-            fit_threshold(lambda images: np.full(len(images), np.nan), np.zeros((300, 2, 2, 3), np.uint8))
+            fit_threshold(lambda images: np.full(len(images), np.nan), np.zeros((300, 2, 2, 3), np.uint8), NONE)
 
 
 class TestFigures:

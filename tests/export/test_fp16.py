@@ -23,8 +23,8 @@ BOTH = ExportOptions(variants=("fp16", "fp32"))
 
 
 @pytest.fixture(scope="module")
-def half(bundle) -> onnx.ModelProto:
-    return fp16.halve(onnx.load(bundle.folder / "model.onnx"), "logits")
+def half(plain_onnx) -> onnx.ModelProto:
+    return fp16.halve(plain_onnx("model.onnx"), "logits")
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def test_pixels_become_half_at_once_and_only_the_last_features_single(half):
     assert [node.op_type for node in half.graph.node][-4:] == ["Cast", "Gemm", "Div", "Softmax"]
 
 
-def test_half_as_large_and_the_same_bytes_each_time(bundle, tmp_path):
+def test_half_as_large_and_the_same_bytes_each_time(bundle, plain_onnx, small, tmp_path):
     for name in ("a", "another"):
-        halved = fp16.halve(onnx.load(bundle.folder / "model.onnx"), "logits")
-        onnx_format.save(halved, tmp_path / name, bundle.contract, {"seed": 1})
+        halved = fp16.halve(plain_onnx("model.onnx"), "logits")
+        onnx_format.save(halved, tmp_path / name, small.contract, {"seed": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "another").read_bytes()
     assert (tmp_path / "a").stat().st_size == pytest.approx(bundle.variant("fp32").bytes / 2, rel=0.01)
 

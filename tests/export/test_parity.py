@@ -348,17 +348,17 @@ def assert_no_bundle(result, out, name: str, reason: str) -> None:
     assert not list(out.parent.iterdir())  # neither a bundle nor what was to become one
 
 
-def sabotaged_onnx(bundle, sabotage):
+def sabotaged_onnx(plain_onnx, sabotage):
     def write(model, path, contract, provenance):
-        graph = onnx.load(bundle.folder / "model.onnx")
+        graph = plain_onnx("model.onnx")
         sabotage(graph)
         onnx.save(graph, path)
 
     return write
 
 
-def test_without_sabotage_the_same_way_gives_a_bundle(export, bundle, monkeypatch):
-    monkeypatch.setattr(onnx_format, "write", sabotaged_onnx(bundle, lambda model: None))
+def test_without_sabotage_the_same_way_gives_a_bundle(export, plain_onnx, monkeypatch):
+    monkeypatch.setattr(onnx_format, "write", sabotaged_onnx(plain_onnx, lambda model: None))
     result, out = export()
     assert result.exit_code == 0
     assert "pass  fp32" in result.stderr
@@ -366,9 +366,9 @@ def test_without_sabotage_the_same_way_gives_a_bundle(export, bundle, monkeypatc
 
 
 @pytest.mark.parametrize("kind", SABOTAGE)
-def test_a_sabotaged_onnx_file_ends_in_no_bundle(export, bundle, monkeypatch, kind):
+def test_a_sabotaged_onnx_file_ends_in_no_bundle(export, plain_onnx, monkeypatch, kind):
     sabotage, reason = SABOTAGE[kind]
-    monkeypatch.setattr(onnx_format, "write", sabotaged_onnx(bundle, sabotage))
+    monkeypatch.setattr(onnx_format, "write", sabotaged_onnx(plain_onnx, sabotage))
     assert_no_bundle(*export(), "fp32", reason)
 
 
@@ -421,8 +421,8 @@ def test_a_pt2_file_of_a_frozen_batch_ends_in_no_bundle(export, monkeypatch):
 
 
 @pytest.mark.slow
-def test_only_the_offender_is_named_and_the_good_one_is_not_shipped_either(export, bundle, monkeypatch):
-    monkeypatch.setattr(onnx_format, "write", sabotaged_onnx(bundle, SABOTAGE["channels swapped"][0]))
+def test_only_the_offender_is_named_and_the_good_one_is_not_shipped_either(export, plain_onnx, bundle, monkeypatch):
+    monkeypatch.setattr(onnx_format, "write", sabotaged_onnx(plain_onnx, SABOTAGE["channels swapped"][0]))
     monkeypatch.setattr(
         torchscript, "write", lambda model, path, contract: shutil.copy(bundle.folder / "model.torchscript.pt", path)
     )

@@ -8,7 +8,6 @@ import re
 from dataclasses import asdict, replace
 
 import numpy as np
-import onnx
 import pytest
 
 from edgecifar.export import build
@@ -34,9 +33,9 @@ def search_of(deployed, small) -> search.Search:
 
 class TestLowRank:
     @pytest.fixture
-    def searching(self, deployed, small, monkeypatch, quick_onnx, bundle):
+    def searching(self, deployed, small, monkeypatch, quick_onnx, plain_onnx):
         """Returns a search with one or two layers, whose trials have the accuracies given."""
-        model = onnx.load(bundle.folder / "model.edge.onnx")
+        model = plain_onnx("model.edge.onnx")
         monkeypatch.setattr(search, "quantize", lambda source, images, contract, calibrator: copy.deepcopy(model))
         monkeypatch.setattr(search, "LOST_VARIANCE", tuple(RANKS))
 

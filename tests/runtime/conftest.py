@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgecifar.runtime.contract import CIFAR10
+from edgecifar.runtime.providers import PROBE
 
 CONTRACT = json.dumps(CIFAR10.as_json())
 """What the `Fake`'s models say of themselves."""
@@ -95,19 +96,38 @@ def expected() -> np.ndarray:
 class Fake(types.SimpleNamespace):
     """An onnxruntime that has some providers, of which some fail to start, or start as others."""
 
-    def __init__(self, available: list[str], fails: dict[str, Exception] | None = None, starts_as: str = "") -> None:
+    def __init__(
+        self,
+        available: list[str],
+        fails: dict[str, Exception] | None = None,
+        starts_as: str = "",
+        probe_fails: bool = True,
+        missing: str = "",
+    ) -> None:
         self.tried: list[tuple[str, dict]] = []
+        self.probed: list[str] = []
+        self.runs: list[dict[str, str] | None] = []
+        self.preloaded = 0
         self.options: list[Fake.SessionOptions] = []
         fails = fails or {}
 
         class InferenceSession:
             def __init__(fake, model, options, providers, **others) -> None:  # noqa: N805
-                self.tried.append((providers[0], others))
-                self.options.append(options)
                 assert len(providers) == 1
-                if providers[0] in fails:
-                    raise fails[providers[0]]
-                fake.get_providers = lambda: [starts_as or providers[0], "CPUExecutionProvider"]
+                (provider,) = providers
+                name, settings = (provider, {}) if isinstance(provider, str) else provider
+                if model == PROBE:
+                    self.probed.append(name)
+                else:
+                    self.tried.append((name, {**others, **settings}))
+                    self.options.append(options)
+                if name in fails and (probe_fails or model != PROBE):
+                    raise fails[name]
+                fake.get_providers = lambda: [starts_as or name, "CPUExecutionProvider"]
+
+            def run(fake, names, given, options=None):  # noqa: N805
+                self.runs.append(options and options.entries)
+                return [np.zeros((len(given["images"]), 10), np.float32) for _ in names]
 
             def get_inputs(fake):  # noqa: N805
                 return [types.SimpleNamespace(name="images", type="tensor(uint8)", shape=["batch", 32, 32, 3])]
@@ -119,24 +139,37 @@ class Fake(types.SimpleNamespace):
                 names = ("probabilities", "logits")
                 return [types.SimpleNamespace(name=n, type="tensor(float)", shape=["batch", 10]) for n in names]
 
-        super().__init__(InferenceSession=InferenceSession, get_available_providers=lambda: available)
+        def preload_dlls() -> None:
+            self.preloaded += 1
+            for library in missing.split():  # as onnxruntime's, on standard output
+                print(f"Failed to load {library}: {library}: cannot open shared object file")  # noqa: T201
+
+        super().__init__(
+            InferenceSession=InferenceSession, get_available_providers=lambda: available, preload_dlls=preload_dlls
+        )
 
     class SessionOptions:
         def __init__(self) -> None:
             self.entries: dict[str, str] = {}
 
+        def add_run_config_entry(self, key: str, value: str) -> None:
+            self.entries[key] = value
+
         def add_session_config_entry(self, key: str, value: str) -> None:
             self.entries[key] = value
+
+    RunOptions = SessionOptions
 
 
 @pytest.fixture
 def fake(monkeypatch):
     """Put a `Fake` in onnxruntime's place: `fake(["CUDAExecutionProvider", "CPUExecutionProvider"], fails={...})`."""
-    from edgecifar.runtime import providers
+    from edgecifar.runtime import bound, providers
 
     def install(*arguments, **options) -> Fake:
         made = Fake(*arguments, **options)
-        monkeypatch.setattr(providers, "import_onnxruntime", lambda: made)
+        for module in (providers, bound):
+            monkeypatch.setattr(module, "import_onnxruntime", lambda: made)
         return made
 
     return install

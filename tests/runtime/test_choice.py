@@ -136,11 +136,17 @@ class TestLoading:
 
     def test_a_provider_that_is_asked_for_is_never_replaced(self, folder, fake):
         ort = fake([CUDA, CPU], fails={CUDA: RuntimeError("no driver")})
-        with pytest.raises(ProviderError, match="The provider cuda cannot run"):
+        with pytest.raises(ProviderError, match="The provider cuda could not be started here"):
             Classifier(folder, provider="cuda")
         assert [name for name, _ in ort.tried] == [CUDA]
 
+    def test_int8_alone_does_not_even_start_cuda(self, folder, fake):
+        """Which takes seconds; who asks for CUDA is told by CUDA itself."""
+        ort = fake([CUDA, CPU])
+        assert Classifier(folder, "edge").provider == "cpu"
+        assert [name for name, _ in ort.tried] == [CPU]
+        assert Classifier(folder, "edge", "cuda").provider == "cuda"
+
     def test_a_variant_that_is_asked_for_runs_anywhere(self, folder, fake):
         fake([CUDA, CPU])
-        assert Classifier(folder, "edge").provider == "cuda"
         assert Classifier(folder, "fp16", "cpu").variant.name == "fp16"

@@ -380,7 +380,7 @@ class TestProvider:
     def test_auto_with_cuda(self, fake):
         ort = fake([CUDA, CPU])
         assert Session(b"").provider == "cuda"
-        assert ort.tried == [(CUDA, {"enable_fallback": 0})]
+        assert ort.tried == [(CUDA, {"enable_fallback": 0, "enable_cuda_graph": "1"})]
 
     def test_auto_where_cuda_does_not_start(self, fake):
         ort = fake([CUDA, CPU], fails={CUDA: RuntimeError("no driver")})
@@ -408,12 +408,15 @@ class TestProvider:
 
     def test_one_that_cannot_run_every_node(self, fake):
         ort = fake(
-            [CUDA, CPU], fails={CUDA: RuntimeError("[ONNXRuntimeError] : 1 : FAIL : a node has no kernel.\nMore")}
+            [CUDA, CPU],
+            fails={CUDA: RuntimeError("[ONNXRuntimeError] : 1 : FAIL : a node has no kernel.\nMore")},
+            probe_fails=False,
         )
         assert refusal(ProviderError, b"", provider="cuda", name="x.onnx") == (
-            "The provider cuda cannot run x.onnx here (a node has no kernel): install what it needs, choose another "
-            "--variant, or use --provider cpu."
+            "The provider cuda cannot run x.onnx here (a node has no kernel): it runs fp32 and fp16 variants, which "
+            "'edgecifar export --variant fp16' makes: choose another --variant, or use --provider cpu."
         )
+        assert ort.probed == [CUDA]
         assert [name for name, _ in ort.tried] == [CUDA]
 
     def test_one_that_silently_became_another(self, fake):
@@ -422,6 +425,27 @@ class TestProvider:
             "The provider cuda could not be started here, most often because a driver or one of its libraries is "
             "missing: install them (for CUDA 'pip install onnxruntime-gpu[cuda,cudnn]'), or use --provider cpu."
         )
+
+    def test_one_whose_libraries_are_missing(self, fake, capsys):
+        """onnxruntime prints them, which would spoil --json, and then says something about nodes on the CPU."""
+        error = RuntimeError("fallback to the CPU EP has been explicitly disabled")
+        ort = fake([CUDA, CPU], fails={CUDA: error}, starts_as=CPU, probe_fails=False, missing="libcudart.so.13 a/b.so")
+        said = refusal(ProviderError, b"", provider="cuda")
+        assert "could not be started here (its libraries libcudart.so.13, b.so are not found)" in said
+        assert "onnxruntime-gpu[cuda,cudnn]" in said
+        assert (ort.preloaded, ort.probed, capsys.readouterr().out) == (1, [CUDA], "")
+
+    def test_one_without_a_driver(self, fake):
+        fake([CUDA, CPU], fails={CUDA: RuntimeError("CUDA failure 35: driver too old")})
+        assert "could not be started here (CUDA failure 35: driver too old)" in refusal(
+            ProviderError, b"", provider="cuda"
+        )
+
+    def test_libraries_are_loaded_before_providers_are_counted(self, fake):
+        """A provider that comes as a plug-in is not there before."""
+        ort = fake([CPU])
+        ort.get_available_providers = lambda: [CUDA, CPU] if ort.preloaded else [CPU]
+        assert Session(b"").provider == "cuda"
 
     def test_an_error_that_says_nothing(self, fake):
         fake([CPU], fails={CPU: KeyError()})

@@ -110,3 +110,24 @@ def test_names_of_uploads_cannot_steer_a_terminal(client, png, images):
     body = b"--x\r\nContent-Disposition: " + disposition + b"\r\n\r\nno picture\r\n--x--\r\n"
     answer = client.post("/classify", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
     assert b"\x1b" not in answer.content
+
+
+def test_a_picture_unlike_the_training_pictures(open_client, three_classes, three_colours, png, ask):
+    client = open_client(bundles={"three": three_classes})
+    known, strange = (np.full((40, 40, 3), colour, np.uint8) for colour in (next(iter(three_colours.values())), 255))
+    files = [("image", ("known.png", png(known))), ("image", ("strange.png", png(strange)))]
+    found = client.post("/classify", files=files).json()["predictions"]
+    assert [entry["known"] for entry in found] == [True, False]
+    assert found[0]["familiarity"] == 0 > found[1]["familiarity"]
+    outputs = client.post("/v2/models/three/infer", json=ask(np.stack([known, strange]))).json()["outputs"]
+    (score,) = [output for output in outputs if output["name"] == "familiarity"]
+    assert (score["shape"], score["datatype"]) == ([2], "FP32")
+    assert score["data"] == pytest.approx([entry["familiarity"] for entry in found])
+    lines = client.get("/metrics").text.splitlines()
+    counts = [float(line.split()[1]) for line in lines if line.startswith("edgecifar_unknown_total{")]
+    assert sum(counts) == 2  # once as a file, once as an array
+
+
+def test_a_bundle_without_the_score_cannot_tell(client, images, png):
+    entry = client.post("/classify", content=png(images[0])).json()["predictions"][0]
+    assert entry["known"] is entry["familiarity"] is None

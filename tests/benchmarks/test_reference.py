@@ -1,0 +1,111 @@
+"""A run of the reference stands beside what the experiment reported, epoch by epoch and class by class."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import draw
+import drawing
+import pytest
+import reference
+
+from edgecifar.runtime.contract import CIFAR10
+from edgecifar.runtime.errors import DataError
+from edgecifar.train.recipes import RECIPES
+
+
+def line(epoch: int, windows: list[float], accuracy: float) -> dict:
+    return {
+        "epoch": epoch,
+        "loss": 9.0,
+        "loss_per_2000": windows,
+        "test_accuracy": accuracy,
+        "seconds": 100.0,
+        "learning_rate": 0.001,
+    }
+
+
+METRICS = [line(1, [1.8, 1.5], 0.41), line(2, [1.4], 0.57), line(3, [1.2], 0.6), line(6, [0.9], 0.7)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Make a run that has done some epochs."""
+
+    def make(test: dict | None, metrics=METRICS):
+        record = SimpleNamespace(
+            recipe=RECIPES["reference"],
+            seed=0,
+            conditions=SimpleNamespace(hardware="a processor", device="cpu"),
+            dataset=SimpleNamespace(name="CIFAR-10"),
+            as_json=lambda: {"test": test},
+        )
+        return SimpleNamespace(folder=tmp_path, record=record, metrics=metrics)
+
+    return make
+
+
+@pytest.fixture
+def test_figures() -> dict:
+    return {"accuracy": 0.7812, "per_class": {label: 0.5 + index / 100 for index, label in enumerate(CIFAR10.labels)}}
+
+
+def test_what_was_reported_is_there():
+    """Of every class, and of the 41 epochs whose losses are known."""
+    assert reference.EXPERIMENT["per_class"].keys() == set(CIFAR10.labels)
+    assert reference.EXPERIMENT["epochs"] == RECIPES["reference"].epochs
+    assert reference.EXPERIMENT["loss"]["41"] == 0.355
+    mean = sum(reference.EXPERIMENT["per_class"].values()) / 10
+    assert 77.5 < mean < 79  # classes are equally frequent: it is the accuracy
+
+
+def test_the_curve(run, test_figures):
+    found = reference.comparison(run(test_figures))
+    rows = {row["epoch"]: row for row in found["curve"]}
+    assert rows[1]["loss"] == 1.8  # of the first 2,000 mini-batches alone
+    assert rows[1]["difference"] == pytest.approx(1.8 - 1.737)
+    assert (rows[6]["reported"], rows[6]["difference"]) == (None, None)
+    assert found["training_seconds"] == 400
+    text = reference.markdown(found)
+    assert "| 1 | 1.800 | 1.737 | +0.063 | 41.00 |" in text
+    assert "| 2 | 1.400 | 1.378 | +0.022 | 57.00 |" in text
+    assert "| 6 | 0.900 |  |  | 70.00 |" in text  # the last so far
+    assert "| this run | 78.12 | 50.0 | 51.0 |" in text
+    assert "| reported | 78 | 79.2 | 89.3 |" in text
+    assert max(len(one) for one in text.splitlines() if not one.startswith("|")) <= 120
+
+
+def test_one_in_its_middle(run):
+    text = reference.markdown(reference.comparison(run(None)))
+    assert "6 of 50 epochs" in text
+    assert "this run" not in text
+
+
+def test_one_without_an_epoch(run):
+    with pytest.raises(DataError, match="no complete epoch"):
+        reference.comparison(run(None, metrics=[]))
+
+
+def test_the_readme(tmp_path):
+    path = tmp_path / "README.md"
+    first, last = reference.MARKS
+    path.write_text(f"before\n{first}\nold\n{last}\nafter\n")
+    reference.put_into(path, "new")
+    reference.put_into(path, "newer")
+    assert path.read_text() == f"before\n{first}\nnewer\n{last}\nafter\n"
+    path.write_text("nothing\n")
+    with pytest.raises(DataError, match="put them where"):
+        reference.put_into(path, "new")
+    assert all(mark in reference.README.read_text() for mark in reference.MARKS)
+
+
+def test_the_script_and_its_picture(run, test_figures, tmp_path, monkeypatch, capsys, check_document):
+    monkeypatch.setattr(reference, "Run", lambda folder: run(test_figures))
+    reference.main(["RUN", "--save", str(tmp_path / "reference.json")])
+    document = check_document(capsys.readouterr().out.splitlines()[-1], entries=False)
+    assert document == json.loads((tmp_path / "reference.json").read_text())
+    found = draw.read(tmp_path / "reference.json")
+    assert draw.lacks(found) == ""
+    drawing.save(draw.DRAWERS["reference"](found), tmp_path / "reference.png")
+    assert (tmp_path / "reference.png").read_bytes().startswith(b"\x89PNG")
