@@ -232,5 +232,6 @@ def _write(
     earlier = f", {count.earlier:,} were there already" if count.earlier else ""
     say(f"{out}: {count.done:,} picture{'s' * (count.done != 1)}{rate}{earlier}.")
     if count.errors:
-        say(f"{count.errors:,} of them could not be read: their rows say why.")
+        strange = " or are unlike the training pictures" if options.unknown == Unknown.error else ""
+        say(f"{count.errors:,} of them could not be read{strange}: their rows say why.")
     return count.errors

@@ -51,7 +51,7 @@ KNOWN_IMAGES, OUTLIERS = 20_000, 9_000
 STEPS, LEARNING_BATCH, RATE, DECAY = 600, 256, 0.02, 0.01
 """AdamW takes so many steps, each on so many pictures of either kind, to this peak rate and with this weight decay."""
 
-MIN_CORRELATION = 0.9
+MIN_CORRELATION = 0.95
 """The scores of a lossy variant and of the net that it was made from must correlate by so much."""
 
 

@@ -73,6 +73,8 @@ class Count:
 def results(classifier: Classifier, sources: Iterable[str], options: Options) -> Iterator[Result]:
     """Yield each picture's path and its prediction, or the reason why it has none; in order.
 
+    How many unknown pictures were left out is logged, and that there are none where the model cannot tell.
+
     Args:
         classifier: what classifies.
         sources: paths; "-" is standard input. They are taken as they are needed.
@@ -85,8 +87,13 @@ def results(classifier: Classifier, sources: Iterable[str], options: Options) ->
             names.append(source)
             yield source
 
+    if options.unknown != "keep" and classifier.variant.familiarity is None:
+        log.warning(
+            "%s cannot tell which pictures are unlike the training pictures: none is left out or an error for that.",
+            classifier.variant.name,
+        )
     stream = classifier.stream(noted(), options.top_k, options.fit, options.jobs or usable_cpus())
-    place = 0
+    place = skipped = 0
     for result in stream:
         name, place = names[place], place + 1
         if place == BATCH:  # drop those that are done
@@ -94,9 +101,12 @@ def results(classifier: Classifier, sources: Iterable[str], options: Options) ->
             place = 0
         if options.unknown != "keep" and not isinstance(result, PictureError) and result.known is False:
             if options.unknown == "skip":
+                skipped += 1
                 continue
             result = _stranger(name, result)
         yield name, result
+    if skipped:
+        log.info("%s left out, unlike the training pictures.", f"{skipped:,} picture{'s' * (skipped > 1)}")
 
 
 def _stranger(name: str, prediction: Prediction) -> PictureError:

@@ -186,9 +186,16 @@ class TestUnknown:
     def test_skip_and_error(self, strange):
         result = strange("--unknown", "skip", "--csv")
         assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
+        assert "1 picture left out" in result.stderr
         result = strange("--unknown", "error", "--csv")
         assert (result.exit_code, len(result.stdout.splitlines())) == (1, 3)
         assert "strange.png is unlike the training pictures" in result.stderr
+
+    def test_a_bundle_that_cannot_tell_says_so(self, edgecifar, tiny, pictures):
+        result = edgecifar("predict", *pictures, "--bundle", tiny, "--unknown", "skip", "--csv")
+        assert (result.exit_code, len(result.stdout.splitlines())) == (0, 1 + len(pictures))
+        assert "cannot tell" in result.stderr
+        assert "cannot tell" not in edgecifar("predict", *pictures, "--bundle", tiny).stderr
 
     def test_the_choices_are_the_librarys(self):
         assert [choice.value for choice in Unknown] == list(bulk.UNKNOWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -55,12 +56,18 @@ def plain_onnx(bundle):
     """An ONNX model of the bundle as it is before the familiarity is added: `plain_onnx("model.onnx")`."""
     import onnx
 
+    from edgecifar.runtime.contract import METADATA_PREFIX
+
     def load(file: str) -> onnx.ModelProto:
         model = onnx.load(bundle.folder / file)
         added = model.graph.output[2].name
         for part in (model.graph.node, model.graph.initializer, model.graph.output):
             for entry in [entry for entry in part if entry.name.startswith(added)]:
                 part.remove(entry)
+        contract = replace(bundle.contract, familiarity_name=None)
+        described = {entry.key: entry.value for entry in model.metadata_props}
+        described[METADATA_PREFIX + "contract"] = json.dumps(contract.as_json())
+        onnx.helper.set_model_props(model, described)
         return model
 
     return load
