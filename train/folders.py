@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import labelled, parallel
+from ..runtime import parallel
 from ..runtime.contract import Contract, Preprocessing
 from ..runtime.errors import DataError, OutputError
 from ..runtime.files import make_folder, remove_leftovers, write_file
 from ..runtime.labelled import Entry, Listing
 from ..runtime.machine import usable_cpus
+from ..runtime.splitting import assign_splits
 from .net import INPUT_SIZE
 
 log = logging.getLogger("edgecifar")
@@ -261,7 +262,7 @@ def splits_of(pictures: Pictures, options: FolderOptions) -> list[str | None]:
         groups = [entry.group for entry in pictures.entries]
         digests = [digest or sha256(e.path.encode()).hexdigest() for digest, e in _with_entries(pictures)]
         try:
-            splits = list(labelled.assign_splits(digests, groups, options.val, options.test))
+            splits = list(assign_splits(digests, groups, options.val, options.test))
         except ValueError as error:
             raise DataError(f"The pictures cannot be split: {error}.") from None
     return [None if row in pictures.errors else split for row, split in enumerate(splits)]

@@ -190,7 +190,7 @@ def test_a_class_without_training_pictures(load, tmp_path):
 
 def _split(folder: Path, image: np.ndarray) -> str:
     from edgecifar.runtime.files import sha256
-    from edgecifar.runtime.labelled import assign_splits
+    from edgecifar.runtime.splitting import assign_splits
 
     Image.fromarray(image).save(folder / "lone.png")
     return assign_splits([sha256(folder / "lone.png")])[0]
