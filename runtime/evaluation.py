@@ -16,12 +16,13 @@ from . import choice, files, labelled
 from .bundle import Bundle
 from .contract import Contract
 from .errors import DataError, ModelError
-from .labelled import SPLITS, Entry, Listing, assign_splits
+from .labelled import SPLITS, Entry, Listing
 from .machine import usable_cpus
 from .metrics import Evaluation, score
 from .parallel import decode_many
 from .paths import kind_of
 from .session import AUTO, Session
+from .splitting import assign_splits
 
 ALL = "all"
 """Says that the pictures of every split are measured."""

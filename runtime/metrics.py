@@ -162,7 +162,7 @@ def score(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[s
         correct=int(confusion.trace()),
         class_names=tuple(class_names),
         confusion=confusion,
-        nll=float(-np.log(np.maximum(true, np.finfo(np.float32).tiny)).mean()),
+        nll=float(-np.log(np.clip(true, np.finfo(np.float32).tiny, 1)).mean()) + 0.0,  # none is -0
         ece=expected_calibration_error(probabilities, labels),
         images_per_second=len(labels) / max(seconds, 1e-9),
         predictions=predictions,

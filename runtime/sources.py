@@ -183,8 +183,9 @@ def walk(folder: str, left_out: LeftOut, *, recursive: bool = True) -> list[str]
             left_out.add("unreadable folder", unread=True)
             continue
         shown: list[str] = []
+        before = "" if where == "." else os.path.join(where, "")  # noqa: PTH118 - only once a folder
         for entry in listed:
-            path = entry.name if where == "." else os.path.join(where, entry.name)  # noqa: PTH118 - a million of these
+            path = before + entry.name
             if not _is_folder(entry):
                 if _is_picture(entry, path, left_out):
                     found.append(path)
@@ -219,7 +220,8 @@ def _identity(folder: str) -> tuple[int, int] | str:
 
 def _is_picture(entry: os.DirEntry[str], path: str, left_out: LeftOut) -> bool:
     """Whether a file is a picture by its name; if not, say why it is left out."""
-    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - as above
+    stem, _, ending = entry.name.rpartition(".")
+    suffix = f".{ending.lower()}" if stem else ""
     if entry.name.startswith("."):
         left_out.add("hidden file")
     elif suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and _reads_heic()):

@@ -10,6 +10,8 @@ import numpy as np
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the T from 0.05 to 20 that minimises the mean negative log-likelihood of softmax(logits / T).
 
+    Where every image is classified right, as may be with few, that would be the smallest T, which says nothing: then 1.
+
     Args:
         logits: float [N, classes], of images that were not trained on.
         labels: integer [N].
@@ -20,6 +22,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
     true = z[np.arange(len(labels)), labels]
+    if (true == 0).all():  # no class is more probable than the true one
+        return 1.0
     low, high = 1 / 20, 20.0  # bounds of 1/T
     for _ in range(60):
         middle = math.sqrt(low * high)

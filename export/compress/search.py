@@ -43,7 +43,7 @@ IMPORTANCE_IMAGES = 10_000
 """Principal directions and the importance of channels are measured on about so many training images."""
 
 MIN_CALIBRATION_IMAGES = CALIBRATION_IMAGES // 10
-"""With fewer held-out images no int8 variant is made."""
+"""With fewer images no int8 variant is made."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,11 @@ class Search:
             `model` was made from.
 
     Attributes:
+        calibration: the images whose activations the ranges of int8 cover, uint8 [at most 1,000, size, size, 3].
         trials: what was tried for the last variant, and its held-out accuracy, 0 to 1.
 
     Raises:
-        DataError: fewer held-out images than the calibration needs, or not images and a label each.
+        DataError: fewer images in all than the calibration needs, or not images and a label each.
     """
 
     def __init__(
@@ -140,10 +141,10 @@ class Search:
         distiller: Distiller | None = None,
         residual: bool = False,
     ) -> None:
-        if len(images) < MIN_CALIBRATION_IMAGES:
+        if (count := len(images) + len(training_images)) < MIN_CALIBRATION_IMAGES:
             raise DataError(
-                f"{len(images)} held-out images are too few to calibrate int8 on ({MIN_CALIBRATION_IMAGES} at least): "
-                "train with a recipe that holds images out, or on more images."
+                f"{count} images are too few to calibrate int8 on ({MIN_CALIBRATION_IMAGES} at least): train on more "
+                "images, or leave out the int8 variants."
             )
         for some in (training_images, images):
             if some.dtype != np.uint8 or some.shape[1:] != contract.picture_shape:
@@ -155,6 +156,10 @@ class Search:
             raise DataError(f"There are {len(labels):,} labels to {len(images):,} held-out images: give one for each.")
         self.model, self.contract, self.training_images = model, contract, training_images
         self.images, self.labels, self.distiller, self.residual = images, labels, distiller, residual
+        # Ranges need no labels: where few images are held out, training images stand in.
+        lacking = max(0, CALIBRATION_IMAGES - len(images))
+        spread = training_images[:: max(1, len(training_images) // max(1, lacking))][:lacking]
+        self.calibration = np.concatenate([images[:CALIBRATION_IMAGES], spread])
         self.trials: list[tuple[str, float]] = []
         self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again
 
@@ -190,12 +195,17 @@ class Search:
                 onnx_format.save(quantized, path, self.contract, provenance)
                 return Made(
                     f"{how}, then static int8 (QDQ, per channel, 7-bit weights, {calibrator} ranges of "
-                    f"{min(CALIBRATION_IMAGES, len(self.images)):,} held-out images); held-out accuracy "
-                    f"{100 * accuracy:.2f} % against {100 * full:.2f} %",
+                    f"{self._calibrated_on()}); held-out accuracy {100 * accuracy:.2f} % against {100 * full:.2f} %",
                     accuracy,
                     model,
                 )
         raise self._over_budget(variant, budget)
+
+    def _calibrated_on(self) -> str:
+        held_out = min(len(self.images), len(self.calibration))
+        if held_out == len(self.calibration):
+            return f"{held_out:,} held-out images"
+        return f"{len(self.calibration):,} images, {held_out:,} of them held out"
 
     def is_residual(self, variant: LossyVariant) -> bool:
         """Return whether a variant is a residual student, if nets are fine-tuned at all."""
@@ -313,7 +323,7 @@ class Search:
             source = Path(folder) / "float.onnx"
             onnx_format.write(model, source, self.contract, {})
             for calibrator in CALIBRATORS:
-                quantized = quantize(source, self.images[:CALIBRATION_IMAGES], self.contract, calibrator)
+                quantized = quantize(source, self.calibration, self.contract, calibrator)
                 session = Session(quantized.SerializeToString(), contract=self.contract, provider="cpu")
                 accuracy = self._accuracy(in_batches(session.logits, self.images))
                 self._note(f"{shown}, int8, {calibrator}", accuracy)

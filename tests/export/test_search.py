@@ -104,7 +104,7 @@ class TestLowRank:
     def test_how_it_was_made_is_said(self, bundle):
         made_by = bundle.variant("edge").made_by
         assert re.match(r"low rank by principal outputs \(.*fc1 \d+", made_by)
-        assert "MinMax ranges of 120 held-out images" in made_by
+        assert "120 of them held out" in made_by
 
 
 @pytest.mark.parametrize("variant", [search.EDGE, search.TINY], ids=lambda variant: variant.name)
@@ -121,9 +121,15 @@ def test_candidates_grow(variant):
 
 class TestRefusals:
     def test_too_few_calibration_images(self, deployed, small):
-        images, labels = small.train_images[:99], small.train_labels[:99]
-        with pytest.raises(DataError, match=r"99 held-out images are too few .*100 at least"):
-            search.Search(deployed, small.contract, small.train_images, images, labels)
+        images, labels = small.train_images[:60], small.train_labels[:60]
+        with pytest.raises(DataError, match=r"99 images are too few .*100 at least"):
+            search.Search(deployed, small.contract, small.train_images[60:99], images, labels)
+
+    def test_training_images_stand_in_where_few_are_held_out(self, deployed, small):
+        images, rest = small.train_images[:20], small.train_images[20:]
+        made = search.Search(deployed, small.contract, rest, images, small.train_labels[:20])
+        np.testing.assert_array_equal(made.calibration[:20], images)
+        assert len(images) + len(rest) >= len(made.calibration) >= 100
 
     @pytest.mark.parametrize(
         "change",

@@ -12,7 +12,7 @@ from PIL import Image
 from edgecifar.runtime.errors import DataError, ModelError
 from edgecifar.runtime.evaluation import evaluate, load
 from edgecifar.runtime.files import sha256
-from edgecifar.runtime.labelled import assign_splits
+from edgecifar.runtime.splitting import assign_splits
 
 
 @pytest.fixture

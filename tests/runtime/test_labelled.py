@@ -12,7 +12,8 @@ import pytest
 
 from edgecifar.runtime import labelled
 from edgecifar.runtime.errors import DataError
-from edgecifar.runtime.labelled import Entry, assign_splits, read, recognise
+from edgecifar.runtime.labelled import Entry, read, recognise
+from edgecifar.runtime.splitting import assign_splits
 
 
 @pytest.fixture
