@@ -32,7 +32,8 @@ def draw(folder: Path, labels: list[str]) -> None:
                 Image.fromarray(pixels).save(folder / split / label / f"{number}.bmp")
 
 
-@pytest.mark.parametrize("classes", [2, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 1_000])
 def test_the_whole_way(classes, tmp_path, caplog):
     labels = [f"{ALPHABETS[number % len(ALPHABETS)]} {number}" for number in range(classes)]
     draw(tmp_path / "own", labels)
