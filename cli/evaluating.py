@@ -36,6 +36,7 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
     """
     from ..runtime.errors import DataError
     from ..runtime.labelled import recognise
+    from ..runtime.manifest import SYNTHETIC
     from ..runtime.paths import kind_of
 
     if kind_of(model) not in ("bundle", "onnx"):
@@ -47,10 +48,11 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
             return None
         raise DataError("Name labelled pictures, a folder with a folder per class or a CSV.", option="data")
     path = Path(named).expanduser()
-    if path.name in CIFAR10_FILES or any((path / name).exists() for name in CIFAR10_FILES):
+    if path.name in CIFAR10_FILES or any((path / name).exists() for name in CIFAR10_FILES) or named == SYNTHETIC:
         return None
-    # What is no data set is read, and refused, here, where nothing else can be made of it.
-    return path if recognise(path) or not with_torch else None
+    if not with_torch:
+        return path  # which is refused with the reason where it is no data set
+    return path if path.exists() and recognise(path) else None
 
 
 def evaluate_files(

@@ -70,7 +70,8 @@ def named(path: Path) -> str:
 
 
 def documents() -> list[Path]:
-    skipped = {"data", "runs", "default_bundle", "fixtures"}  # the last two hold cards that exports wrote
+    # The last two hold cards that exports wrote.
+    skipped = {"data", "runs", "node_modules", "default_bundle", "fixtures"}
     found = ROOT.rglob("*.md")
     return sorted(
         p for p in found if not any(part in skipped or part.startswith(".") for part in p.parts[len(ROOT.parts) :])

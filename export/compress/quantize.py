@@ -56,7 +56,9 @@ def quantize(
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             nodes = onnx.load(prepared).graph.node
             pixels = next(node.output[0] for node in nodes if node.op_type == "Cast")
-            logits = next(node for node in nodes if node.output[0] == contract.logits_name)
+            read_last = next(node.input[0] for node in nodes if node.output[0] == contract.logits_name)
+            # So few weights are not worth logits in steps of a 256th; nor is the familiarity's layer.
+            last = [node.name for node in nodes if node.op_type == "Gemm" and node.input[0] == read_last]
             unscaled = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
             quantization.quantize_static(
                 str(prepared),
@@ -64,7 +66,7 @@ def quantize(
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=["Conv", "Gemm", "MaxPool", "Relu", "Reshape"],
-                nodes_to_exclude=[logits.name],  # so few weights are not worth logits in steps of a 256th
+                nodes_to_exclude=last,
                 per_channel=True,
                 reduce_range=reduce_range,
                 activation_type=quantization.QuantType.QUInt8,

@@ -52,7 +52,8 @@ def test_without_torch(without_torch, tiny, data, file):
 
 
 @pytest.mark.parametrize(("given", "said"), [("", "--data"), ("gone", "not there"), ("flat", "per class")])
-def test_without_torch_what_is_no_data_set_is_said(without_torch, tiny, data, given, said):
+def test_without_torch_what_is_no_data_set_is_said(without_torch, tiny, data, monkeypatch, given, said):
+    monkeypatch.delenv("EDGECIFAR_DATA", raising=False)
     (data / "flat").mkdir()
     (data / "cat" / "0.png").rename(data / "flat" / "0.png")
     result = without_torch("evaluate", tiny, *(("--data", data / given) if given else ()))
