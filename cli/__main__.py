@@ -1,5 +1,5 @@
 """So that `python -m edgecifar.cli` is `edgecifar`."""
 
-from .main import main
+from .main import run
 
-main()
+run()

@@ -1,5 +1,5 @@
 """So that `python -m edgecifar` is the command `edgecifar`."""
 
-from .cli.main import main  # pyright: ignore[reportMissingImports]: another folder
+from .cli.main import run  # pyright: ignore[reportMissingImports]: another folder
 
-main()
+run()

@@ -90,6 +90,12 @@ def test_python_m_is_the_command(name):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("edgecifar ")
 
 
+def test_a_profiler_sees_the_end():
+    """The command ends its process at once, but not where something waits for the end."""
+    command = [sys.executable, "-m", "cProfile", "-m", "edgecifar", "--version"]
+    assert "function calls" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "torch", None)  # as if torch was not installed
     monkeypatch.delitem(sys.modules, "edgecifar.export.models", raising=False)
