@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import ipaddress
 import logging
 import os
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +30,12 @@ log = logging.getLogger("edgecifar.serve")
 
 SWITCH_INTERVAL = 0.001
 """Seconds for which one thread may keep Python to itself while another wants it: inference must not wait for 5 ms."""
+
+SO_ATTACH_FILTER = 26
+"""Linux's socket option that takes a program by which packets are let in, socket(7); Python does not name it."""
+
+BPF_RETURN = 6
+"""The instruction of such a program that says how many bytes of a packet are kept; see bpf(4) of the BSDs."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what was accepted, and what waits to be accepted, then end."""
         for listener in sockets or []:
+            _drop_what_comes(listener)
             self._accept_last(listener)
         await super().shutdown(sockets)
         self._sweeper.cancel()
@@ -105,6 +114,17 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to `_Life`."""
         yield
+
+
+def _drop_what_comes(listener: socket.socket) -> None:
+    """Let the system make no more connections: between the last that is taken and the listener's end it would.
+
+    A client whose connection is dropped so asks again and is refused, so that it knows that nothing was accepted.
+    """
+    if sys.platform != "linux":
+        return
+    program = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
+    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
 def run(source: Source, address: Address, settings: Settings, api_key_file: Path | None = None) -> None:
