@@ -98,7 +98,7 @@ def run(command: Sequence[str | Path]) -> Ran:
         seconds = time.perf_counter() - begin
         output.seek(0)
         said = output.read().decode(errors="replace")
-    rates = re.findall(r"([\d,.]+)/s\.?\s*$", said, re.MULTILINE)
+    rates = re.findall(r"([\d,.]+)/s\b", said)
     if process.returncode or not rates:
         last = (said.strip().splitlines() or ["it says nothing"])[-1]
         raise EdgecifarError(f"'{' '.join(map(str, command))[:200]}' fails ({last}): run it by hand.")
@@ -297,10 +297,17 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch), given)
+        failed = ""
         for section in given.only:
-            rows += getattr(bench, section)()
+            try:
+                rows += getattr(bench, section)()
+            except EdgecifarError as error:  # the rows of the other sections are not lost
+                failed = f"{section}: {error}"
+                harness.say(failed)
     settings = {"jobs": given.jobs, "variant": bench.variant.name, "short": given.short, "only": [*given.only]}
     report.finish(report.document("bulk", settings, rows), table(rows), given.save)
+    if failed:
+        raise EdgecifarError(failed)
 
 
 if __name__ == "__main__":
