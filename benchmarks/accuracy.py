@@ -260,7 +260,7 @@ def main() -> None:
             harness.say(f"Note: {name} was trained on {model.dataset} data, not on {dataset.name}.")
     rows = measure(found, dataset, given.images, min(given.images, given.corrupted))
     settings = {
-        "bundle": str(given.bundle),
+        "bundle": given.bundle.name,
         "dataset": dataset.name,
         "dataset_sha256": dataset.digest,
         "corruptions": {name: list(constants) for name, (_, constants) in CORRUPTIONS.items()},

@@ -285,7 +285,7 @@ def main() -> None:
         row("import typer", imported),
     ]
     parts = phases(inside)
-    settings = {"bundle": str(bundle.folder), "variant": variant.name, "pairs": given.pairs}
+    settings = {"bundle": bundle.folder.name, "variant": variant.name, "pairs": given.pairs}
     versions = {"typer": metadata.version("typer")}
     found = report.document("coldstart", settings, rows, versions=versions, phases=parts)
     report.finish(found, table(rows, parts), given.save)

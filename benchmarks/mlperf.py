@@ -269,7 +269,7 @@ def main() -> None:
     exact = next((v.accuracy for v in classifier.bundle.manifest.variants if v.precision == "fp32"), None)
     quality = None if exact is None or classifier.bundle.manifest.dataset != dataset.name else QUALITY * exact
     settings = {
-        "bundle": str(classifier.bundle.folder),
+        "bundle": classifier.bundle.folder.name,
         "variant": classifier.variant.name,
         "provider": classifier.provider,
         "threads": classifier.threads,

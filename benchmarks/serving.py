@@ -223,7 +223,7 @@ def main() -> None:
             except EdgecifarError as error:
                 harness.say(str(error))
     alone = in_process(bundle, options.variant, options.server_core, options.seconds)
-    settings = {name: str(value) for name, value in vars(options).items()}
+    settings = {name: str(value) for name, value in vars(options).items() if name not in ("save", "cache")}
     tell(rows, alone, settings, options.save)
 
 

@@ -226,7 +226,7 @@ def main() -> None:
     os.sched_setaffinity(0, {options.client_core})
     with tempfile.TemporaryDirectory() as temporary:
         rows = KINDS[options.kind](Bench(options, Path(temporary)))
-    settings = {name: str(value) for name, value in vars(options).items()}
+    settings = {name: str(value) for name, value in vars(options).items() if name != "save"}
     found = report.document(f"serving_{options.kind}", settings, rows)
     shown = [{name: value for name, value in entry.items() if name != "series"} for entry in rows]
     save = options.save and options.save.with_name(options.save.name.replace("KIND", options.kind))
