@@ -276,7 +276,11 @@ def main() -> None:
         report.finish(report.document("unknown-near", settings, rows), near_table(rows), save)
         return
     rows = far(Bundle.open(given.bundle), dataset, KINDS[given.kinds], given.images)
-    settings |= {"bundle": given.bundle.name if given.bundle else "the one that ships", "kinds": given.kinds, "images": given.images}
+    settings |= {
+        "bundle": given.bundle.name if given.bundle else "the one that ships",
+        "kinds": given.kinds,
+        "images": given.images,
+    }
     report.finish(report.document("unknown", settings, rows), far_table(rows), save)
 
 

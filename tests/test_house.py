@@ -200,3 +200,11 @@ def test_parameters_are_counted():
     (function,) = ast.parse("def f(self, a, /, b, *rest, c=1, **more): pass").body
     assert isinstance(function, ast.FunctionDef)
     assert parameters(function) == 5
+
+
+def test_results_name_no_path_of_a_machine():
+    found = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        if named_paths := re.findall(r'"(/[^"]+)"', path.read_text(encoding="utf-8")):
+            found[named(path)] = ", ".join(named_paths)
+    assert not found
