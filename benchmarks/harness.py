@@ -221,11 +221,14 @@ def main(function: Callable[[], int | None]) -> None:
     """Run a script; a failure that a person can understand is one sentence on stderr and exit code 1."""
     logger = logging.getLogger("edgecifar")
     logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    if alone := not logger.handlers:
         logger.addHandler(handler)
     try:
         sys.exit(function())
     except EdgecifarError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    finally:
+        if alone:  # what runs in this process later has another stderr
+            logger.removeHandler(handler)

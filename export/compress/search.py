@@ -81,7 +81,7 @@ TINY = LossyVariant(
     candidates=((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)),
     residual=((16, 32, 64, 96, 96, 96, 128),),
 )
-NANO = LossyVariant("nano", 20, candidates=(), residual=((16, 16, 32, 40, 40, 40, 56),), residual_multiplier=5)
+NANO = LossyVariant("nano", 20, candidates=(), residual=((16, 16, 32, 40, 40, 40, 48),), residual_multiplier=5)
 """A variant for the smallest devices: MLPerf Tiny's reference IC01 has 98,496 bytes, and its int8 file has fewer."""
 
 
