@@ -84,10 +84,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("edgecifar"):
                 raise
-            extra = f"extra {EXTRAS[name]}" if name in EXTRAS else "package's own requirements"
-            where = f".[{EXTRAS[name]}]" if name in EXTRAS else "."
+            extra = EXTRAS.get(name)
+            needed, where = (f"extra {extra}", f".[{extra}]") if extra else ("package's own requirements", ".")
             fail(
-                f"edgecifar {name} needs the {extra}, of which {error.name} is not installed: {sys.executable} -m pip "
+                f"edgecifar {name} needs the {needed}, of which {error.name} is not installed: {sys.executable} -m pip "
                 f"install '{where}' in the folder of edgecifar's source."
             )
         except (MemoryError, ImportError) as error:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..runtime.errors import EdgecifarError
 from ..runtime.paths import kind_of
 from .display import json_text
+
+if TYPE_CHECKING:
+    from ..runtime.contract import Contract
 
 
 def describe_model(model: Path | None, as_json: bool) -> str:
@@ -41,9 +44,8 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
     lines = [
         f"{bundle.folder}: a classifier trained on {manifest.dataset}",
         f"labels: {', '.join(manifest.labels)}",
-        f"input:  {contract.input_name}, uint8 [batch, {', '.join(map(str, contract.picture_shape))}] RGB, made square "
-        f"by {contract.fit}",
-        f"output: {contract.probabilities_name}, float32 [batch, {contract.classes}]",
+        _input(contract),
+        _output(contract, contract.probabilities_name),
         "",
         f"{'variant':<12} {'file':<22} {'precision':<9} {'bytes':>11} {'accuracy':>9}  arg-max as the net",
     ]
@@ -71,6 +73,15 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
         f"checkpoint: sha256 {origin.get('checkpoint_sha256')}",
     ]
     return "\n".join(lines)
+
+
+def _input(contract: Contract) -> str:
+    shape = ", ".join(map(str, contract.picture_shape))
+    return f"input:  {contract.input_name}, uint8 [batch, {shape}] RGB, made square by {contract.fit}"
+
+
+def _output(contract: Contract, name: str) -> str:
+    return f"output: {name}, float32 [{', '.join(map(str, ('batch', *contract.output_shapes[name])))}]"
 
 
 def _count(value: Any) -> str:
@@ -118,12 +129,9 @@ def _onnx_text(path: Path, as_json: bool) -> str:
     lines = [
         f"{path}: an ONNX model, {path.stat().st_size:,} bytes",
         f"labels: {_shown(', '.join(contract.labels))}",
-        f"input:  {contract.input_name}, uint8 [batch, {', '.join(map(str, contract.picture_shape))}] RGB, made square "
-        f"by {contract.fit}",
+        _input(contract),
+        *(_output(contract, name) for name in contract.output_names),
     ]
-    for name in contract.output_names:
-        shape = "batch" if name == contract.familiarity_name else f"batch, {contract.classes}"
-        lines.append(f"output: {name}, float32 [{shape}]")
     for key, value in described.items():
         if key in ("contract", "labels"):
             continue

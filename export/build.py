@@ -95,14 +95,11 @@ def export(
                 except ParityError as error:
                     problem = str(error)
             log.info("Checking %s …", target.file)
-            result = _check(path, target, reference, made[target])
-            if result.passed and problem:
-                result = replace(result, failure=problem)
-            elif result.passed and target.name in added:
-                hidden = familiarity.hidden_of(made[target].torch_form or source.model, reference.images)
-                wanted_scores = added[target.name].detectors(hidden)
-                result = _with_familiarity(path, result, wanted_scores, reference.images, target.limits.exact)
-            results[target.name] = result
+            in_torch = None
+            if target.name in added:
+                in_torch = added[target.name].in_torch(made[target].torch_form or source.model)
+            result = _check(path, target, reference, made[target], in_torch)
+            results[target.name] = replace(result, failure=problem) if result.passed and problem else result
         log.info("%s", parity.table(results))
         failed = {name: result for name, result in results.items() if not result.passed}
         if failed:
@@ -134,26 +131,31 @@ def _reference(source: Source) -> Reference:
     return Reference(images, data, eager, labels, source.provenance.temperature)
 
 
-def _check(path: Path, target: Target, reference: Reference, made: Made) -> Parity:
+def _check(path: Path, target: Target, reference: Reference, made: Made, in_torch: Function | None = None) -> Parity:
     """Return the parity of the model at `path`, loaded as whoever receives the bundle will.
 
-    A quantized model is held against its own torch form too: only that tells what quantization did to it.
+    A quantized model is held against its own torch form too: only that tells what quantization did to it. `in_torch`
+    maps images to the familiarity that the file's must agree with; None where it need not have one.
     """
     try:
-        exported = models.load(path, provider="cpu").logits
+        loaded = models.load(path, provider="cpu")
     except ModelError as error:
         result = parity.refused(reference, str(error).removesuffix(": export it again."))
     else:
-        result = parity.compare(exported, reference, target.limits)
+        result = parity.compare(loaded.logits, reference, target.limits)
         if made.torch_form is not None and result.passed:
-            result = _against_torch_form(result, exported, made.torch_form, reference)
+            result = _against_torch_form(result, loaded.logits, made.torch_form, reference)
+        if in_torch is not None and result.passed:
+            wanted = in_torch(reference.images)
+            result = _with_familiarity(loaded.familiarity, result, wanted, reference.images, target.limits.exact)
     # The file is gone when this is read: the variant's name, which the reader sees beside it, says which it was.
     return replace(result, failure=result.failure.replace(f"{path} ", ""))
 
 
-def _with_familiarity(path: Path, result: Parity, wanted: np.ndarray, images: np.ndarray, exact: bool) -> Parity:
+def _with_familiarity(
+    found: Function | None, result: Parity, wanted: np.ndarray, images: np.ndarray, exact: bool
+) -> Parity:
     """Return `result` with how the file's familiarity of the images agrees with torch's, `wanted`, float32 [N]."""
-    found = models.load(path, provider="cpu").familiarity
     if found is None:
         return replace(result, failure="has no familiarity")
     figures, failure = familiarity.compare(found, wanted, images, exact)
@@ -216,8 +218,17 @@ def _complete(
     write(folder / GOLDEN, lambda path: _save_npz(path, {source.contract.input_name: images, **vectors}))
     golden.write(folder, source.contract, classifiers, scores)
     write(folder / PARITY, (json.dumps({n: r.as_json() for n, r in results.items()}, indent=2) + "\n").encode())
-    write(folder / MANIFEST, manifest.as_json().encode())
-    write(folder / CARD, card.text(manifest).encode())
+    describe(folder, manifest)
+
+
+def describe(folder: Path, manifest: Manifest) -> None:
+    """Write what says of a bundle's other files what they are: manifest, card, bill of materials, digests.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    files.write_file(folder / MANIFEST, manifest.as_json().encode())
+    files.write_file(folder / CARD, card.text(manifest).encode())
     _write_bill(folder, manifest)
     write_sums(folder)
 

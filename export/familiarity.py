@@ -23,7 +23,8 @@ from torch.nn import functional
 from ..runtime.contract import METADATA_PREFIX, Contract
 from ..runtime.errors import DataError, ParityError
 from ..runtime.manifest import Familiarity
-from ..runtime.providers import import_onnxruntime
+from ..runtime.providers import first_sentence, import_onnxruntime
+from ..train.data import Dataset
 from .compress.students import DeployedResidual
 from .formats import onnx as onnx_format
 from .graph import Deployed
@@ -206,6 +207,13 @@ class Examples:
     drawn: np.ndarray
 
     @classmethod
+    def of_dataset(cls, dataset: Dataset, share: float) -> Examples:
+        """Return those of a data set of whose training images `share` was held out, 0 to 1; see `of`."""
+        trained_on, held_out = dataset.hold_out(share)
+        images = dataset.train_images
+        return cls.of(images[trained_on], dataset.train_labels[trained_on], images[held_out])
+
+    @classmethod
     def of(cls, images: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> Examples:
         """Draw the pictures of nothing.
 
@@ -237,6 +245,10 @@ class Added:
     detectors: Detectors
     threshold: Familiarity | None
 
+    def in_torch(self, model: Deployed | DeployedResidual) -> Function:
+        """Return what maps uint8 [N, size, size, 3] to the familiarity, float32 [N], as `model` has the features."""
+        return lambda images: self.detectors(hidden_of(model, images))
+
 
 def add(path: Path, contract: Contract, examples: Examples) -> Added:
     """Give the ONNX file at `path` the familiarity.
@@ -252,8 +264,7 @@ def add(path: Path, contract: Contract, examples: Examples) -> Added:
     try:
         return _add(path, contract, examples)
     except Exception as error:  # whatever a reader or an engine raises: the gate names the model and goes on
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise ParityError(f"cannot be given a familiarity ({reason})") from error
+        raise ParityError(f"cannot be given a familiarity ({first_sentence(error)})") from error
 
 
 def _add(path: Path, contract: Contract, examples: Examples) -> Added:

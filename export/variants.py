@@ -105,9 +105,7 @@ class Source:
         """The pictures that familiarities are learnt from; None where there is no data set, or no ONNX file is made."""
         if self.dataset is None or ONNX not in self.options.formats:
             return None
-        trained_on, held_out = self.dataset.hold_out(self.provenance.recipe["held_out"])
-        images, labels = self.dataset.train_images, self.dataset.train_labels
-        return Examples.of(images[trained_on], labels[trained_on], images[held_out])
+        return Examples.of_dataset(self.dataset, self.provenance.recipe["held_out"])
 
     @property
     def onnx_contract(self) -> Contract:

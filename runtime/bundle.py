@@ -279,14 +279,16 @@ class Bundle:
         return f"largest difference {difference} of 255"
 
     def _reproduce(self, variant: Variant, pictures: tuple[GoldenPicture, ...]) -> str:
-        images, expected = self.golden()
+        images, expected, stored = self._golden()
         if variant.name not in expected or any(variant.name not in picture.probabilities for picture in pictures):
             raise BundleError(f"{GOLDEN} or {GOLDEN_PICTURES} holds nothing for it")
         images = np.concatenate([images, *(picture.array[None] for picture in pictures)])
         rows = [expected[variant.name], *(picture.probabilities[variant.name][None] for picture in pictures)]
-        stored = self.golden_familiarity().get(variant.name, np.empty(0, np.float32))
         read_by = [picture.familiarity for picture in pictures]
-        wanted = [*stored, *(scores[variant.name] for scores in read_by if variant.name in scores)]
+        wanted = [
+            *stored.get(variant.name, np.empty(0, np.float32)),
+            *(scores[variant.name] for scores in read_by if variant.name in scores),
+        ]
         found, scores = self.load(variant, "cpu").scores(images)
         difference = np.abs(found - np.concatenate(rows)).max()
         if not difference <= variant.golden_tolerance:  # not: nan fails too

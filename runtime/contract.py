@@ -150,10 +150,6 @@ class Contract:
 
     def as_json(self) -> dict[str, Any]:
         """Return the contract as JSON values, as manifest.json and an ONNX file's metadata hold it."""
-        scores = [self.probabilities_name, self.logits_name]
-        outputs = [{"name": name, "dtype": "float32", "shape": ["batch", self.classes]} for name in scores]
-        if self.familiarity_name is not None:
-            outputs.append({"name": self.familiarity_name, "dtype": "float32", "shape": ["batch"]})
         return {
             "labels": list(self.labels),
             "input": {
@@ -164,7 +160,10 @@ class Contract:
                 "colour": "RGB",
                 "range": [0, 255],
             },
-            "outputs": outputs,
+            "outputs": [
+                {"name": name, "dtype": "float32", "shape": ["batch", *shape]}
+                for name, shape in self.output_shapes.items()
+            ],
             "preprocessing": _preprocessing_as_json(self.preprocessing),
         }
 

@@ -263,6 +263,6 @@ def _not_started(provider: str, why: str, missing: str) -> ProviderError:
 
 
 def first_sentence(error: Exception) -> str:
-    """Return the first line of what onnxruntime says of a failure, without its codes."""
+    """Return the first line of what a library says of a failure, without onnxruntime's codes."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].split(" : ")[-1].rstrip(".")[:200]

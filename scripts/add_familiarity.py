@@ -15,7 +15,6 @@ import argparse
 import io
 import json
 import logging
-import sys
 import tempfile
 from dataclasses import replace
 from hashlib import sha256
@@ -23,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from upgrade_bundle import intact, make
 
 from edgecifar import Bundle, EdgecifarError
-from edgecifar.export import bom, card, familiarity
-from edgecifar.runtime import golden, machine
+from edgecifar.export import build, familiarity
+from edgecifar.runtime import golden
 from edgecifar.runtime.files import new_folder, write_file
-from edgecifar.runtime.folder import write_sums
-from edgecifar.runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, Variant
+from edgecifar.runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, SUMS, Variant
 from edgecifar.runtime.session import Session
 from edgecifar.train import data as datasets
 
@@ -45,9 +44,7 @@ def examples_of(bundle: Bundle, data: str | None) -> familiarity.Examples:
     origin, dataset = bundle.manifest.provenance, datasets.load(data)
     if dataset.digest != origin["dataset"]["sha256"]:
         raise EdgecifarError(f"The bundle was trained on {bundle.manifest.dataset}, not on this {dataset.name}.")
-    trained_on, held_out = dataset.hold_out(origin["recipe"]["held_out"])
-    images, labels = dataset.train_images, dataset.train_labels
-    return familiarity.Examples.of(images[trained_on], labels[trained_on], images[held_out])
+    return familiarity.Examples.of_dataset(dataset, origin["recipe"]["held_out"])
 
 
 def with_score(bundle: Bundle, variant: Variant, examples: familiarity.Examples) -> tuple[bytes, Variant]:
@@ -79,9 +76,7 @@ def rewrite(source: Path, out: Path, data: str | None, measured: Path | None) ->
     Raises:
         EdgecifarError: the bundle is damaged or of another data set, or it cannot be written.
     """
-    bundle = Bundle.open(source)
-    if failed := [check for check in bundle.verify() if not check.passed]:
-        raise EdgecifarError(f"{source} is not intact ({failed[0].name}: {failed[0].detail}): nothing was changed.")
+    bundle = intact(source)
     manifest, models = bundle.manifest, {v.file: bundle.read(v) for v in bundle.manifest.variants}
     if manifest.contract.familiarity_name is None:
         examples = examples_of(bundle, data)
@@ -95,22 +90,20 @@ def rewrite(source: Path, out: Path, data: str | None, measured: Path | None) ->
     contract = manifest.contract
     sessions = {v.name: Session(models[v.file], contract=contract, provider="cpu") for v in manifest.variants}
     images, vectors = bundle.golden()
-    scores = {f"{contract.familiarity_name}/{name}": each.outputs(images)[2] for name, each in sessions.items()}
+    scores = {name: lambda some, each=each: each.outputs(some)[2] for name, each in sessions.items()}
+    vectors |= {f"{contract.familiarity_name}/{name}": score(images) for name, score in scores.items()}
     arrays = io.BytesIO()
-    np.savez(arrays, allow_pickle=False, **{contract.input_name: images, **vectors, **scores})
+    np.savez(arrays, allow_pickle=False, **{contract.input_name: images, **vectors})
     with new_folder(out, replace=out.resolve() == source.resolve()) as folder:
-        kept = bundle.sums.keys() - {MANIFEST, CARD, BOM, GOLDEN, "SHA256SUMS", *models}
+        kept = bundle.sums.keys() - {MANIFEST, CARD, BOM, GOLDEN, SUMS, *models}
         for name in kept:
             write_file(folder / name, bundle.file(name))
         for name, content in models.items():
             write_file(folder / name, content)
         write_file(folder / GOLDEN, arrays.getvalue())
         probabilities = {name: each.probabilities for name, each in sessions.items()}
-        golden.write(folder, contract, probabilities, {n: lambda x, s=s: s.outputs(x)[2] for n, s in sessions.items()})
-        write_file(folder / MANIFEST, manifest.as_json().encode())
-        write_file(folder / CARD, card.text(manifest).encode())
-        write_file(folder / BOM, bom.text(manifest, machine.versions()).encode())
-        write_sums(folder)
+        golden.write(folder, contract, probabilities, scores)
+        build.describe(folder, manifest)
     return Bundle.open(out)
 
 
@@ -133,12 +126,8 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="results of benchmarks/unknown.py for manifest and card")
     parser.add_argument("--out", type=Path, help="the folder to make; by default the bundle is replaced")
     given = parser.parse_args()
-    try:
-        made = rewrite(given.bundle, given.out or given.bundle, given.data, given.measured)
-    except EdgecifarError as error:
-        sys.exit(f"add_familiarity: {error}")
-    size = sum(path.stat().st_size for path in made.folder.iterdir())
-    print(f"{made.folder}: {len(made.sums)} files, {size:,} bytes.")
+    out = given.out or given.bundle
+    make("add_familiarity", lambda: rewrite(given.bundle, out, given.data, given.measured))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from edgecifar import Bundle, EdgecifarError
@@ -20,15 +21,35 @@ from edgecifar.runtime.folder import write_sums
 from edgecifar.runtime.manifest import MANIFEST, ONNX, SUMS
 
 
+def intact(source: Path) -> Bundle:
+    """Return the bundle in `source`.
+
+    Raises:
+        EdgecifarError: it is damaged.
+    """
+    bundle = Bundle.open(source)
+    if failed := [check for check in bundle.verify() if not check.passed]:
+        raise EdgecifarError(f"{source} is not intact ({failed[0].name}: {failed[0].detail}): nothing was changed.")
+    return bundle
+
+
+def make(script: str, rewrite: Callable[[], Bundle]) -> None:
+    """Make a bundle and say how large it is; a failure that a person can understand ends the script in one sentence."""
+    try:
+        made = rewrite()
+    except EdgecifarError as error:
+        sys.exit(f"{script}: {error}")
+    size = sum(path.stat().st_size for path in made.folder.iterdir())
+    print(f"{made.folder} has schema {made.manifest.schema}, {len(made.sums)} files, {size:,} bytes.")
+
+
 def upgrade(source: Path, out: Path) -> Bundle:
     """Write the bundle in `source` to `out` in the newest schema and return it; `out` may be `source`.
 
     Raises:
         EdgecifarError: the bundle is damaged, or it cannot be written.
     """
-    bundle = Bundle.open(source)
-    if failed := [check for check in bundle.verify() if not check.passed]:
-        raise EdgecifarError(f"{source} is not intact ({failed[0].name}: {failed[0].detail}): nothing was changed.")
+    bundle = intact(source)
     models = {
         variant.name: bundle.load(variant, "cpu").probabilities
         for variant in bundle.manifest.variants
@@ -49,12 +70,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="the bundle to upgrade")
     parser.add_argument("--out", type=Path, help="the folder to make; by default the bundle is replaced")
     arguments = parser.parse_args()
-    try:
-        made = upgrade(arguments.bundle, arguments.out or arguments.bundle)
-    except EdgecifarError as error:
-        sys.exit(f"upgrade_bundle: {error}")
-    size = sum(path.stat().st_size for path in made.folder.iterdir())
-    print(f"{made.folder} has schema {made.manifest.schema}, {len(made.sums)} files, {size:,} bytes.")
+    make("upgrade_bundle", lambda: upgrade(arguments.bundle, arguments.out or arguments.bundle))
 
 
 if __name__ == "__main__":

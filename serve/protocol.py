@@ -71,14 +71,14 @@ def max_body(contract: Contract, max_images: int) -> int:
 
 def model_metadata(name: str, version: str, contract: Contract) -> dict[str, Any]:
     """Return the metadata of a model; the labels, which the protocol has no place for, are among its parameters."""
-    classes = {name: [-1, contract.classes] for name in (contract.probabilities_name, contract.logits_name)}
     return {
         "name": name,
         "versions": [version],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": contract.input_name, "datatype": "UINT8", "shape": [-1, *contract.picture_shape]}],
         "outputs": [
-            {"name": output, "datatype": "FP32", "shape": classes.get(output, [-1])} for output in contract.output_names
+            {"name": output, "datatype": "FP32", "shape": [-1, *shape]}
+            for output, shape in contract.output_shapes.items()
         ],
         "parameters": {"labels": list(contract.labels), "fit": contract.fit},
     }

@@ -77,8 +77,7 @@ def with_smaller_batches(recipe: Recipe, images: int) -> Recipe:
     """
     batch_size = min(recipe.batch_size, max(MIN_BATCH_SIZE, images // BATCHES))
     share = math.sqrt(batch_size / recipe.batch_size)
-    rates = {name: getattr(recipe, name) * share for name in ("lr", "muon_lr", "head_lr")}
-    return replace(recipe, batch_size=batch_size, **rates) if share < 1 else recipe
+    return recipe.with_settings({"batch_size": batch_size, "lr": recipe.lr * share}) if share < 1 else recipe
 
 
 def imbalance(labels: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..runtime.providers import first_sentence
 from .epochs import Loss, Material, Steps
 from .step import TrainingStep
 
@@ -182,7 +183,7 @@ def make_steps(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # of CUDA, whose recording has many conditions
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_sentence(error)
         log.warning(
             "The training step cannot be recorded as a CUDA graph (%s): it goes on without, and slower.", reason
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +15,15 @@ from edgecifar.runtime.errors import ModelError
 from edgecifar.runtime.session import Session, import_onnxruntime
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def in_threads(count: int, work: Callable[[], None]) -> None:
+    """Call `work` in so many threads at once, and wait for them."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.fixture
@@ -89,11 +99,7 @@ class TestGraphs:
                 if graphs.run(images[:size], ["logits"])[0].tolist() != wanted[size]:
                     wrong.append(size)
 
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(4, work)
         assert not wrong
         assert sorted(recorded) == 4 * [(2, 2)] + 4 * [(3, 3)]
 
@@ -165,11 +171,7 @@ def test_on_a_gpu(session, tiny, images, recorded, caplog):
             found, wanted = cuda.outputs(given), session.outputs(given)
             wrong.extend(n for n, a, b in zip(names, found, wanted, strict=True) if not np.allclose(a, b, atol=0.05))
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(2, work)
     assert not wrong
     assert sorted(recorded) == 2 * [(2, 2)] + 2 * [(3, 3)] + 2 * [(4, 4)]
     assert "without graphs" not in caplog.text
