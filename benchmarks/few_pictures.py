@@ -24,19 +24,16 @@ from typing import Any
 import harness
 import numpy as np
 import report
-from training import Line, spread
+from training import Line, finished_run, part_of, spread
 
-from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.files import write_file
 from edgecifar.train import data, loop
 from edgecifar.train.adapting import adapt
 from edgecifar.train.data import Dataset
 from edgecifar.train.devices import choose_device
 from edgecifar.train.recipes import RECIPES, Recipe
-from edgecifar.train.run import RECORD, Run
-
-CHECKPOINT_SECONDS = 30.0
-"""An epoch of few pictures takes less time than a checkpoint: one is made so often."""
+from edgecifar.train.run import Run
+from edgecifar.train.start import CHECKPOINT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -68,34 +65,19 @@ def of_classes(dataset: Dataset, labels: list[int], each: int | None = None, see
         each: training images of each, drawn by chance; None for all.
         seed: of the choice.
     """
-    rng = np.random.default_rng(seed)
-    chosen = [np.flatnonzero(dataset.train_labels == label) for label in labels]
+    part, rng = part_of(dataset, labels), np.random.default_rng(seed)
+    chosen = [np.flatnonzero(part.train_labels == label) for label in range(len(labels))]
     if each is not None:
         chosen = [rng.permutation(rows)[:each] for rows in chosen]
     rows = np.sort(np.concatenate(chosen))
-    test = np.flatnonzero(np.isin(dataset.test_labels, labels))
-    place = {label: index for index, label in enumerate(labels)}
-    names = tuple(dataset.contract.labels[label] for label in labels)
-    return data.Dataset(
-        Contract(names, dataset.contract.size, dataset.contract.preprocessing),
-        f"{len(labels)} classes of {dataset.name}",
-        dataset.train_images[rows],
-        np.array([place[label] for label in dataset.train_labels[rows].tolist()]),
-        dataset.test_images[test],
-        np.array([place[label] for label in dataset.test_labels[test].tolist()]),
+    return replace(
+        part,
+        name=f"{len(labels)} classes of {dataset.name}",
+        train_images=part.train_images[rows],
+        train_labels=part.train_labels[rows],
         digest=f"{dataset.digest} {labels} {each} {seed}",
-        origin={"classes": list(names), "each": each, "seed": seed},
+        origin={"classes": list(part.contract.labels), "each": each, "seed": seed},
     )
-
-
-def train(recipe: Recipe, dataset: Dataset, folder: Path, options: loop.TrainingOptions) -> Run:
-    """Return the finished run in `folder`, and train what it lacks."""
-    run = Run(folder)
-    if not (folder / RECORD).exists():
-        loop.train(recipe, dataset, folder, options)
-    elif not run.record.is_finished:
-        loop.resume(run, dataset, options)
-    return run
 
 
 def figures(trial: Trial, dataset: Dataset, first: Run, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +95,7 @@ def figures(trial: Trial, dataset: Dataset, first: Run, recipe: Recipe, options:
         checkpoint_seconds=CHECKPOINT_SECONDS,
         begin_with=first if trial.begun_from else None,
     )
-    record = train(adapt(recipe, few, ()), few, folder, asked).record.as_json()
+    record = finished_run(adapt(recipe, few, ()), few, folder, asked).record.as_json()
     found = {
         **asdict(trial),
         "accuracy": 100 * record["test"]["accuracy"],
@@ -184,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     known = of_classes(dataset, list(range(half)), options.first_each)
     longer = replace(recipe, epochs=options.epochs or recipe.epochs)
     asked = loop.TrainingOptions(device=device, listener=Line("first"), checkpoint_seconds=CHECKPOINT_SECONDS)
-    first = train(longer, known, options.out / "first", asked)
+    first = finished_run(longer, known, options.out / "first", asked)
     trials = [
         Trial(each, seed, begun_from)
         for each in options.each

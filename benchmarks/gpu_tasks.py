@@ -121,7 +121,7 @@ def smoke(setup: Setup, name: str, end: float) -> Iterator[Row]:
         "graph_ms": milliseconds[True],
         "images_per_second": 1000 * recipe.batch_size / milliseconds[True],
         "loss_difference": difference,
-        "problem": too_far if difference > LOSS_TOLERANCE else None,
+        "problem": too_far,
     }
 
 
@@ -159,10 +159,7 @@ def train(setup: Setup, name: str, seed: int, end: float, teacher: str = "") -> 
         teachers=Teachers((setup.finished(teacher, 0),)) if teacher else None,
     )
     is_new = not (run.folder / RECORD).exists()
-    if is_new:
-        loop.train(setup.recipe(name), setup.dataset, run.folder, options)
-    elif not run.record.is_finished:
-        loop.resume(run, setup.dataset, options)
+    training.finished_run(setup.recipe(name), setup.dataset, run.folder, options)
     wall, record, metrics = time.perf_counter() - began, run.record, run.metrics
     test = record.test or {}
     times = {f"s_to_{level:g}": training.time_to(level, metrics) for level in training.LEVELS}

@@ -17,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from hashlib import sha256
 from itertools import accumulate
 from math import isnan, nan
 from pathlib import Path
@@ -25,6 +27,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import harness
+import numpy as np
 import report
 
 from edgecifar.runtime.errors import RunError
@@ -236,21 +239,46 @@ def _folder(recipe: Recipe, seed: int) -> str:
     return f"{recipe.name}-{recipe.epochs}{_settings(changed(asdict(recipe)))}-seed{seed}"
 
 
-def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, device: str) -> Run:
-    run, where = Run(folder), choose_device(device)
-    options = loop.TrainingOptions(where, seed, Line(folder.name))
+def finished_run(
+    recipe: Recipe, dataset: data.Dataset, folder: Path, options: loop.TrainingOptions | None = None
+) -> Run:
+    """Return the finished run in `folder`, and train what it lacks."""
+    run = Run(folder)
     if not (folder / RECORD).exists():
         loop.train(recipe, dataset, folder, options)
-        return run
-    made = run.record
-    if made.dataset.sha256 != dataset.digest or made.conditions.device != str(where):
-        raise RunError(
-            f"{folder} was trained on other data or another device ({made.dataset.name}, {made.conditions.device}): "
-            "choose another --out."
-        )
-    if not made.is_finished:
+    elif not run.record.is_finished:
         loop.resume(run, dataset, options)
     return run
+
+
+def part_of(dataset: data.Dataset, known: Sequence[int]) -> data.Dataset:
+    """Return the pictures of the classes `known`, which are numbered anew, in this order."""
+    places = np.full(dataset.contract.classes, -1)
+    places[list(known)] = np.arange(len(known))
+    chosen = [np.flatnonzero(places[labels] >= 0) for labels in (dataset.train_labels, dataset.test_labels)]
+    names = tuple(dataset.contract.labels[label] for label in known)
+    return replace(
+        dataset,
+        contract=replace(dataset.contract, labels=names),
+        name=f"{dataset.name}, {len(known)} classes",
+        train_images=dataset.train_images[chosen[0]],
+        train_labels=places[dataset.train_labels[chosen[0]]],
+        test_images=dataset.test_images[chosen[1]],
+        test_labels=places[dataset.test_labels[chosen[1]]],
+        digest=sha256(f"{dataset.digest} {list(known)}".encode()).hexdigest(),
+    )
+
+
+def _train(recipe: Recipe, seed: int, dataset: data.Dataset, folder: Path, device: str) -> Run:
+    where = choose_device(device)
+    if (folder / RECORD).exists():
+        made = Run(folder).record
+        if made.dataset.sha256 != dataset.digest or made.conditions.device != str(where):
+            raise RunError(
+                f"{folder} was trained on other data or another device ({made.dataset.name}, "
+                f"{made.conditions.device}): choose another --out."
+            )
+    return finished_run(recipe, dataset, folder, loop.TrainingOptions(where, seed, Line(folder.name)))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ import numpy as np
 import onnx
 import report
 from accuracy import corrupt
+from training import finished_run, part_of
 from unknown_kinds import REPORTED, TUNING, Kind
 from unknown_scores import OURS, Answers, scores_of
 
@@ -41,9 +41,7 @@ from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.manifest import Variant
 from edgecifar.runtime.providers import import_onnxruntime
 from edgecifar.train import data as datasets
-from edgecifar.train import loop
 from edgecifar.train.recipes import FAST
-from edgecifar.train.run import Run
 
 KINDS = {"tuning": TUNING, "reported": REPORTED}
 """Name: the kinds of other pictures."""
@@ -162,24 +160,6 @@ def far(bundle: Bundle, dataset: datasets.Dataset, kinds: Sequence[Kind], limit:
     return rows
 
 
-def part_of(dataset: datasets.Dataset, known: Sequence[int]) -> datasets.Dataset:
-    """Return the pictures of the classes `known`, which are numbered anew, in this order."""
-    places = np.full(dataset.contract.classes, -1)
-    places[list(known)] = np.arange(len(known))
-    chosen = [np.flatnonzero(places[labels] >= 0) for labels in (dataset.train_labels, dataset.test_labels)]
-    names = tuple(dataset.contract.labels[label] for label in known)
-    return replace(
-        dataset,
-        contract=replace(dataset.contract, labels=names),
-        name=f"{dataset.name}, {len(known)} classes",
-        train_images=dataset.train_images[chosen[0]],
-        train_labels=places[dataset.train_labels[chosen[0]]],
-        test_images=dataset.test_images[chosen[1]],
-        test_labels=places[dataset.test_labels[chosen[1]]],
-        digest=sha256(f"{dataset.digest} {list(known)}".encode()).hexdigest(),
-    )
-
-
 def near(dataset: datasets.Dataset, folder: Path, epochs: int, splits: int) -> list[dict[str, Any]]:
     """Train, export and measure a net for each of the first `splits` of `SPLITS`; what is in `folder` is not redone.
 
@@ -195,11 +175,8 @@ def near(dataset: datasets.Dataset, folder: Path, epochs: int, splits: int) -> l
         bundle = place / "bundle"
         if not bundle.exists():
             harness.say(f"Split {number}: {', '.join(part.contract.labels)} …")
-            if not place.exists():
-                loop.train(replace(FAST, epochs=epochs), part, place)
-            elif Run(place).record.status != "finished":
-                loop.resume(Run(place), part)
-            build.export(Run(place), bundle, part, ExportOptions())
+            run = finished_run(replace(FAST, epochs=epochs), part, place)
+            build.export(run, bundle, part, ExportOptions())
         opened = Bundle.open(bundle)
         probe = Probe(opened, opened.variant("fp32"))
         trained_on, _ = part.hold_out(FAST.held_out)
