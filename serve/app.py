@@ -1,6 +1,7 @@
 """The ASGI application: the protocol's routes, `POST /classify`, metrics, and what guards them.
 
-`infer` is answered before Starlette's routing, which would cost as much as all else that the event loop does for it.
+`infer` is answered before Starlette's routing, which would cost as much as all else that the event loop does for it,
+and where it comes whole over `connections.Connection`, before ASGI: see `infer`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from ..runtime.errors import PictureError
-from . import classify, openapi, protocol
+from . import classify, infer, openapi, protocol
 from .errors import ClientLeft, RequestError, overloaded
+from .infer import Headers, Target
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Model, PageFile, Registry
 from .settings import ApiKeys, Settings
-
-Headers = list[tuple[bytes, bytes]]
 
 log = logging.getLogger("edgecifar.serve")
 requests_log = logging.getLogger("edgecifar.serve.requests")
@@ -130,7 +130,7 @@ class App:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that the key allows, count it, and turn every failure into an answer."""
         began, path, status = time.monotonic(), scope["path"], 0
-        target = _infer_target(scope["method"], path)
+        target = infer.target_of(scope["method"], path)
         # CORS, where it is on, adds headers to what is sent the long way.
         direct = scope.get(CONNECTION) if target and not self.settings.allow_origins else None
 
@@ -152,27 +152,26 @@ class App:
                 await counted({"type": "http.response.body", "body": content})
 
         try:
-            if self.keys and path not in HEALTH and not (path == "/metrics" and self.settings.open_metrics):
-                self._check_key(dict(scope["headers"]))
+            if path not in HEALTH and not (path == "/metrics" and self.settings.open_metrics):
+                self.check_key(dict(scope["headers"]))
             if target:
-                await answer(200, *await self._infer(target, scope, receive))
+                await answer(*await self._infer(target, scope, receive))
             else:
                 # Where there is an app, the router raises what it would answer in plain text otherwise.
                 await self._routes({**scope, "app": self}, receive, counted)
-        except (RequestError, HTTPException) as error:
-            await answer(*_refusal(scope, error))
         except ClientLeft:
             self.metrics.left.inc()
             return
         except Exception as error:
-            log.error("a request failed: %r", error, exc_info=error, extra={"event": "failure", "path": path[:200]})
+            refused = self.refusal(scope, error)
             if not status:
-                await answer(*_refusal(scope, RequestError(500, "The server failed; its log has the reason.")))
+                await answer(*refused)
         finally:
             if status:
-                self._count(scope, "infer" if target else _endpoint(path), status, time.monotonic() - began)
+                self.count(scope, "infer" if target else _endpoint(path), status, time.monotonic() - began)
 
-    def _count(self, scope: Scope, endpoint: str, status: int, seconds: float) -> None:
+    def count(self, scope: Scope, endpoint: str, status: int, seconds: float) -> None:
+        """Count the answer to a request, and log it where that is asked for."""
         self.metrics.answered(endpoint, status, seconds)
         if self.settings.log_requests:
             client = scope.get("client") or ("",)
@@ -181,7 +180,24 @@ class App:
             line = "%s %s: %d" % (details["method"], details["path"], status)  # noqa: UP031
             requests_log.info(ascii(line)[1:-1], extra={"event": "request", **details, "ms": milliseconds})
 
-    def _check_key(self, headers: dict[bytes, bytes]) -> None:
+    def refusal(self, scope: Scope, error: Exception) -> tuple[int, Headers, bytes]:
+        """Return status, headers and body of the answer to a request that failed; log what nobody foresaw."""
+        if not isinstance(error, (RequestError, HTTPException)):
+            extra = {"event": "failure", "path": scope["path"][:200]}
+            log.error("a request failed: %r", error, exc_info=error, extra=extra)
+            error = RequestError(500, "The server failed; its log has the reason.")
+        return _refusal(scope, error)
+
+    def allowed(self, timeout: float | None) -> float:
+        """Return the seconds within which a request is answered that allows `timeout`, or says nothing."""
+        return self.settings.timeout if timeout is None else min(timeout, self.settings.timeout)
+
+    def check_key(self, headers: dict[bytes, bytes]) -> None:
+        """Refuse a request whose headers have no key, where one is needed.
+
+        Raises:
+            RequestError: 401.
+        """
         if self.keys and not self.keys.allow(headers):
             raise RequestError(
                 401,
@@ -196,12 +212,7 @@ class App:
             RequestError: it is longer, is encoded, or there is no room for it.
             ClientLeft: the client closed the connection before its end.
         """
-        headers = dict(scope["headers"])
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise RequestError(415, "The body is compressed: send it as it is, without Content-Encoding.")
-        length = headers.get(b"content-length", b"0")
-        if len(length) > 15 or int(length) > limit:
-            raise _too_long(limit)
+        infer.check_head(dict(scope["headers"]), limit)
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
@@ -223,13 +234,12 @@ class App:
         finally:
             self._buffered -= count
         if count > limit:
-            raise _too_long(limit)
+            raise infer.too_long(limit)
         return b"".join(parts)
 
     async def _outputs(self, scope: Scope, model: Model, images: np.ndarray, timeout: float | None) -> list[np.ndarray]:
         """Return the model's outputs for `images`; they are not computed where the client leaves before their turn."""
-        allowed = self.settings.timeout if timeout is None else min(timeout, self.settings.timeout)
-        future = model.batcher.submit(images, allowed)
+        future = model.batcher.submit(images, self.allowed(timeout))
         connection = scope.get(CONNECTION)
         if connection is None:
             return await future
@@ -243,22 +253,15 @@ class App:
         finally:
             connection.awaited = None
 
-    async def _infer(self, target: tuple[str, str | None], scope: Scope, receive: Receive) -> tuple[Headers, bytes]:
-        """Return headers and body of the answer."""
+    async def _infer(self, target: Target, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+        """Return status, headers and body of the answer."""
         with self.registry.find(*target).lease() as model:
             model.batcher.check_room()  # before the body is read
-            limit = min(self.settings.max_body, protocol.max_body(model.contract, self.settings.max_images))
-            body = await self._body(scope, receive, limit)
-            length = next((value for name, value in scope["headers"] if name == protocol.BINARY_HEADER), None)
+            body = await self._body(scope, receive, model.max_body)
+            length = dict(scope["headers"]).get(protocol.BINARY_HEADER)
             request = protocol.parse_infer(body, length, model.contract, self.settings.max_images)
             rows = await self._outputs(scope, model, request.images, request.timeout)
-            parts, length = protocol.build_infer(request, rows, (target[0], model.version), model.contract)
-        content = parts[0] if len(parts) == 1 else b"".join(parts)
-        kind = protocol.JSON if length is None else protocol.OCTETS
-        headers = [(b"content-type", kind), (b"content-length", b"%d" % len(content))]
-        if length is not None:
-            headers.append((protocol.BINARY_HEADER, b"%d" % length))
-        return headers, content
+            return infer.answer(request, rows, target[0], model)
 
     async def _infer_elsewhere(self, request: Request) -> Response:
         raise RequestError(404, f"There is no model called {request.path_params['model'][:100]!r}.")
@@ -344,16 +347,6 @@ class App:
         return _json(openapi.document(self.registry, self.settings, version("edgecifar"), with_key=bool(self.keys)))
 
 
-def _infer_target(method: str, path: str) -> tuple[str, str | None] | None:
-    """Return the model and the version that a request of the protocol's `infer` names; None for any other request."""
-    if method != "POST" or not path.startswith("/v2/models/") or not path.endswith("/infer"):
-        return None
-    parts = path.split("/")
-    if len(parts) == 5:
-        return parts[3], None
-    return (parts[3], parts[5]) if len(parts) == 7 and parts[4] == "versions" else None
-
-
 def _endpoint(path: str) -> str:
     """Return the label of a path: one of a few, whatever clients ask for."""
     if path.startswith("/v2/health/"):
@@ -361,10 +354,6 @@ def _endpoint(path: str) -> str:
     if path.startswith("/v2"):
         return "metadata"
     return path[1:] if path in ("/classify", "/metrics") else "other"
-
-
-def _too_long(limit: int) -> RequestError:
-    return RequestError(413, f"The body is longer than {limit:,} bytes: send fewer or smaller ones at once.")
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -9,8 +9,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,21 +30,26 @@ SWEEP = 0.25
 """Seconds between two looks for requests whose time is over while the model runs others."""
 
 
-@dataclass(eq=False)
+Answer = Outputs | RequestError
+
+
+@dataclass(eq=False, slots=True)
 class Ticket:
     """A request that waits for its answer.
 
     Attributes:
         images: uint8 [N, size, size, 3].
-        future: its answer, set on the event loop. Whoever cancels it wants none.
-        deadline: on `time.monotonic`'s clock.
-        arrived: likewise.
+        answered: called once with the answer, on the event loop.
+        arrived: on `time.monotonic`'s clock.
+        deadline: likewise.
+        over: whether it was answered, or nobody wants the answer any more.
     """
 
     images: np.ndarray
-    future: asyncio.Future[Outputs]
+    answered: Callable[[Answer], None]
+    arrived: float
     deadline: float
-    arrived: float = field(default_factory=time.monotonic)
+    over: bool = False
 
 
 class Batcher:
@@ -101,22 +106,53 @@ class Batcher:
             raise overloaded("The queue of this model is full")
 
     def submit(self, images: np.ndarray, timeout: float) -> asyncio.Future[Outputs]:
-        """Return the future outputs of `images`, uint8 [N, size, size, 3], which the caller has checked.
+        """Return the future outputs of `images`, as `ask` answers them; whoever cancels it wants none.
 
-        It ends with a `RequestError` where `timeout` seconds pass or the model fails on these images.
+        Raises:
+            RequestError: 429, there is no room.
+        """
+        future: asyncio.Future[Outputs] = self._loop.create_future()
+
+        def answered(answer: Answer) -> None:
+            if future.done():  # cancelled a moment ago
+                return
+            if isinstance(answer, RequestError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        ticket = self.ask(images, timeout, answered)
+        future.add_done_callback(lambda _: self.drop(ticket))
+        return future
+
+    def ask(self, images: np.ndarray, timeout: float, answered: Callable[[Answer], None]) -> Ticket:
+        """Let the model run on `images`, uint8 [N, size, size, 3], which the caller has checked.
+
+        Args:
+            images: of the request.
+            timeout: seconds within which it is answered.
+            answered: called on the event loop, once at most, with the outputs, or with a `RequestError` where the time
+                passes or the model fails on these images. It raises nothing.
 
         Raises:
             RequestError: 429, there is no room.
         """
         self.check_room()
-        ticket = Ticket(images, self._loop.create_future(), time.monotonic() + timeout)
+        now = time.monotonic()
+        ticket = Ticket(images, answered, now, now + timeout)
         self._tickets.add(ticket)
         self._images += len(images)
-        ticket.future.add_done_callback(lambda _: self._leave(ticket))
         if not self._fresh:  # what arrives in the same round of the event loop is handed over together
             self._loop.call_soon(self._hand_over)
         self._fresh.append(ticket)
-        return ticket.future
+        return ticket
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget `ticket`, whose answer nobody wants any more; it may be over already."""
+        if not ticket.over:
+            ticket.over = True
+            self._tickets.discard(ticket)
+            self._images -= len(ticket.images)
 
     async def close(self) -> None:
         """Answer what was submitted, then end the thread."""
@@ -132,9 +168,11 @@ class Batcher:
             self._handed_over.put(self._fresh)
             self._fresh = []
 
-    def _leave(self, ticket: Ticket) -> None:
-        self._tickets.discard(ticket)
-        self._images -= len(ticket.images)
+    def _deliver(self, answers: list[tuple[Ticket, Answer]]) -> None:
+        for ticket, answer in answers:
+            if not ticket.over:
+                self.drop(ticket)
+                ticket.answered(answer)
 
     def _sweep(self) -> None:
         self._expire()
@@ -142,21 +180,20 @@ class Batcher:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        for ticket in [ticket for ticket in self._tickets if ticket.deadline < now and not ticket.future.done()]:
-            ticket.future.set_exception(_late())
+        self._deliver([(ticket, _late()) for ticket in self._tickets if ticket.deadline < now])
 
     # What follows runs on the thread.
 
     def _work(self) -> None:
         while tickets := self._gather():
-            tickets = [ticket for ticket in tickets if not ticket.future.done()]  # of clients that left
+            tickets = [ticket for ticket in tickets if not ticket.over]  # of clients that left
             if not tickets:
                 continue
             self._running_since = time.monotonic()
             answers = self._answer(tickets)
             self._running_since = None
             try:
-                self._loop.call_soon_threadsafe(_deliver, answers)
+                self._loop.call_soon_threadsafe(self._deliver, answers)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
 
@@ -187,11 +224,11 @@ class Batcher:
         self._waiting.extend(found or ())
         return bool(found)
 
-    def _answer(self, tickets: list[Ticket]) -> list[tuple[Ticket, Outputs | Exception]]:
+    def _answer(self, tickets: list[Ticket]) -> list[tuple[Ticket, Answer]]:
         now = time.monotonic()
         late = [ticket for ticket in tickets if ticket.deadline < now]
         tickets = [ticket for ticket in tickets if ticket.deadline >= now]
-        answers: list[tuple[Ticket, Outputs | Exception]] = [(ticket, _late()) for ticket in late]
+        answers: list[tuple[Ticket, Answer]] = [(ticket, _late()) for ticket in late]
         if not tickets:
             return answers
         for ticket in tickets:
@@ -224,13 +261,3 @@ class Batcher:
 
 def _late() -> RequestError:
     return RequestError(504, "The time for this request is over: send fewer at once, or allow it more time.")
-
-
-def _deliver(answers: list[tuple[Ticket, Any]]) -> None:
-    for ticket, answer in answers:
-        if ticket.future.done():
-            continue
-        if isinstance(answer, Exception):
-            ticket.future.set_exception(answer)
-        else:
-            ticket.future.set_result(answer)

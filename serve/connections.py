@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from .app import CONNECTION, Headers
+from .app import CONNECTION
+from .infer import Headers, Whole
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
     from .app import App
+
+_INFER = re.compile(rb"/v2/models/([\w.+-]+)(?:/versions/([\w.+-]+))?/infer")
+"""The URL of a request of `infer` as clients write it; in any other way, such as with a query, it is as good."""
 
 CYCLE = "edgecifar.cycle"
 """Key of a request's scope under which uvicorn's state of it is found; `self.cycle` may be of a later one."""
@@ -36,7 +41,7 @@ class Connection(HttpToolsProtocol):
     """A connection whose client may be slow, greedy or gone.
 
     Attributes:
-        awaited: the answer that the present request waits for; cancelled when the client leaves.
+        awaited: what the present request waits for; it is cancelled when the client leaves.
         lost: whether the client left.
     """
 
@@ -44,7 +49,8 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.awaited: asyncio.Future[Any] | None = None
+        self.awaited: asyncio.Future[Any] | Whole | None = None
+        self._whole: Whole | None = None  # the present request, as long as it may turn out to come whole
         self.lost = False
         self._in_header, self._header_bytes, self._received = False, 0, 0
         self._receiving_since: float | None = time.monotonic()  # what opens a connection and says nothing is slow too
@@ -74,6 +80,8 @@ class Connection(HttpToolsProtocol):
             self._header_bytes += len(data)
         self._received += len(data)
         super().data_received(data)
+        if self._whole:
+            self._go_the_long_way(self._whole)
         if self._in_header and self._header_bytes > MAX_HEADER:
             self._refuse(431, f"The header is longer than {MAX_HEADER:,} bytes.")
 
@@ -86,9 +94,38 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin its body."""
         self._in_header, self._header_bytes = False, 0
+        found = _INFER.fullmatch(self.url)
+        if found and self._may_come_whole():
+            parser = self.parser
+            self.scope["method"], self.scope["path"] = "POST", self.url.decode()
+            model, version = found[1].decode(), found[2] and found[2].decode()
+            keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
+            self._whole = Whole(self.limits, self, (model, version), keep_alive)
+        else:
+            self._begin_the_long_way()
+
+    def _may_come_whole(self) -> bool:
+        cycle, parser = self.cycle, self.parser
+        return (
+            parser.get_method() == b"POST"
+            and (cycle is None or cycle.response_complete)
+            and not parser.should_upgrade()
+            and not self.limits.settings.allow_origins  # CORS adds headers to what is sent the long way
+        )
+
+    def _begin_the_long_way(self) -> None:
         scope = self.scope
         super().on_headers_complete()
         scope[CYCLE] = self.cycle  # type: ignore[literal-required]
+
+    def _go_the_long_way(self, whole: Whole) -> None:
+        """Hand a request to ASGI after all: more of it is still to come."""
+        self._whole = None
+        if self.transport.is_closing():  # what came is not HTTP
+            return
+        self._begin_the_long_way()
+        if whole.body:
+            super().on_body(whole.body)
 
     async def respond(self, scope: Scope, status: int, headers: Headers, body: bytes) -> None:
         """Answer a request in one piece: ASGI's two messages cost more than reading the request does.
@@ -102,8 +139,13 @@ class Connection(HttpToolsProtocol):
         cycle = scope[CYCLE]
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()
-        if cycle.disconnected:
-            return
+        if not cycle.disconnected:
+            cycle.waiting_for_100_continue = False
+            self.write(cycle, status, headers, body)
+            cycle.message_event.set()
+
+    def write(self, cycle: RequestResponseCycle | Whole, status: int, headers: Headers, body: bytes) -> None:
+        """Write the answer to the request of `cycle`, and begin the next one that waits."""
         lines = [STATUS_LINE[status]]
         for name, value in (*self.server_state.default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")
@@ -111,22 +153,29 @@ class Connection(HttpToolsProtocol):
             cycle.keep_alive = False
             lines.append(b"connection: close\r\n")
         cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        cycle.message_event.set()
         self.transport.write(b"".join((*lines, b"\r\n", body)))
         if not cycle.keep_alive:
             self.transport.close()
-        cycle.on_response()
+        self.on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of its body."""
+        if self._whole:
+            self._whole.body += body
+            return
         super().on_body(body)
         if self.cycle.response_complete and self._received > 2 * self.limits.settings.max_body:
             self.transport.abort()  # it was answered, and does not stop sending
 
     def on_message_complete(self) -> None:
         """End it: from now on the client waits, not the server."""
-        super().on_message_complete()
+        whole, self._whole = self._whole, None
+        if whole:
+            self._unset_keepalive_if_required()  # of an answer in the same data
+            self.cycle = whole  # type: ignore[assignment]
+            whole.ask()
+        else:
+            super().on_message_complete()
         self._receiving_since, self._received = None, 0
 
     def pause_writing(self) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from ..runtime import choice
 from ..runtime.bundle import Bundle
 from ..runtime.errors import BundleError, EdgecifarError, InputError, ProviderError, VariantError
+from . import protocol
 from .batching import Batcher, Outputs
 from .errors import RequestError
 from .metrics import Metrics, ModelMetrics
@@ -93,9 +94,11 @@ class Model:
         version: the first digits of the SHA-256 of the bundle's manifest, which holds the digest of every model: it
             changes if and only if the bundle does.
         batcher: takes its requests once `start` was called.
+        max_body: bytes that the body of a request of `infer` may have; likewise.
     """
 
     batcher: Batcher
+    max_body: int
 
     def __init__(self, bundle_name: str, bundle: Bundle, variant: Variant, session: Session) -> None:
         self.name, self.bundle_name = f"{bundle_name}-{variant.name}", bundle_name
@@ -132,19 +135,28 @@ class Model:
     def start(self, metrics: Metrics, settings: Settings) -> None:
         """Start the thread; on the event loop."""
         counts = ModelMetrics(metrics, self.name, self.contract.labels, settings).know(self.threshold)
+        self.max_body = min(settings.max_body, protocol.max_body(self.contract, settings.max_images))
         self.batcher = Batcher(self.run, self.name, settings, counts)
 
     @contextmanager
     def lease(self) -> Iterator[Model]:
         """Keep the model in service within the block, even when another takes its name meanwhile."""
-        self._leases += 1
-        self._free.clear()
+        self.hold()
         try:
             yield self
         finally:
-            self._leases -= 1
-            if not self._leases:
-                self._free.set()
+            self.release()
+
+    def hold(self) -> None:
+        """Keep the model in service until `release` is called as often."""
+        self._leases += 1
+        self._free.clear()
+
+    def release(self) -> None:
+        """End one `hold`."""
+        self._leases -= 1
+        if not self._leases:
+            self._free.set()
 
     async def retire(self) -> None:
         """End the thread when the last lease has ended and all is answered."""
