@@ -259,7 +259,7 @@ class App:
             model.batcher.check_room()  # before the body is read
             body = await self._body(scope, receive, model.max_body)
             length = dict(scope["headers"]).get(protocol.BINARY_HEADER)
-            request = protocol.parse_infer(body, length, model.contract, self.settings.max_images)
+            request = model.reader.read(body, length)
             rows = await self._outputs(scope, model, request.images, request.timeout)
             return infer.answer(request, rows, target[0], model)
 
@@ -363,14 +363,11 @@ def _json(value: Any, status: int = 200) -> Response:
 def _refusal(scope: Scope, error: RequestError | HTTPException) -> tuple[int, Headers, bytes]:
     """Return status, headers and body of the answer to a request that is refused."""
     if isinstance(error, RequestError):
-        status, message, more = error.status, error.message, error.headers
-    else:  # of Starlette's routing
-        path = scope["path"][:200]
-        texts = {
-            404: f"There is nothing at {path}: /openapi.json names what there is.",
-            405: f"{path} does not take {scope['method']}.",
-        }
-        status, message = error.status_code, texts.get(error.status_code, error.detail)
-        more = tuple((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items())
-    body = orjson.dumps({"error": message})
-    return status, [(b"content-type", protocol.JSON), (b"content-length", b"%d" % len(body)), *more], body
+        return error.answer()
+    path = scope["path"][:200]  # that Starlette's routing does not know
+    texts = {
+        404: f"There is nothing at {path}: /openapi.json names what there is.",
+        405: f"{path} does not take {scope['method']}.",
+    }
+    headers = tuple((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items())
+    return RequestError(error.status_code, texts.get(error.status_code, error.detail), headers).answer()

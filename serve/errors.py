@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import orjson
+
 
 class RequestError(Exception):
     """A request cannot be answered as it is.
@@ -15,6 +17,12 @@ class RequestError(Exception):
     def __init__(self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers
+
+    def answer(self) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """Return status, headers and body of the answer."""
+        body = orjson.dumps({"error": self.message})
+        own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        return self.status, [*own, *self.headers], body
 
 
 class ClientLeft(Exception):  # noqa: N818 - nothing went wrong

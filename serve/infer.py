@@ -111,13 +111,13 @@ class Whole:
             headers = dict(scope["headers"])
             app.check_key(headers)
             model = app.registry.find(*self._target)
-            model.batcher.check_room()  # before the body is looked at
+            model.batcher.check_room()  # before the body is looked at: under overload most requests end here
             limit = model.max_body
             check_head(headers, limit)
             if len(body) > limit:
                 raise too_long(limit)
             length = headers.get(protocol.BINARY_HEADER)
-            self._request = protocol.parse_infer(body, length, model.contract, app.settings.max_images)
+            self._request = model.reader.read(body, length)
             allowed = app.allowed(self._request.timeout)
             self._ticket = model.batcher.ask(self._request.images, allowed, self._answered)
             self._model = model
@@ -132,17 +132,19 @@ class Whole:
             self._model.batcher.drop(self._ticket)
             self._model.release()
             self._app.metrics.left.inc()
+            self._ticket = None
 
     def _answered(self, rows: Answer) -> None:
         model = self._model
         assert model is not None  # noqa: S101
-        self._connection.awaited = None
-        try:
-            if isinstance(rows, RequestError):
-                raise rows
-            found = answer(self._request, rows, self._target[0], model)
-        except Exception as error:
-            found = self._app.refusal(self._scope, error)
+        self._connection.awaited = self._ticket = None  # it refers to this: a circle that Python would have to find
+        if isinstance(rows, RequestError):
+            found = rows.answer()
+        else:
+            try:
+                found = answer(self._request, rows, self._target[0], model)
+            except Exception as error:
+                found = self._app.refusal(self._scope, error)
         model.release()
         self._end(*found)
 

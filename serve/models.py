@@ -95,10 +95,12 @@ class Model:
             changes if and only if the bundle does.
         batcher: takes its requests once `start` was called.
         max_body: bytes that the body of a request of `infer` may have; likewise.
+        reader: reads its requests; likewise.
     """
 
     batcher: Batcher
     max_body: int
+    reader: protocol.Reader
 
     def __init__(self, bundle_name: str, bundle: Bundle, variant: Variant, session: Session) -> None:
         self.name, self.bundle_name = f"{bundle_name}-{variant.name}", bundle_name
@@ -136,6 +138,7 @@ class Model:
         """Start the thread; on the event loop."""
         counts = ModelMetrics(metrics, self.name, self.contract.labels, settings).know(self.threshold)
         self.max_body = min(settings.max_body, protocol.max_body(self.contract, settings.max_images))
+        self.reader = protocol.Reader(self.contract, settings.max_images)
         self.batcher = Batcher(self.run, self.name, settings, counts)
 
     @contextmanager

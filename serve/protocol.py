@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,10 @@ JSON, OCTETS = b"application/json", b"application/octet-stream"
 
 JSON_BYTES_AN_ELEMENT = 32
 """Bytes of JSON that an element of a tensor may take on average, white space included; what is more is not read."""
+
+
+REMEMBERED, REMEMBERED_BYTES = 256, 1024
+"""How many requests' JSON a model remembers, and how long it may be."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,32 @@ def parse_infer(body: bytes, json_length: bytes | None, contract: Contract, max_
     images = _images(values.get("inputs"), tail, contract, max_images, plain=b"true" not in head)
     outputs = _outputs(values.get("outputs"), parameters.get("binary_data_output", False), contract)
     return InferRequest(images, outputs, given, timeout / 1e6 if timeout else None)
+
+
+class Reader:
+    """Reads requests as `parse_infer` does; it remembers the JSON of binary ones, as a client's differ in pixels."""
+
+    def __init__(self, contract: Contract, max_images: int) -> None:
+        """Read requests of a model of `contract`, of at most `max_images` images."""
+        self._contract, self._max_images = contract, max_images
+        self._known: dict[bytes, InferRequest] = {}
+
+    def read(self, body: bytes, json_length: bytes | None) -> InferRequest:
+        """Read a request; as `parse_infer`."""
+        if json_length is None:
+            return parse_infer(body, None, self._contract, self._max_images)
+        head, tail = _split(body, json_length)
+        known = self._known.get(head)
+        if known is None or known.images.nbytes != len(tail) or not len(tail):
+            request = parse_infer(body, json_length, self._contract, self._max_images)
+            if len(head) <= REMEMBERED_BYTES and len(tail):
+                if len(self._known) >= REMEMBERED:
+                    self._known.clear()
+                shape = np.broadcast_to(np.uint8(0), request.images.shape)  # holds no pixels
+                self._known[head] = replace(request, images=shape)
+            return request
+        images = np.frombuffer(tail, np.uint8).reshape(known.images.shape)
+        return InferRequest(images, known.outputs, known.id, known.timeout)
 
 
 def build_infer(

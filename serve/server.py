@@ -31,6 +31,10 @@ log = logging.getLogger("edgecifar.serve")
 SWITCH_INTERVAL = 0.001
 """Seconds for which one thread may keep Python to itself while another wants it: inference must not wait for 5 ms."""
 
+COLLECT_EVERY = 20_000
+"""Objects that are made, less those that went, before Python looks for cycles. A request leaves none behind, so that at
+Python's 700 it looks often and finds nothing."""
+
 SO_ATTACH_FILTER = 26
 """Linux's socket option that takes a program by which packets are let in, socket(7); Python does not name it."""
 
@@ -140,6 +144,7 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
         server = make_server(App(load_registry(source), settings, keys))
         gc.collect()
         gc.freeze()  # what is there now stays: no collection has to look at it again
+        gc.set_threshold(COLLECT_EVERY)
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_Life(server, source, api_key_file).live(listener))
     if server.force_exit:
