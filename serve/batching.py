@@ -26,9 +26,6 @@ log = logging.getLogger("edgecifar.serve")
 Outputs = list[np.ndarray]
 """An array an output of the model, in the contract's order, each with a row an image."""
 
-HANDED_OVER = 8
-"""Requests that are handed over at once: under overload a round of the event loop takes longer than a batch."""
-
 SWEEP = 0.25
 """Seconds between two looks for requests whose time is over while the model runs others."""
 
@@ -148,8 +145,6 @@ class Batcher:
         if not self._fresh:  # what arrives in the same round of the event loop is handed over together
             self._loop.call_soon(self._hand_over)
         self._fresh.append(ticket)
-        if len(self._fresh) >= HANDED_OVER:
-            self._hand_over()
         return ticket
 
     def drop(self, ticket: Ticket) -> None:
@@ -203,14 +198,17 @@ class Batcher:
                 return
 
     def _gather(self) -> list[Ticket]:
-        """Return the tickets of the next batch, of which only a lone one may be too large; none: this is the end."""
+        """Return the tickets of the next batch, of which only a lone one may be too large; none: this is the end.
+
+        They are at most half of the queue's, so that under overload the next batch forms while this one runs.
+        """
         while not self._waiting:
             if self._ended:
                 return []
             self._take(None)
         first = self._waiting.popleft()
         tickets, count, until = [first], len(first.images), first.arrived + self._settings.max_delay
-        most = max(1, self._settings.queue // 2)  # so that the next batch forms while this one runs
+        most = max(1, self._settings.queue // 2)
         while count < self._settings.max_batch and len(tickets) < most:
             if not self._waiting and (self._ended or not self._take(until - time.monotonic())):
                 break

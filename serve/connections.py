@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .app import App
 
 _INFER = re.compile(rb"/v2/models/([\w.+-]+)(?:/versions/([\w.+-]+))?/infer")
-"""The URL of a request of `infer` as clients write it; in any other way, such as with a query, it is as good."""
+"""The URL of a request of `infer` as clients write it; in any other way, such as with a query, it goes the long way."""
 
 CYCLE = "edgecifar.cycle"
 """Key of a request's scope under which uvicorn's state of it is found; `self.cycle` may be of a later one."""
@@ -96,16 +96,16 @@ class Connection(HttpToolsProtocol):
         self._in_header, self._header_bytes = False, 0
         found = _INFER.fullmatch(self.url)
         if found and self._may_come_whole():
-            parser = self.parser
+            parser: Any = self.parser
             self.scope["method"], self.scope["path"] = "POST", self.url.decode()
-            model, version = found[1].decode(), found[2] and found[2].decode()
+            target = found[1].decode(), found[2].decode() if found[2] else None
             keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
-            self._whole = Whole(self.limits, self, (model, version), keep_alive)
+            self._whole = Whole(self.limits, self, target, keep_alive)
         else:
             self._begin_the_long_way()
 
     def _may_come_whole(self) -> bool:
-        cycle, parser = self.cycle, self.parser
+        cycle, parser = self.cycle, cast(Any, self.parser)
         return (
             parser.get_method() == b"POST"
             and (cycle is None or cycle.response_complete)

@@ -22,7 +22,8 @@ class Settings:
     Attributes:
         max_batch: images that are run at once.
         max_delay: how long an image waits for others to be run with it; 0: never, a batch is what waits already.
-        queue: requests of a model that may wait or run; what comes beyond is answered 429.
+        queue: requests of a model that may wait or run; what comes beyond is answered 429. A batch takes half of them
+            at most.
         queue_images: images of a model that may wait or run. Where fewer are there, a request of any size is taken.
         max_images: images or pictures of one request.
         max_body: bytes of a request's body.

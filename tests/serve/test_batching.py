@@ -88,6 +88,19 @@ def test_a_batch_has_no_more_images_than_allowed():
     run(scenario, max_batch=4)
 
 
+def test_a_batch_takes_half_of_the_queue_at_most():
+    async def scenario(batcher, model):
+        model.gate.clear()
+        first = batcher.submit(item(0), 5)
+        await started(model)
+        others = [batcher.submit(item(value), 5) for value in range(1, 6)]
+        model.gate.set()
+        await asyncio.gather(first, *others)
+        assert model.batches == [[0], [1, 2, 3], [4, 5]]
+
+    run(scenario, queue=6)
+
+
 def test_one_bad_item_spoils_nobodys():
     async def scenario(batcher, model):
         model.gate.clear()

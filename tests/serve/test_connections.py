@@ -98,6 +98,62 @@ def test_requests_in_a_row_and_in_a_pipeline(live, images, ask, classifier):
         assert data.index(b'"id":"2"') < data.index(b'"id":"3"')
 
 
+def test_whole_or_in_pieces_the_answer_is_the_same(live, images, ask_binary, classifier):
+    server = live(settings(receive_timeout=10))
+    made = ask_binary(images[3:4], parameters={"binary_data_output": True})
+    body = made["content"]
+    more = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in made["headers"].items())
+    whole = HEAD % (len(body), more) + body
+    chunked = whole.replace(b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked")[: -len(body)]
+    chunked += b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (100, body[:100], len(body) - 100, body[100:])
+    expected = whole.replace(b"Host", b"Expect: 100-continue\r\nHost")
+    elsewhere = whole.replace(b"/infer ", b"/infer?a=b ").replace(b"tiny-edge", b"tiny%2dedge")
+    answers = []
+    with server.connect() as connection:
+        for request, last in ((whole, 0), (whole, 5), (chunked, 0), (chunked, 30), (expected, 0), (elsewhere, 0)):
+            connection.sendall(request[: len(request) - last])
+            time.sleep(0.02)
+            connection.sendall(request[len(request) - last :])
+            status, headers, content = read_answer(connection)
+            answers.append((status, content))
+        connection.sendall(expected[: -len(body)])
+        assert read_answer(connection)[0] == 100
+        connection.sendall(body)
+        status, _, content = read_answer(connection)
+        answers.append((status, content))
+    assert {status for status, _ in answers} == {200}
+    assert len({content for _, content in answers}) == 1
+    length = int(headers["inference-header-content-length"])
+    rows = content[length : length + 40]
+    assert rows == classifier.probabilities(images[3:4]).tobytes()
+
+
+def test_refusals_in_a_pipeline_and_what_ends_the_connection(live, images, ask):
+    server = live(settings(queue=1, receive_timeout=10, keep_alive=30))
+    gate = threading.Event()
+    run = server.app.registry.default.batcher._run
+    server.app.registry.default.batcher._run = lambda batch: (gate.wait(10), run(batch))[1]
+    body = json.dumps(ask(images[:1])).encode()
+    with server.connect() as first, server.connect() as second:
+        first.sendall(HEAD % (len(body), b"") + body)
+        while server.app.registry.default.batcher.requests < 1:
+            time.sleep(0.01)
+        second.sendall((HEAD % (len(body), b"") + body) * 3)
+        data = b""
+        while data.count(b"}") < 3:
+            data += second.recv(65536)
+        assert data.count(b"HTTP/1.1 429") == data.count(b"retry-after") == 3
+        gate.set()
+        assert read_answer(first)[0] == 200
+        old = (HEAD % (len(body), b"")).replace(b"HTTP/1.1", b"HTTP/1.0") + body
+        second.sendall(old)
+        status, headers, _ = read_answer(second)
+        assert (status, headers["connection"]) == (200, "close")
+        assert ended(second)
+    assert server.app.metrics.requests.labels("infer", 429)._value.get() == 3
+    assert server.app.metrics.requests.labels("infer", 200)._value.get() == 2
+
+
 def test_who_sends_nothing_or_too_slowly_is_ended(live):
     server = live(settings())
     with server.connect() as silent, server.connect() as header, server.connect() as body:
