@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import EdgecifarError, PictureError
-from .pictures import MAX_BYTES, load_picture, read_bounded
+from .pictures import MAX_BYTES, load_picture, read_file
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
@@ -95,8 +95,7 @@ class _Decode:
         name, digest = None, ""
         if self.with_digest:
             try:
-                with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as in load_picture
-                    content = read_bounded(file)
+                content = read_file(path)
                 source, name = content, str(path)
                 digest = sha256(content).hexdigest() if len(content) <= MAX_BYTES else ""
             except (OSError, ValueError):
