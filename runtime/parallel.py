@@ -40,6 +40,9 @@ FIRST_CHUNK, LARGEST_CHUNK = 8, 64
 LARGEST_ANSWER = 2**22
 """Bytes of the pictures of a chunk, at most: large inputs come in smaller chunks."""
 
+PRELOADED = (__name__, "concurrent.futures.process", "PIL.JpegImagePlugin", "PIL.PngImagePlugin")
+"""Modules that are imported once for all processes, where the system lets them begin as copies of one."""
+
 CHUNKS_AHEAD = 3
 """Chunks a process that are decoded or wait to be: they bound the memory."""
 
@@ -276,7 +279,7 @@ def _context() -> Any:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([*PRELOADED])
     return context
 
 
