@@ -135,7 +135,6 @@ def _load(kind: str, data: bytes, max_pixels: int, draft: int | None = None) -> 
     image = _open(kind, data, max_pixels)
     if draft is not None:
         image.draft(None, (draft, draft))
-    image.decodermaxblock = len(data)  # it is all there: pieces would be copied together
     image.load()
     return image
 
