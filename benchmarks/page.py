@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [
         row("click to verified", [seen["ready"] for seen in warm]),
         row("click to first answer", [seen["answered"] for seen in warm]),
-        row("a picture of 32x32", found["images"]),
+        row("a picture", found["images"]),
     ]
     lines = [["ms", "n", "median", "quartiles", "longest", "mean"]]
     lines += [
