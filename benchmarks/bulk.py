@@ -2,7 +2,7 @@
 
     python benchmarks/bulk.py [--only jpeg png memory kills peers ray] [--jobs N] [--ultralytics PYTHON] [--short]
 
-    jpeg    2,000 JPEG of 1600x1200: one job, all jobs, and bare Pillow decoding in a pool of as many processes
+    jpeg    2,000 JPEG of 1600x1200: one job, all jobs, and bare Pillow decoding in one process and in as many
     png     50,000 PNG of the net's size: all jobs, decoding alone, inference alone; the share of
             1 / (1/decoding + 1/inference)
     memory  peak memory of 100,000 pictures over that of 1,000
@@ -10,6 +10,8 @@
     peers   2,000 JPEG and 10,000 PNG by a torchvision DataLoader with onnxruntime, and by ultralytics classify, whose
             Python is named by --ultralytics (`python -m venv E; E/bin/pip install ultralytics onnxruntime`)
     ray     10,000 PNG by a local Ray, start not counted, against --jobs
+
+`--save` replaces the sections that were run and keeps the others, where machine and versions are the same.
 
 Every run is a process of its own; runs that are compared change places from round to round. Images/s are counted from
 the loaded model to the last row, starting of processes included; of a script, likewise. Memory is of all processes of a
@@ -181,12 +183,16 @@ class Bench:
             {
                 "one job": lambda: self._predict(folder, 1),
                 f"{self.jobs} jobs": lambda: self._predict(folder, self.jobs),
-                "bare Pillow": lambda: self._script(BARE, folder, self.jobs, self.size),
+                "bare Pillow, one process": lambda: self._script(BARE, folder, 1, self.size),
+                f"bare Pillow, {self.jobs} processes": lambda: self._script(BARE, folder, self.jobs, self.size),
             },
             ROUNDS,
         )
-        one, all_jobs, bare = (float(np.median([r.rate for r in runs])) for runs in found.values())
-        ratios = {f"{self.jobs} jobs": {"times_one_job": all_jobs / one, "share_of_bare": all_jobs / bare}}
+        one, all_jobs, bare_one, bare = (float(np.median([r.rate for r in runs])) for runs in found.values())
+        ratios = {
+            f"{self.jobs} jobs": {"times_one_job": all_jobs / one, "share_of_bare": all_jobs / bare},
+            f"bare Pillow, {self.jobs} processes": {"times_one_process": bare / bare_one},
+        }
         return [row("jpeg", name, count, runs, **ratios.get(name, {})) for name, runs in found.items()]
 
     def png(self) -> list[dict[str, Any]]:
@@ -267,6 +273,25 @@ class Bench:
         return [row("ray", "Ray", count, [there], share=there.rate / here.rate), row("ray", "--jobs", count, [here])]
 
 
+def with_kept(found: dict[str, Any], earlier: Path) -> dict[str, Any]:
+    """Return the document with the rows of those sections of an earlier one that it does not have.
+
+    Args:
+        found: what was measured now.
+        earlier: the file that was kept; one of another machine or other versions, or none, gives nothing.
+    """
+    if not earlier.exists():
+        return found
+    kept = json.loads(earlier.read_text())
+    volatile = {"load_average": None}
+    if kept["machine"] | volatile != found["machine"] | volatile:
+        harness.say(f"{earlier} is of another machine or other versions: its other sections are not kept.")
+        return found
+    new = {one["section"] for one in found["rows"]}
+    rows = [one for one in kept["rows"] if one["section"] not in new] + found["rows"]
+    return found | {"rows": sorted(rows, key=lambda one: SECTIONS.index(one["section"].partition(",")[0]))}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as lines of text."""
     lines = [["section", "what", "pictures", "n", "images/s", "least to most", "MiB", ""]]
@@ -304,8 +329,8 @@ def main() -> None:
             except EdgecifarError as error:  # the rows of the other sections are not lost
                 failed = f"{section}: {error}"
                 harness.say(failed)
-    settings = {"jobs": given.jobs, "variant": bench.variant.name, "short": given.short, "only": [*given.only]}
-    report.finish(report.document("bulk", settings, rows), table(rows), given.save)
+    found = report.document("bulk", {"jobs": given.jobs, "variant": bench.variant.name, "short": given.short}, rows)
+    report.finish(with_kept(found, given.save) if given.save else found, table(rows), given.save)
     if failed:
         raise EdgecifarError(failed)
 

@@ -73,6 +73,12 @@ def train(
         float | None, typer.Option(min=0, help="Learning rate; Muon's changes in proportion. Default: the recipe's.")
     ] = None,
     momentum: Annotated[float | None, typer.Option(min=0, max=1, help="Of SGD. Default: the recipe's.")] = None,
+    corrupted: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the images shown with noise, blur, haze and the like. Default: the recipe's."
+        ),
+    ] = None,
     held_out: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="Share of the training images kept for decisions.")
     ] = None,
@@ -114,6 +120,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "momentum": momentum,
+        "corrupted": corrupted,
         "held_out": held_out,
         "balance": balance,
     }

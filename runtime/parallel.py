@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import EdgecifarError, PictureError
-from .pictures import MAX_BYTES, load_picture, read_bounded
+from .pictures import MAX_BYTES, load_picture, read_file
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
@@ -39,6 +39,9 @@ FIRST_CHUNK, LARGEST_CHUNK = 8, 64
 
 LARGEST_ANSWER = 2**22
 """Bytes of the pictures of a chunk, at most: large inputs come in smaller chunks."""
+
+PRELOADED = (__name__, "concurrent.futures.process", "PIL.JpegImagePlugin", "PIL.PngImagePlugin")
+"""Modules that are imported once for all processes, where the system lets them begin as copies of one."""
 
 CHUNKS_AHEAD = 3
 """Chunks a process that are decoded or wait to be: they bound the memory."""
@@ -95,8 +98,7 @@ class _Decode:
         name, digest = None, ""
         if self.with_digest:
             try:
-                with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as in load_picture
-                    content = read_bounded(file)
+                content = read_file(path)
                 source, name = content, str(path)
                 digest = sha256(content).hexdigest() if len(content) <= MAX_BYTES else ""
             except (OSError, ValueError):
@@ -277,7 +279,7 @@ def _context() -> Any:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([*PRELOADED])
     return context
 
 

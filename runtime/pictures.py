@@ -5,6 +5,7 @@ docs/pictures.md is the rule: which pixels are right, for every format, depth, o
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from io import RawIOBase
@@ -33,8 +34,9 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 64_000_000
 """The largest picture that is decoded, width times height; decoding takes about 8 bytes of memory per pixel."""
 
-_FIRST_BLOCK, _BLOCK = 2**16, 2**20
-"""Bytes that are asked for at once: memory for so many is taken first, which for a small file takes the most time."""
+_BLOCK = 2**16
+"""Bytes that are asked for at once where the length is not known: what a pipe holds. Memory for so many is taken first,
+and where that is a million or more, the C library gives it back to the system each time and has it cleared anew."""
 
 _DRAFT = 4
 """A JPEG is decoded at a fraction of its size while each side stays this many times as long as the model's."""
@@ -144,8 +146,7 @@ def _read(source: str | Path | bytes | BinaryIO, name: str) -> bytes:
         elif source == "-":
             data = read_bounded(sys.stdin.buffer)
         elif isinstance(source, str | Path):
-            with open(source or ".", "rb", buffering=0) as file:  # noqa: PTH123 - a Path takes longer than a small file
-                data = read_bounded(file)
+            data = read_file(source)
         else:
             data = read_bounded(source)
     except FileNotFoundError as error:
@@ -167,14 +168,30 @@ def _read(source: str | Path | bytes | BinaryIO, name: str) -> bytes:
     return data
 
 
-def read_bounded(stream: BinaryIO | RawIOBase) -> bytes:
-    """Read to the end, or just past `MAX_BYTES`: pipes and sockets give less at a time than they are asked for."""
-    data = block = stream.read(_FIRST_BLOCK) or b""
-    while block and len(data) <= MAX_BYTES and (block := stream.read(_BLOCK)):
-        if not isinstance(data, bytearray):
-            data = bytearray(data)
-        data += block
-    return bytes(data)
+def read_file(path: str | Path) -> bytes:
+    """Read a file to the end, or just past `MAX_BYTES`; one that says how long it is, in one piece.
+
+    Raises:
+        OSError, ValueError: as `open` says.
+    """
+    with open(path or ".", "rb", buffering=0) as file:  # noqa: PTH123 - a Path takes longer than a small file
+        return read_bounded(file, os.fstat(file.fileno()).st_size)
+
+
+def read_bounded(stream: BinaryIO | RawIOBase, size: int = 0) -> bytes:
+    """Read to the end, or just past `MAX_BYTES`: pipes and sockets give less at a time than they are asked for.
+
+    Args:
+        stream: what is read.
+        size: how many bytes there most likely are; 0: nobody knows.
+    """
+    blocks: list[bytes] = []
+    left = MAX_BYTES + 1
+    while left > 0 and (block := stream.read(min(size or _BLOCK, left))):
+        blocks.append(block)
+        left -= len(block)
+        size = 0
+    return b"".join(blocks)  # which copies nothing where there is one
 
 
 def _of_pillow(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

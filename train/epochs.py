@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .answers import distillation_loss
 from .augment import augment
+from .corruption import corrupt
 from .distributed import Group
 from .recipes import Recipe
 from .step import EpochPlan, TrainingStep, weighted_cross_entropy
@@ -24,8 +25,8 @@ class Material:
         plan: of the epoch.
         images: uint8 [count, size, size, 3].
         labels: int64 [count].
-        teacher: a teacher's logits of the images, float32 [count, classes], which are then shown as they are; None
-            where the images are augmented as the recipe says.
+        teacher: a teacher's logits of the images, float32 [count, classes], which are then not augmented; None where
+            they are, as the recipe says. What is corrupted is asked of the teacher as it was before.
     """
 
     epoch: int
@@ -42,9 +43,13 @@ class Material:
             recipe: of the training.
         """
         images, plan = self.images[batch], self.plan
-        if self.teacher is not None:
-            return images
-        return augment(images, self.epoch, plan.flipped_first[batch], recipe, plan.generator)
+        if self.teacher is None:
+            images = augment(images, self.epoch, plan.flipped_first[batch], recipe, plan.generator)
+        return corrupt(images, recipe.corrupted, plan.generator) if recipe.corrupted else images
+
+    def is_shown_as_it_is(self, recipe: Recipe) -> bool:
+        """Return whether `shown` changes nothing."""
+        return not recipe.corrupted and (self.teacher is not None or not recipe.augments)
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,11 @@ class GraphedSteps(Steps):
     def _show(self, material: Material) -> None:
         """Fill the buffers for an epoch: its images are augmented batch by batch, in the order of `Steps`."""
         buffers, recipe, batches = self._buffers, self.step.recipe, material.plan.batches[: self._whole]
-        if recipe.augments and material.teacher is None:
+        order = torch.cat(batches)
+        if not material.is_shown_as_it_is(recipe):
             for place, batch in zip(buffers.images, batches, strict=True):
                 place.copy_(material.shown(batch, recipe))
-        order = torch.cat(batches)
-        if not recipe.augments or material.teacher is not None:
+        else:
             buffers.images.copy_(material.images[order].view_as(buffers.images))
         buffers.labels.copy_(material.labels[order].view_as(buffers.labels))
         if buffers.teacher is not None and material.teacher is not None:

@@ -39,6 +39,7 @@ class Recipe:
         flip: whether an image is mirrored in every other epoch (which of the two is drawn per image).
         translate: an image is moved by up to so many pixels each way; what comes in is reflected.
         cutout: side of the square that is set to the mean grey at a random place; 0 for none.
+        corrupted: share of the images that are spoilt as cameras spoil them (`train.corruption`), 0 to 1.
         held_out: share of the training images kept out of training, for decisions and for the temperature.
         bfloat16: whether to compute in bfloat16 (autocast, float32 weights) where the device can: CUDA, and CPUs with
             instructions for it (AVX-512 BF16, AMX).
@@ -66,6 +67,7 @@ class Recipe:
     flip: bool = False
     translate: int = 0
     cutout: int = 0
+    corrupted: float = 0.0
     held_out: float = 0.0
     bfloat16: bool = False
     cuda_epochs: int = 0
@@ -89,6 +91,7 @@ class Recipe:
             "dropout": 0 <= self.dropout < 1,
             "translate": self.translate >= 0,
             "cutout": self.cutout >= 0,
+            "corrupted": 0 <= self.corrupted <= 1,
             "held_out": 0 <= self.held_out < 1,
         }
         for name, is_valid in valid.items():
@@ -111,7 +114,7 @@ class Recipe:
 
     @property
     def augments(self) -> bool:
-        """Whether images are shown otherwise than they are."""
+        """Whether images are shown otherwise than they are, corruption aside."""
         return self.flip or self.translate > 0 or self.cutout > 0
 
     def lr_factor(self, step: int, steps: int) -> float:

@@ -32,6 +32,7 @@ from ...train.answers import (
 )
 from ...train.data import Dataset
 from ...train.devices import describe_device, enough_memory, in_bfloat16
+from ...train.epochs import Material
 from ...train.net import Net
 from ...train.optimizer import make_optimizers
 from ...train.recipes import FAST, Recipe
@@ -197,13 +198,16 @@ class Distiller:
         if recipe.balance:
             counts = class_weights(self.labels, teacher_logits.shape[1]).to(self.device)[labels]
         torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT))
-        batches = epoch_plan(self.seed, epoch, len(labels), recipe.batch_size, self.device).batches
+        plan = epoch_plan(self.seed, epoch, len(labels), recipe.batch_size, self.device)
+        material, batches = Material(epoch, plan, images, labels, teacher_logits), plan.batches
         total = torch.zeros((), device=self.device)
         step = TrainingStep(student, optimizers, recipe, self.device, recipe.epochs * len(batches))
         student.train()
         for number, batch in enumerate(batches, epoch * len(batches)):
             wanted = teacher_logits[batch], labels[batch], 0.0, None if counts is None else counts[batch]
-            total += step(number, images[batch], lambda logits, wanted=wanted: distillation_loss(logits, *wanted))
+            total += step(
+                number, material.shown(batch, recipe), lambda logits, wanted=wanted: distillation_loss(logits, *wanted)
+            )
         mean, seconds = total.item() / len(batches), time.perf_counter() - started
         # The weights too: the last step was one that no loss has seen.
         if not math.isfinite(mean) or not all(
@@ -248,7 +252,8 @@ def distiller_of(
 ) -> Distiller:
     """Return the distiller of a run, as exports use it.
 
-    Where the run weighs its classes, so do its students; of few own pictures, they learn in smaller batches.
+    Where the run weighs its classes or corrupts its images, so do its students; of few own pictures, they learn in
+    smaller batches.
 
     Args:
         run: the run; students are kept in its folder.
@@ -265,7 +270,7 @@ def distiller_of(
     if teachers:
         teachers.check(dataset, record.recipe.held_out)
     trained_on, _ = dataset.hold_out(record.recipe.held_out)
-    how = replace(recipe(epochs), balance=record.recipe.balance)
+    how = replace(recipe(epochs), balance=record.recipe.balance, corrupted=record.recipe.corrupted)
     return Distiller(
         folder=run.folder,
         origin=record.weights_sha256 or "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import bulk
@@ -53,3 +54,28 @@ def test_a_row_holds_the_median_and_the_extremes():
     text = bulk.table([row])
     assert "share 0.50" in text
     assert "1 to 9" in text
+
+
+class TestWithKept:
+    @pytest.fixture
+    def document(self):
+        def make(*sections: str, load: float = 0.5, version: str = "1") -> dict:
+            rows = [{"section": section, "load": load} for section in sections]
+            return {"machine": {"versions": {"numpy": version}, "load_average": [load]}, "rows": rows}
+
+        return make
+
+    def test_sections_that_were_not_measured_now_stay(self, document, tmp_path):
+        earlier = tmp_path / "bulk.json"
+        earlier.write_text(json.dumps(document("jpeg", "png", "peers, jpeg", load=0.5)))
+        found = bulk.with_kept(document("memory", "jpeg", load=2.0), earlier)["rows"]
+        assert [(one["section"], one["load"]) for one in found] == [
+            *(("jpeg", 2.0), ("png", 0.5), ("memory", 2.0), ("peers, jpeg", 0.5)),
+        ]
+
+    def test_what_other_versions_gave_does_not(self, document, tmp_path):
+        earlier = tmp_path / "bulk.json"
+        earlier.write_text(json.dumps(document("png", version="0")))
+        now = document("jpeg")
+        assert bulk.with_kept(now, earlier) == now
+        assert bulk.with_kept(now, tmp_path / "none.json") == now

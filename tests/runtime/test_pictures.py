@@ -514,6 +514,27 @@ def test_too_many_bytes(tmp_path, monkeypatch):
         assert "/dev/zero: it is longer than 1 MiB" in refusal(endless)
 
 
+class Trickle(io.RawIOBase):
+    """A stream that gives a thousand bytes at most, whatever it is asked for, as a slow socket does."""
+
+    def __init__(self, content: bytes) -> None:
+        self._rest = io.BytesIO(content)
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._rest.read(min(size, 1000))
+
+
+@pytest.mark.parametrize("stream", [io.BytesIO, Trickle])
+@pytest.mark.parametrize("length", [1, 2**16, 2**16 + 1, 200_001])
+def test_all_bytes_are_read_whatever_the_length_was_taken_for(monkeypatch, stream, length):
+    content = np.random.default_rng(0).bytes(length)
+    for taken_for in (0, 1, length - 1, length, length + 1, 3 * length):
+        assert pictures.read_bounded(stream(content), taken_for) == content
+    monkeypatch.setattr(pictures, "MAX_BYTES", length // 2)
+    for taken_for in (0, length, 3 * length):
+        assert pictures.read_bounded(stream(content), taken_for) == content[: length // 2 + 1]
+
+
 def test_too_little_memory(monkeypatch):
     def fail(*_args):
         raise MemoryError

@@ -154,6 +154,7 @@ def prepare_process() -> None:
     # `--data synthetic`: few pictures, as the disk is what is tried.
     data.synthetic.__defaults__ = (20, 10, *(data.synthetic.__defaults__ or ())[2:])
     importlib.import_module("edgecifar.cli.display")
+    importlib.import_module("edgecifar.export.bom")  # its validator of JSON alone takes seconds
     importlib.import_module("matplotlib.backends.backend_agg")
     torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1)
 

@@ -48,6 +48,7 @@ def recipe() -> Recipe:
         flip=True,
         translate=2,
         cutout=4,
+        corrupted=0.5,
         held_out=0.25,
         net="small",
     )

@@ -38,6 +38,7 @@ SGD = Recipe(
     flip=True,
     translate=2,
     cutout=4,
+    corrupted=0.5,
     held_out=0.25,
     net="small",
 )

@@ -250,7 +250,7 @@ def test_each_epoch_shows_every_image_once_in_another_order(tmp_path, tiny, no_p
 
 
 def test_held_out_images_are_never_trained_on(tmp_path, recipe, tiny, no_plots, shown):
-    plain = replace(recipe, net="recording", epochs=2, flip=False, translate=0, cutout=0)
+    plain = replace(recipe, net="recording", epochs=2, flip=False, translate=0, cutout=0, corrupted=0.0)
     loop.train(plain, numbered(tiny), tmp_path / "run")
     trained_on, _ = tiny.hold_out(0.25)
     assert set(numbers(shown)) == set(trained_on.tolist())

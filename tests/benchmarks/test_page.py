@@ -1,0 +1,34 @@
+"""The page's benchmark visits a page that verifies itself, and its rows are of what was measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import page
+import pytest
+
+from edgecifar.runtime.errors import EdgecifarError
+
+
+def test_rows_have_the_quartiles():
+    row = page.row("what", [1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (row["n"], row["low"], row["median"], row["high"], row["longest"]) == (5, 1.5, 3, 4.5, 5)
+
+
+def test_without_the_npm_packages_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(page, "MODULES", tmp_path)
+    with pytest.raises(EdgecifarError, match="scripts/web"):
+        page.main([])
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_real_visit(tmp_path, capsys):
+    if not (page.MODULES / "onnxruntime-web").is_dir() or not any(map(shutil.which, page.CHROMIUM)):
+        pytest.skip("needs Chromium and npm packages: run scripts/web")
+    page.main(["--visits", "2", "--images", "20", "--save", str(tmp_path / "page.json")])
+    found = json.loads((tmp_path / "page.json").read_text())
+    verified, answered, picture = found["rows"]
+    assert (verified["n"], answered["n"], picture["n"]) == (2, 2, 20)
+    assert 0 < picture["median"] < verified["median"] <= answered["median"]
