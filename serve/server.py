@@ -38,8 +38,12 @@ Python's 700 it looks often and finds nothing."""
 SO_ATTACH_FILTER = 26
 """Linux's socket option that takes a program by which packets are let in, socket(7); Python does not name it."""
 
-BPF_RETURN = 6
-"""The instruction of such a program that says how many bytes of a packet are kept; see bpf(4) of the BSDs."""
+NO_SYN = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+"""Such a program, which lets in what does not ask for a new connection: load the flags of TCP's header; leave SYN and
+ACK; where that is SYN alone, go on, else skip one; keep nothing; keep all. The instructions are those of bpf(4)."""
+
+HANDSHAKE = 0.1
+"""Seconds for which connections that were asked for before the end are waited for: a round trip, and some."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what was accepted, and what waits to be accepted, then end."""
         for listener in sockets or []:
-            _drop_what_comes(listener)
+            _refuse_new(listener)
+        await asyncio.sleep(HANDSHAKE)
+        for listener in sockets or []:
             self._accept_last(listener)
         await super().shutdown(sockets)
         self._sweeper.cancel()
@@ -120,15 +126,17 @@ class Server(uvicorn.Server):
         yield
 
 
-def _drop_what_comes(listener: socket.socket) -> None:
-    """Let the system make no more connections: between the last that is taken and the listener's end it would.
+def _refuse_new(listener: socket.socket) -> None:
+    """Let the system begin no more connections: between the last that is taken and the listener's end it would.
 
-    A client whose connection is dropped so asks again and is refused, so that it knows that nothing was accepted.
+    A client that asks for one asks again later and is then refused, so that it knows that nothing was accepted. What
+    was asked for before still comes about: the system takes a client's last packet of the handshake.
     """
     if sys.platform != "linux":
         return
-    program = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
-    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in NO_SYN))
+    described = struct.pack("HP", len(NO_SYN), ctypes.addressof(program))
+    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, described)
 
 
 def run(source: Source, address: Address, settings: Settings, api_key_file: Path | None = None) -> None:

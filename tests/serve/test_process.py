@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgecifar.serve.server import _refuse_new
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has neither SIGHUP nor SIGTERM")
 
 
@@ -247,3 +249,22 @@ def test_tritonclient_in_binary_and_in_json(running, images, classifier):
     with pytest.raises(clients.InferenceServerException, match="shape"):
         client.infer("tiny-edge", [wrong])
     client.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="packet filters are Linux's")
+def test_at_the_end_new_connections_are_refused_and_those_that_were_asked_for_come_about():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        # A handshake then ends with the client's first data, so that it can be held in the middle.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)
+        listener.listen()
+        listener.settimeout(5)
+        with socket.create_connection(listener.getsockname(), timeout=5) as half, socket.socket() as late:
+            _refuse_new(listener)
+            half.sendall(b"hello")
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.recv(5) == b"hello"
+            late.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                late.connect(listener.getsockname())
