@@ -8,7 +8,7 @@
     overload   one connection alone, then --connections that ask again at once whatever they are answered
     updates    another bundle takes the place of the one in service, and SIGHUP, again and again under load
     ends       SIGTERM at a random time under load, again and again
-    soak       16 connections for long
+    soak       16 connections for long; with --pause 0.1, some 150 requests/s
 
 Server and client each have a core of their own. Every request has a picture of its own, and every answer is held
 against the one computed in process. The exit code is 1 if an answer was wrong or a request was lost.
@@ -164,11 +164,13 @@ def ends(bench: Bench) -> list[dict[str, Any]]:
 
 def soak(bench: Bench) -> list[dict[str, Any]]:
     """Return the row of a long load, with the memory at its beginning and at its end."""
+    pause = bench.options.pause
     with bench.serve() as (port, pid):
         drive(port, bench.requests, 5.0, 16)
         with sampled(pid) as memory:
-            outcome = drive(port, bench.requests, bench.options.seconds, 16)
-    return [row("16 connections", outcome, memory_mb=memory)]
+            outcome = drive(port, bench.requests, bench.options.seconds, 16, pause=pause)
+    load = f"16 connections, a pause of {pause:g} s after each answer" if pause else "16 connections"
+    return [row(load, outcome, memory_mb=memory)]
 
 
 KINDS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
@@ -216,6 +218,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=harness.positive(float), default=60.0)
     parser.add_argument("--times", type=harness.positive(int), default=50)
     parser.add_argument("--connections", type=harness.positive(int), default=160, help="of the overload")
+    parser.add_argument("--pause", type=float, default=0.0, help="of the soak: seconds between answer and request")
     parser.add_argument("--drain", type=float, default=0.3, help="as edgecifar serve takes it")
     parser.add_argument("--queue", type=harness.positive(int), default=32, help="as edgecifar serve takes it")
     parser.add_argument("--seed", type=int, default=0)

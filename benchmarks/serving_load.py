@@ -11,6 +11,7 @@ import re
 import selectors
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,6 +146,7 @@ def drive(
     seconds: float,
     connections: int,
     read: Callable[[bytes, bytes], np.ndarray] = probabilities,
+    pause: float = 0.0,
 ) -> Outcome:
     """Ask in a closed loop on `connections` connections for `seconds`, then wait for the last answers.
 
@@ -154,14 +156,20 @@ def drive(
         seconds: for how long new ones are asked.
         connections: how many requests are under way at once.
         read: from head and body of an answer to its probabilities.
+        pause: seconds between an answer and the next request on its connection.
     """
     selector, outcome, asked = selectors.DefaultSelector(), Outcome(), 0
+    resting: deque[tuple[float, _Connection]] = deque()  # until when, in order
     began = time.perf_counter()
     for _ in range(connections):
         _Connection(port, selector).ask(requests[asked % len(requests)])
         asked += 1
     while selector.get_map():
-        for key, _ in selector.select(30) or _given_up(selector, outcome):
+        while resting and resting[0][0] <= time.perf_counter():
+            resting.popleft()[1].ask(requests[asked % len(requests)])
+            asked += 1
+        patience = resting[0][0] - time.perf_counter() if resting else 30
+        for key, _ in selector.select(patience) or ([] if resting else _given_up(selector, outcome)):
             connection: _Connection = key.data
             try:
                 answer = connection.answer()
@@ -183,8 +191,11 @@ def drive(
                     connection = _Connection(port, selector)
                 except OSError:  # the server takes no more: it is gone
                     continue
-            connection.ask(requests[asked % len(requests)])
-            asked += 1
+            if pause:
+                resting.append((now + pause, connection))
+            else:
+                connection.ask(requests[asked % len(requests)])
+                asked += 1
     outcome.seconds = time.perf_counter() - began
     return outcome
 
