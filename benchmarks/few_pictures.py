@@ -150,7 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Train what is asked for, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--each", type=harness.positive(int), nargs="+", default=[20, 100, 500])
-    parser.add_argument("--seeds", type=harness.positive(int), default=5, help="choices of pictures, seeds 0, 1, …")
+    says = "choices of pictures, seeds 0, 1, …; one number, or one for each of --each"
+    parser.add_argument("--seeds", type=harness.positive(int), nargs="+", default=[5], help=says)
     parser.add_argument("--first-each", type=harness.positive(int), help="pictures a class of the first net; or all")
     parser.add_argument("--epochs", type=harness.positive(int), help="of the first net; by default the recipe's")
     parser.add_argument("--data", help="folder of the CIFAR-10 files, as 'edgecifar train' takes it")
@@ -159,6 +160,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("few-runs"), help="where the runs go")
     report.add_save(parser, "few_pictures")
     options = parser.parse_args(arguments)
+    counts = options.seeds * len(options.each) if len(options.seeds) == 1 else options.seeds
+    if len(counts) != len(options.each):
+        parser.error(f"--seeds has {len(counts)} numbers and --each {len(options.each)}: give as many, or one.")
     dataset = data.load(options.data)
     device = choose_device(options.device)
     recipe = replace(RECIPES["fast"].on(device.type), net=options.net)
@@ -169,8 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
     first = finished_run(longer, known, options.out / "first", asked)
     trials = [
         Trial(each, seed, begun_from)
-        for each in options.each
-        for seed in range(options.seeds)
+        for each, count in zip(options.each, counts, strict=True)
+        for seed in range(count)
         for begun_from in (False, True)
     ]
     found = [figures(trial, dataset, first, recipe, options) for trial in trials]
@@ -184,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     settings = {
         "each": options.each,
-        "seeds": options.seeds,
+        "seeds": counts,
         "first_each": options.first_each,
         "epochs": options.epochs,
     }
