@@ -9,7 +9,7 @@
     kills   SIGKILL 50 times at random, each time gone on with: every picture exactly once
     peers   2,000 JPEG and 10,000 PNG by a torchvision DataLoader with onnxruntime, and by ultralytics classify, whose
             Python is named by --ultralytics (`python -m venv E; E/bin/pip install ultralytics onnxruntime`)
-    ray     10,000 PNG by a local Ray, start not counted, against --jobs
+    ray     10,000 PNG by a local Ray, its workers' start counted but not `ray.init`, against --jobs
 
 `--save` replaces the sections that were run and keeps the others, where machine and versions are the same.
 

@@ -3,13 +3,14 @@
     python benchmarks/gpu.py --minutes 8 --out DIR --data DIR    # on a machine with a CUDA device
     python benchmarks/gpu.py --rehearse --out DIR                # on a processor, on drawn pictures, in two minutes
 
-Tasks in the order of their worth, in five steps:
+Tasks in the order of their worth, in six steps:
 
     1  smoke       30 steps of each recipe, eagerly and as a CUDA graph: milliseconds, equal losses, no waiting
     2  training    `fast` and `best`, three seeds: seconds to an accuracy, apart from the first use of CUDA's libraries
     3  parity      fp32 and fp16 exported and held against eager torch on the device; fp16 against its own gate
     4  inference   the CUDA provider bare, bound, by a graph and resident; torch compiled; the share of the card's peak
     5  reference   50 epochs, loss and accuracy by class beside what the experiment reported
+    6  more training   `fast` in 20 and in 2 epochs, `teacher`, `best` taught by it
 
 A task begins only where the time that it is expected to take is left. Each writes its rows to DIR/gpu.json and
 DIR/gpu.txt at once. The same command goes on: what is done is not done again, and trainings go on where they were.

@@ -60,7 +60,7 @@ def export(
     variants: Annotated[
         list[VariantName],
         typer.Option(
-            "--variant", help="Of ONNX: fp32 exact, fp16 for GPUs; edge, tiny, nano: ever smaller and faster."
+            "--variant", help="Of ONNX: fp32 exact, fp16 for GPUs; edge, tiny, nano: ever smaller; all: all but nano."
         ),
     ] = [VariantName.fp32],  # noqa: B006
     layout: Annotated[
@@ -118,8 +118,9 @@ def export(
     _check_usage(formats, variants, fine_tune, data if without_data else None)
     if not fine_tune and (teachers or students != Students.narrowed):
         raise typer.BadParameter("--teacher and --students say how nets are fine-tuned: add --fine-tune EPOCHS.")
-    if not fine_tune and VariantName.all in variants:  # all that can be made without training
-        variants = [name for name in VariantName if name not in (VariantName.all, VariantName.nano)]
+    if VariantName.all in variants:  # nano is for those who ask for it: it costs the most training
+        asked = {*variants, VariantName.fp32, VariantName.fp16, VariantName.edge, VariantName.tiny} - {VariantName.all}
+        variants = sorted(asked, key=[*VariantName].index)
 
     from ..export.build import export as build
     from ..export.options import ExportOptions

@@ -69,6 +69,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         if self.awaited:
             self.awaited.cancel()
+            self.awaited = None
 
     def data_received(self, data: bytes) -> None:
         """Take data, of which a header may have only so much."""
@@ -88,6 +89,9 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
+        if self._receiving_since is None:  # behind another request in the same data, of which it has some
+            self._receiving_since, self._received = time.monotonic(), 1
+        self._unset_keepalive_if_required()  # of an answer in the same data
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
         self._in_header = True
 
@@ -110,6 +114,8 @@ class Connection(HttpToolsProtocol):
             parser.get_method() == b"POST"
             and (cycle is None or cycle.response_complete)
             and not parser.should_upgrade()
+            and not self.flow.write_paused  # by a client that takes no answers: the long way waits for it
+            and not self.transport.is_closing()
             and not self.limits.settings.allow_origins  # CORS adds headers to what is sent the long way
         )
 
@@ -171,7 +177,6 @@ class Connection(HttpToolsProtocol):
         """End it: from now on the client waits, not the server."""
         whole, self._whole = self._whole, None
         if whole:
-            self._unset_keepalive_if_required()  # of an answer in the same data
             self.cycle = whole  # type: ignore[assignment]
             whole.ask()
         else:

@@ -97,6 +97,7 @@ class Whole:
         self._scope: Scope = connection.scope  # type: ignore[assignment]
         self._began = time.monotonic()
         self._model: Model | None = None
+        self._request: protocol.InferRequest | None = None
         self._ticket: Ticket | None = None
         self.body = b""
         self.keep_alive = keep_alive
@@ -117,9 +118,8 @@ class Whole:
             if len(body) > limit:
                 raise too_long(limit)
             length = headers.get(protocol.BINARY_HEADER)
-            self._request = model.reader.read(body, length)
-            allowed = app.allowed(self._request.timeout)
-            self._ticket = model.batcher.ask(self._request.images, allowed, self._answered)
+            self._request = request = model.reader.read(body, length)
+            self._ticket = model.batcher.ask(request.images, app.allowed(request.timeout), self._answered)
             self._model = model
             model.hold()
             self._connection.awaited = self
@@ -133,22 +133,28 @@ class Whole:
             self._model.release()
             self._app.metrics.left.inc()
             self._ticket = None
+            self._forget()
 
     def _answered(self, rows: Answer) -> None:
-        model = self._model
-        assert model is not None  # noqa: S101
+        model, request = self._model, self._request
+        assert model is not None and request is not None  # noqa: S101, PT018
         self._connection.awaited = self._ticket = None  # it refers to this: a circle that Python would have to find
         if isinstance(rows, RequestError):
             found = rows.answer()
         else:
             try:
-                found = answer(self._request, rows, self._target[0], model)
+                found = answer(request, rows, self._target[0], model)
             except Exception as error:
                 found = self._app.refusal(self._scope, error)
         model.release()
         self._end(*found)
 
+    def _forget(self) -> None:
+        """Let go of what was sent: the connection keeps this until its next request."""
+        self.body, self._request = b"", None
+
     def _end(self, status: int, headers: Headers, content: bytes) -> None:
+        self._forget()
         self._connection.write(self, status, headers, content)
         self._app.count(self._scope, "infer", status, time.monotonic() - self._began)
 

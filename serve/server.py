@@ -102,6 +102,7 @@ class Server(uvicorn.Server):
         await asyncio.sleep(HANDSHAKE)
         for listener in sockets or []:
             self._accept_last(listener)
+        await asyncio.gather(*self._last, return_exceptions=True)  # so that they are told of the end with the others
         await super().shutdown(sockets)
         self._sweeper.cancel()
 
@@ -136,7 +137,8 @@ def _refuse_new(listener: socket.socket) -> None:
         return
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in NO_SYN))
     described = struct.pack("HP", len(NO_SYN), ctypes.addressof(program))
-    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, described)
+    with contextlib.suppress(OSError):  # a sandbox that allows none
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, described)
 
 
 def run(source: Source, address: Address, settings: Settings, api_key_file: Path | None = None) -> None:

@@ -6,7 +6,6 @@ them is drawn here, so that its figures say how far what is learnt carries over.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -31,13 +30,13 @@ THICKEST_HAZE = 0.75
 
 
 def noise(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Add evenly distributed noise, in part in proportion to the light, and in every other picture dead pixels."""
+    """Add evenly distributed noise, in part in proportion to the light, and in half of the pictures dead pixels."""
     size, device = (len(x), 1, 1, 1), x.device
     drawn = torch.rand(x.shape, generator=generator, device=device).sub_(0.5).mul_(math.sqrt(12.0))
     light = torch.rand(size, generator=generator, device=device)  # how much of the noise goes with the light
     noisy = x + MOST_NOISE * strength * drawn * (1 - light + light * x)
     dead = torch.rand((len(x), 1, *x.shape[2:]), generator=generator, device=device)
-    share = DEAD_PIXELS * strength * (torch.arange(len(x), device=device) % 2)[:, None, None, None]
+    share = DEAD_PIXELS * strength * (torch.rand(size, generator=generator, device=device) < 0.5)
     return torch.where(dead < share / 2, 0.0, torch.where(dead < share, 1.0, noisy))
 
 
@@ -98,20 +97,24 @@ FAMILIES: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
 """Maps float32 [N, 3, height, width], where black is 0 and white 1, and strengths, float32 [N, 1, 1, 1] of 0 to 1."""
 
 
-def corrupt(images: Tensor, share: float, generator: torch.Generator, families: Sequence[str] = (*FAMILIES,)) -> Tensor:
+def corrupt(
+    images: Tensor, share: float, generator: torch.Generator, first: int = 0, families: Sequence[str] = (*FAMILIES,)
+) -> Tensor:
     """Return the batch with a share of its pictures corrupted, uint8 [N, height, width, 3].
 
-    Which ones and by what is decided by their place, evenly over the batch, whose order is drawn anew each epoch: the
-    device need not be asked. How strongly is drawn for each. Every other one is corrupted twice.
+    Which ones and by what is decided by their place in the epoch, whose order is drawn anew each time: the device need
+    not be asked. How strongly is drawn for each. Half of them are corrupted twice.
 
     Args:
         images: uint8 [N, height, width, 3]; they are not changed.
         share: of the pictures, 0 to 1.
         generator: on the images' device.
+        first: place of the first of them in the epoch: over many small batches each family has its share, too.
         families: of `FAMILIES`.
     """
     result = images.clone()
-    for number, places in _places(len(images), share, len(families), images.device):
+    for number, chosen in _places(first, len(images), share, len(families)):
+        places = torch.tensor(chosen, device=images.device)
         some = result[places].permute(0, 3, 1, 2).float().div_(255)
         strength = torch.rand((len(some), 1, 1, 1), generator=generator, device=images.device)
         corrupted = FAMILIES[families[number]](some, strength, generator)
@@ -119,18 +122,19 @@ def corrupt(images: Tensor, share: float, generator: torch.Generator, families: 
     return result
 
 
-@functools.cache
-def _places(count: int, share: float, families: int, device: torch.device) -> tuple[tuple[int, Tensor], ...]:
+def _places(first: int, count: int, share: float, families: int) -> list[tuple[int, list[int]]]:
     """Return which of `count` pictures get which family, one pair of its number and their places after the other."""
-    corrupted = [place for place in range(count) if int((place + 1) * share) > int(place * share)]
-    first, second = ([[] for _ in range(families)] for _ in range(2))
-    for number, place in enumerate(corrupted):
-        first[number % families].append(place)
-        if families > 1 and number % 2:
-            other = 1 + number // 2 // families % (families - 1)  # in the end, each of the others
-            second[(number + other) % families].append(place)
-    pairs = [*enumerate(first), *enumerate(second)]
-    return tuple((number, torch.tensor(places, device=device)) for number, places in pairs if places)
+    once, again = ([[] for _ in range(families)] for _ in range(2))
+    for place in range(count):
+        number = int((first + place) * share)
+        if int((first + place + 1) * share) == number:
+            continue
+        once[number % families].append(place)
+        turn = number // families
+        if families > 1 and turn % 2:
+            other = 1 + turn // 2 % (families - 1)  # in the end, each of the others
+            again[(number + other) % families].append(place)
+    return [(number, places) for number, places in [*enumerate(once), *enumerate(again)] if places]
 
 
 def _signed(size: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:

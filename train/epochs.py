@@ -35,17 +35,20 @@ class Material:
     labels: Tensor
     teacher: Tensor | None = None
 
-    def shown(self, batch: Tensor, recipe: Recipe) -> Tensor:
+    def shown(self, index: int, recipe: Recipe) -> Tensor:
         """Return the images of a batch as they are shown, uint8; to be called once for each batch, in order.
 
         Args:
-            batch: indices, int64 [N].
+            index: of the batch in the epoch.
             recipe: of the training.
         """
-        images, plan = self.images[batch], self.plan
+        plan, batch = self.plan, self.plan.batches[index]
+        images = self.images[batch]
         if self.teacher is None:
             images = augment(images, self.epoch, plan.flipped_first[batch], recipe, plan.generator)
-        return corrupt(images, recipe.corrupted, plan.generator) if recipe.corrupted else images
+        if recipe.corrupted:
+            images = corrupt(images, recipe.corrupted, plan.generator, index * len(plan.batches[0]))
+        return images
 
     def is_shown_as_it_is(self, recipe: Recipe) -> bool:
         """Return whether `shown` changes nothing."""
@@ -105,7 +108,7 @@ class Steps:
     def _take(self, index: int, material: Material) -> None:
         """Take step `index` of the epoch."""
         group, batch = self.loss.group, material.plan.batches[index]
-        shown = material.shown(batch, self.step.recipe)
+        shown = material.shown(index, self.step.recipe)
         shard = group.shard(len(batch))
         mine = batch[shard]
         teacher = None if material.teacher is None else material.teacher[mine]

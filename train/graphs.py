@@ -94,8 +94,8 @@ class GraphedSteps(Steps):
         buffers, recipe, batches = self._buffers, self.step.recipe, material.plan.batches[: self._whole]
         order = torch.cat(batches)
         if not material.is_shown_as_it_is(recipe):
-            for place, batch in zip(buffers.images, batches, strict=True):
-                place.copy_(material.shown(batch, recipe))
+            for index, place in enumerate(buffers.images):
+                place.copy_(material.shown(index, recipe))
         else:
             buffers.images.copy_(material.images[order].view_as(buffers.images))
         buffers.labels.copy_(material.labels[order].view_as(buffers.labels))

@@ -203,11 +203,10 @@ class Distiller:
         total = torch.zeros((), device=self.device)
         step = TrainingStep(student, optimizers, recipe, self.device, recipe.epochs * len(batches))
         student.train()
-        for number, batch in enumerate(batches, epoch * len(batches)):
+        for index, batch in enumerate(batches):
             wanted = teacher_logits[batch], labels[batch], 0.0, None if counts is None else counts[batch]
-            total += step(
-                number, material.shown(batch, recipe), lambda logits, wanted=wanted: distillation_loss(logits, *wanted)
-            )
+            shown, number = material.shown(index, recipe), epoch * len(batches) + index
+            total += step(number, shown, lambda logits, wanted=wanted: distillation_loss(logits, *wanted))
         mean, seconds = total.item() / len(batches), time.perf_counter() - started
         # The weights too: the last step was one that no loss has seen.
         if not math.isfinite(mean) or not all(

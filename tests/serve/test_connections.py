@@ -274,3 +274,71 @@ def test_what_was_begun_is_answered_at_the_end(live, images, ask):
         assert (status, headers["connection"]) == (200, "close")
         assert ended(begun)
         assert ended(idle)
+
+
+def test_a_request_that_stops_behind_another_in_the_same_data_is_ended(live, images, ask):
+    server = live(settings())
+    body = json.dumps(ask(images[:1])).encode()
+    with server.connect() as connection:
+        connection.sendall(HEAD % (len(body), b"") + body + HEAD % (100, b"") + b"x")
+        assert read_answer(connection)[0] == 200
+        assert read_answer(connection)[0] == 408
+        assert ended(connection)
+    model = server.app.registry.default
+    deadline = time.monotonic() + 5
+    while model._leases and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert model._leases == 0
+
+
+def test_refusals_that_nobody_takes_do_not_pile_up(live):
+    import uvicorn
+
+    server = live(settings())
+
+    class Transport(asyncio.Transport):
+        """A client that takes nothing after the first answer."""
+
+        written, closing = 0, False
+
+        def write(self, data):
+            self.written += 1
+            self.protocol.pause_writing()
+
+        def get_extra_info(self, name, default=None):
+            return default
+
+        def is_closing(self):
+            return self.closing
+
+        def close(self):
+            self.closing = True
+
+        pause_reading = resume_reading = abort = lambda self: None
+
+    async def ask_in_vain(requests: bytes) -> int:
+        protocol: uvicorn.Config = server.server.config.http_protocol_class
+        transport = Transport()
+        transport.protocol = protocol(
+            config=server.server.config, server_state=uvicorn.server.ServerState(), app_state={}
+        )
+        transport.protocol.connection_made(transport)
+        transport.protocol.data_received(requests)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        transport.protocol.connection_lost(None)
+        return transport.written
+
+    refused = (HEAD % (0, b"")).replace(b"tiny-edge", b"nobody")
+    assert asyncio.run(ask_in_vain(refused * 500)) == 1
+
+
+def test_an_answered_request_keeps_no_pixels(live, images, ask_binary):
+    server = live(settings(receive_timeout=10))
+    made = ask_binary(images)
+    more = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in made["headers"].items())
+    with server.connect() as connection:
+        connection.sendall(HEAD % (len(made["content"]), more) + made["content"])
+        assert read_answer(connection)[0] == 200
+        (one,) = server.server.server_state.connections
+        assert not one.cycle.body
