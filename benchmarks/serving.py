@@ -37,7 +37,7 @@ from typing import Any
 import harness
 import numpy as np
 import report
-from serving_load import Request, ask_binary, ask_json, drive, post, used
+from serving_load import Request, ask_binary, ask_json, drive, post, probabilities, used
 from serving_peers import PEERS, Contender, contenders
 
 from edgecifar.runtime import Bundle, EdgecifarError
@@ -119,12 +119,12 @@ def read_list(_: bytes, body: bytes) -> np.ndarray:
 def measure(contender: Contender, requests: dict[str, list[Request]], options: Any, log: Path) -> list[dict[str, Any]]:
     """Return a row for each kind of request."""
     rows = []
-    reader = {"read": read_list} if contender.listed else {}
+    read = read_list if contender.listed else probabilities
     with started(contender, options.server_core, log, next(iter(requests.values()))[0]) as (port, pid, ready):
         for kind, made in requests.items():
-            drive(port, made, min(1.0, options.seconds), options.connections, **reader)
+            drive(port, made, min(1.0, options.seconds), options.connections, read)
             before, _ = used(pid)
-            outcome = drive(port, made, options.seconds, options.connections, **reader)
+            outcome = drive(port, made, options.seconds, options.connections, read)
             after, memory = used(pid)
             rows.append({"server": contender.name, "kind": kind, "ready_seconds": ready, "memory_mb": memory})
             rows[-1] |= {"cpu_microseconds": 1e6 * (after - before) / max(1, len(outcome.latencies))}
