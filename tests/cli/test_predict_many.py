@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from edgecifar.cli.interrupts import heeded
 from edgecifar.cli.predicting import Unknown
 from edgecifar.runtime import bulk
 
@@ -156,11 +157,38 @@ class TestOut:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate()
-        assert process.returncode == 130
+        assert process.returncode == 130, said
         assert "--resume" in said
         assert "Traceback" not in said
         assert all("source" in json.loads(line) for line in out.read_text().splitlines())
         assert out.read_text().endswith("\n")
+
+
+class TestHeeded:
+    def test_an_interrupt_that_was_lost_in_a_destructor_still_ends_the_work(self, monkeypatch):
+        class Loses:
+            def __del__(self):
+                signal.raise_signal(signal.SIGINT)
+
+        lost = []
+        monkeypatch.setattr(sys, "unraisablehook", lambda error: lost.append(error.exc_type))
+        with heeded() as check:
+            check()
+            loses = Loses()
+            del loses
+            assert lost == [KeyboardInterrupt]
+            with pytest.raises(KeyboardInterrupt):
+                check()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_where_it_is_ignored_it_stays_ignored(self):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with heeded() as check:
+                signal.raise_signal(signal.SIGINT)
+                check()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 class TestUnknown:

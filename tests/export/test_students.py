@@ -257,7 +257,8 @@ class TestCommandLine:
         ("options", "wanted"),
         [
             (["--variant", "all"], ("fp32", "fp16", "edge", "tiny")),
-            (["--variant", "all", "--fine-tune", "2"], ("fp32", "fp16", "edge", "tiny", "nano")),
+            (["--variant", "all", "--fine-tune", "2"], ("fp32", "fp16", "edge", "tiny")),
+            (["--variant", "nano", "--variant", "all", "--fine-tune", "2"], ("fp32", "fp16", "edge", "tiny", "nano")),
             (["--variant", "nano", "--fine-tune", "2", "--students", "residual", "--teacher", "t"], ("nano",)),
         ],
     )
