@@ -182,11 +182,10 @@ def _print(form: str, classifier: Classifier, sources: Iterable[str], options: O
     from ..runtime.bulk import results
     from ..runtime.errors import PictureError
     from .display import PREDICTION_PRINTERS
-    from .interrupts import heeded
     from .progress import Progress
 
     bad = 0
-    with Progress(total) as progress, heeded() as check_interrupt:
+    with Progress(total) as progress:
 
         def followed() -> Iterator[Result]:
             nonlocal bad
@@ -194,7 +193,6 @@ def _print(form: str, classifier: Classifier, sources: Iterable[str], options: O
                 if isinstance(result, PictureError):
                     bad += 1
                     say(f"edgecifar: {result}")
-                check_interrupt()
                 yield source, result
                 if not on_terminal:  # there, the results themselves show how far it is
                     progress.update(done, errors=bad)
@@ -217,15 +215,13 @@ def _write(
 ) -> int:
     """Write a row a picture into `out`, and return how many could not be read."""
     from ..runtime.bulk import Count, classify_into
-    from .interrupts import heeded
     from .progress import Progress, duration
 
     def show(count: Count) -> None:
-        check_interrupt()
         progress.update(count.done, count.earlier, count.errors)
 
     try:
-        with Progress(total) as progress, heeded() as check_interrupt:
+        with Progress(total) as progress:
             count = classify_into(
                 out, classifier, sources, options, resume=resume, retry_errors=retry_errors, progress=show
             )

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -25,16 +23,14 @@ from edgecifar.runtime import Classifier
 
 UNKNOWN = "unknown"
 
-stopped = threading.Event()  # by Ctrl-C: an exception could be raised within OpenCV, which would lose it
-
 
 def frames(source: str, retry: float) -> Iterator[np.ndarray]:
     """Yield a source's frames, uint8 [height, width, 3] RGB; open it again `retry` seconds after it ends, 0: never."""
     reported = False
-    while not stopped.is_set():
+    while True:
         capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
         try:
-            while not stopped.is_set():
+            while True:
                 read, frame = capture.read()
                 if not read:
                     break
@@ -44,12 +40,12 @@ def frames(source: str, retry: float) -> Iterator[np.ndarray]:
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         finally:
             capture.release()
-        if not retry or stopped.is_set():
+        if not retry:
             return
         if not reported:
             print(f"{source} gives no picture; trying again every {retry:g} s.", file=sys.stderr)
         reported = True
-        stopped.wait(retry)
+        time.sleep(retry)
 
 
 def changes(classifier: Classifier, pictures: Iterator[np.ndarray], hold: int) -> Iterator[dict]:
@@ -77,9 +73,11 @@ def main() -> None:
     parser.add_argument("--hold", type=int, default=3, help="frames in a row that must agree (default: 3)")
     parser.add_argument("--retry", type=float, default=2, help="seconds before a source is opened again; 0: not at all")
     given = parser.parse_args()
-    signal.signal(signal.SIGINT, lambda *_: stopped.set())
-    for line in changes(Classifier(given.bundle), frames(given.source, given.retry), given.hold):
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+    try:
+        for line in changes(Classifier(given.bundle), frames(given.source, given.retry), given.hold):
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+    except KeyboardInterrupt:
+        pass
 
 
 if __name__ == "__main__":

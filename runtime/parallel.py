@@ -215,9 +215,9 @@ class _Pool:
                 return self._executor.submit(self._work.chunk, chunk)
             future: Future[_Answer] = Future()
             future.set_result(self._work.chunk(chunk))  # standard input is this process's
-        except BrokenExecutor as error:
+        except (BrokenExecutor, OSError) as error:  # OSError: a process died while another was being started
             future = Future()
-            future.set_exception(error)
+            future.set_exception(BrokenExecutor(str(error)))
         return future
 
     def result(self, future: Future[_Answer]) -> _Answer | None:
@@ -256,7 +256,7 @@ class _Pool:
         self._executor = self._start()
         try:
             self._executor.submit(int).result()
-        except BrokenExecutor:
+        except (BrokenExecutor, OSError):
             raise EdgecifarError(
                 "The processes that decode pictures do not start: begin your program below 'if __name__ == "
                 '"__main__":\', or decode with one job.',

@@ -163,6 +163,7 @@ class TestCamera:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
         )
         lines: Queue[str] = Queue()
         reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout or ()], daemon=True)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -122,6 +123,19 @@ class TestKilled:
         for path, decoded in zip(paths, found, strict=True):
             if decoded.error is None:
                 assert np.array_equal(decoded.picture, load_picture(path, CIFAR10))
+
+    def test_a_process_that_dies_while_another_is_started_costs_nothing(self, album, monkeypatch):
+        submit, calls = ProcessPoolExecutor.submit, []
+
+        def refuse_the_second(self, *arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise OSError(9, "Bad file descriptor")  # as when the pool closes what the new one would be sent
+            return submit(self, *arguments)
+
+        monkeypatch.setattr(ProcessPoolExecutor, "submit", refuse_the_second)
+        found = [str(decoded.error) for decoded in decode_many(album, CIFAR10, jobs=2)]
+        assert found == [str(decoded.error) for decoded in decode_many(album, CIFAR10)]
 
     def test_processes_that_never_start_are_an_error_and_no_bad_picture(self, album, monkeypatch):
         monkeypatch.setattr(parallel, "_begin", os.abort)
