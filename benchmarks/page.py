@@ -29,6 +29,7 @@ from typing import Any
 
 import harness
 import report
+from serving import free_port
 
 from edgecifar.runtime import Bundle, EdgecifarError
 from edgecifar.serve.page import write_page
@@ -42,9 +43,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Serve a folder by `python -m http.server`; yield its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(folder), str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -118,9 +119,6 @@ def export(
     _check_usage(formats, variants, fine_tune, data if without_data else None)
     if not fine_tune and (teachers or students != Students.narrowed):
         raise typer.BadParameter("--teacher and --students say how nets are fine-tuned: add --fine-tune EPOCHS.")
-    if VariantName.all in variants:  # nano is for those who ask for it: it costs the most training
-        asked = {*variants, VariantName.fp32, VariantName.fp16, VariantName.edge, VariantName.tiny} - {VariantName.all}
-        variants = sorted(asked, key=[*VariantName].index)
 
     from ..export.build import export as build
     from ..export.options import ExportOptions
@@ -141,7 +139,7 @@ def export(
             dataset = datasets.load_for_export(trained_on.name, data, trained_on.origin, reading.update_of)
     options = ExportOptions(
         formats=_expand(formats, Format),
-        variants=_expand(variants, VariantName),
+        variants=_expand(variants, VariantName, by_name={VariantName.nano}),  # it costs the most training
         budget=budget,
         fine_tune=fine_tune,
         students=students.value,
@@ -178,8 +176,8 @@ def _check_usage(formats: list[Format], variants: list[VariantName], fine_tune: 
         raise typer.BadParameter("--data and --without-data exclude one another: give one of them.")
 
 
-def _expand(chosen: list[Any], kind: type[StrEnum]) -> tuple[str, ...]:
-    """Return the values chosen, in the order they are declared, "all" spelt out."""
+def _expand(chosen: list[Any], kind: type[StrEnum], by_name: Set[str] = frozenset()) -> tuple[str, ...]:
+    """Return the values chosen, in the order they are declared, "all" spelt out: all but those `by_name` alone."""
     names = [member.value for member in kind if member.value != "all"]
     wanted = {member.value for member in chosen}
-    return tuple(name for name in names if "all" in wanted or name in wanted)
+    return tuple(name for name in names if name in wanted or ("all" in wanted and name not in by_name))

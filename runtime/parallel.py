@@ -210,15 +210,15 @@ class _Pool:
     def submit(self, chunk: Sequence[str | Path]) -> Future[_Answer]:
         from concurrent.futures import BrokenExecutor, Future
 
-        try:
-            if "-" not in chunk:
-                return self._executor.submit(self._work.chunk, chunk)
-            future: Future[_Answer] = Future()
+        future: Future[_Answer] = Future()
+        if "-" in chunk:
             future.set_result(self._work.chunk(chunk))  # standard input is this process's
+            return future
+        try:
+            return self._executor.submit(self._work.chunk, chunk)
         except (BrokenExecutor, OSError) as error:  # OSError: a process died while another was being started
-            future = Future()
             future.set_exception(BrokenExecutor(str(error)))
-        return future
+            return future
 
     def result(self, future: Future[_Answer]) -> _Answer | None:
         """Wait for an answer, None where a process died."""

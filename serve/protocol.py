@@ -133,7 +133,7 @@ class Reader:
             return parse_infer(body, None, self._contract, self._max_images)
         head, tail = _split(body, json_length)
         known = self._known.get(head)
-        if known is None or known.images.nbytes != len(tail) or not len(tail):
+        if known is None or known.images.nbytes != len(tail):
             request = parse_infer(body, json_length, self._contract, self._max_images)
             if len(head) <= REMEMBERED_BYTES and len(tail):
                 if len(self._known) >= REMEMBERED:

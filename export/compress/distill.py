@@ -26,13 +26,13 @@ from ...train.answers import (
     Teachers,
     Views,
     digest,
-    distillation_loss,
     store,
     stored,
 )
 from ...train.data import Dataset
 from ...train.devices import describe_device, enough_memory, in_bfloat16
-from ...train.epochs import Material
+from ...train.distributed import Group
+from ...train.epochs import Loss, Material, Steps
 from ...train.net import Net
 from ...train.optimizer import make_optimizers
 from ...train.recipes import FAST, Recipe
@@ -194,20 +194,16 @@ class Distiller:
     def _train_epoch(self, student: nn.Module, optimizers: list[Optimizer], epoch: int) -> None:
         recipe, (images, teacher_logits) = self.recipe, self._view(epoch)
         labels, started = torch.from_numpy(self.labels).to(self.device), time.perf_counter()
-        counts = None  # what each image counts in the loss
-        if recipe.balance:
-            counts = class_weights(self.labels, teacher_logits.shape[1]).to(self.device)[labels]
+        weights = class_weights(self.labels, teacher_logits.shape[1]).to(self.device) if recipe.balance else None
         torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT))
         plan = epoch_plan(self.seed, epoch, len(labels), recipe.batch_size, self.device)
-        material, batches = Material(epoch, plan, images, labels, teacher_logits), plan.batches
-        total = torch.zeros((), device=self.device)
-        step = TrainingStep(student, optimizers, recipe, self.device, recipe.epochs * len(batches))
+        count = len(plan.batches)
+        step = TrainingStep(student, optimizers, recipe, self.device, recipe.epochs * count)
+        steps = Steps(step, Loss(recipe.label_smoothing, weights, Group()), count)
         student.train()
-        for index, batch in enumerate(batches):
-            wanted = teacher_logits[batch], labels[batch], 0.0, None if counts is None else counts[batch]
-            shown, number = material.shown(index, recipe), epoch * len(batches) + index
-            total += step(number, shown, lambda logits, wanted=wanted: distillation_loss(logits, *wanted))
-        mean, seconds = total.item() / len(batches), time.perf_counter() - started
+        for _ in steps.run(Material(epoch, plan, images, labels, teacher_logits)):
+            pass
+        mean, seconds = steps.losses.mean().item(), time.perf_counter() - started
         # The weights too: the last step was one that no loss has seen.
         if not math.isfinite(mean) or not all(
             bool(tensor.isfinite().all()) for tensor in student.state_dict().values()
