@@ -105,6 +105,30 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
             staged.unlink(missing_ok=True)
 
 
+def lock(path: Path) -> Callable[[], None]:
+    """Keep other processes from taking `path`, a file or a folder, until the function that is returned is called.
+
+    The lock ends with the process. On Windows, and on file systems without locks, nothing is kept from anybody.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be opened.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return lambda: None
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks what may be written
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        pass  # a file system without locks
+    return lambda: os.close(descriptor)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what processes that were killed while writing into `folder` left unfinished.
 

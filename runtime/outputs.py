@@ -12,12 +12,12 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from .errors import OutputError
-from .files import explained, make_folder, remove_leftovers, write_file
+from .files import explained, lock, make_folder, remove_leftovers, write_file
 from .rows import Result, csv_cells, csv_columns, csv_lines, json_line, pyarrow_or_refuse, table_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class _Output:
         self.done: Counter[str] = Counter()
         self.passed_over = 0
         self._settings_path = settings_path
-        self._lock: io.BufferedRandom | None = None
+        self._let_go: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -138,9 +138,9 @@ class _Output:
 
     def close(self) -> None:
         """Write out what is left, and let other processes go on with it."""
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        if self._let_go:
+            self._let_go()
+            self._let_go = None
 
     def _compare(self, settings: dict[str, Any]) -> None:
         try:
@@ -166,16 +166,9 @@ class _Output:
     def _take(self) -> None:
         """Keep other processes from writing too, where the system can; the lock ends with the process."""
         try:
-            import fcntl
-        except ModuleNotFoundError:  # Windows
-            return
-        self._lock = self._settings_path.open("r+b")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._let_go = lock(self._settings_path)
         except BlockingIOError:
             raise OutputError(f"{self.path} is being written by another process: wait for it, or end it.") from None
-        except OSError:
-            pass  # a file system without locks
 
 
 def _short(value: Any) -> str:

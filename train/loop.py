@@ -114,9 +114,9 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         begun_from=initial.describe(options.begin_with, recipe, dataset) if options.begin_with else None,
     )
     run = Run.create(folder, record) if options.group.is_main else Run(folder)
-    if options.group.is_main:
-        keepsakes.keep_data(dataset, folder)
-    with _enough_memory(recipe):
+    with _alone(run, options), _enough_memory(recipe):
+        if options.group.is_main:
+            keepsakes.keep_data(dataset, folder)
         training = _Training(dataset, run, record, options)
         training.begin()
         return training.complete()
@@ -130,14 +130,16 @@ def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -
     add in an order that changes. Each process needs the run folder.
 
     Raises:
-        RunError: there is nothing to resume, it is damaged, or `dataset` is another one.
+        RunError: there is nothing to resume, it is damaged, another process trains it, or `dataset` is another one.
     """
     options = options or TrainingOptions()
-    state, record = run.resume_state(), run.record
     recipe = recipe_of(run)
-    if record.dataset.sha256 != dataset.digest:
-        raise RunError(f"{run.folder} was trained on other data ({record.dataset.name}): name those.", option="data")
-    with _enough_memory(recipe):
+    with _alone(run, options), _enough_memory(recipe):
+        state, record = run.resume_state(), run.record
+        if record.dataset.sha256 != dataset.digest:
+            raise RunError(
+                f"{run.folder} was trained on other data ({record.dataset.name}): name those.", option="data"
+            )
         training = _Training(dataset, run, record, options)
         if state:
             training.restore(state)
@@ -356,6 +358,10 @@ def _conditions(recipe: Recipe, options: TrainingOptions) -> Conditions:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _alone(run: Run, options: TrainingOptions) -> contextlib.AbstractContextManager[None]:
+    return run.in_training() if options.group.is_main else contextlib.nullcontext()
 
 
 def _enough_memory(recipe: Recipe) -> contextlib.AbstractContextManager[None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ..runtime.errors import RunError
-from ..runtime.files import STAGING, make_folder, remove_leftovers, sha256, write_file
+from ..runtime.files import STAGING, lock, make_folder, remove_leftovers, sha256, write_file
 from .nets import is_teacher, make_net
 from .record import RUNNING, RecordError, RunRecord
 
@@ -64,6 +66,22 @@ class Run:
         remove_leftovers(folder)
         run._write_record(record)
         return run
+
+    @contextlib.contextmanager
+    def in_training(self) -> Generator[None]:
+        """Keep other processes from training this run, whose folder is there, at the same time.
+
+        Raises:
+            RunError: another process trains it.
+        """
+        try:
+            let_go = lock(self.folder)
+        except BlockingIOError:
+            raise RunError(f"{self.folder} is being trained by another process: wait for it, or end it.") from None
+        try:
+            yield
+        finally:
+            let_go()
 
     @classmethod
     def newest(cls, unfinished: bool = False, under: Path = RUNS, without_teachers: bool = False) -> Run:

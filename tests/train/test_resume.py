@@ -29,6 +29,19 @@ def digest(folder: Path) -> str:
     return sha256(folder / "weights.safetensors")
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, recipe, tiny, no_plots, stopper):
+    pytest.importorskip("fcntl")
+    run = Run(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(recipe, tiny, run.folder, TrainingOptions(listener=stopper("epoch", 1)))
+    kept = sorted(path.read_bytes() for path in run.folder.iterdir())
+    with run.in_training(), pytest.raises(RunError, match="another process"):
+        loop.resume(run, tiny)
+    assert sorted(path.read_bytes() for path in run.folder.iterdir()) == kept
+    loop.resume(run, tiny)
+    assert run.record.is_finished
+
+
 MOMENTS = [("progress", 1), ("epoch", 1), ("progress", 2), ("progress", 3), ("epoch", 3)]
 
 
