@@ -74,10 +74,10 @@ def _name(row: Mapping[str, Any]) -> str:
 def variants(found: Mapping[str, Any]) -> Any:
     """Draw accuracy over latency at batch 1, areas in proportion to bytes, a label beside each point.
 
-    The line is the highest accuracy within a latency, whatever the size. Filled points are on the frontier where size
-    counts too.
+    Of variants.py and widths.py. The line is the highest accuracy within a latency, whatever the size. Filled points
+    are on the frontier where size counts too.
     """
-    rows = [row for row in found["rows"] if row["latency"]]
+    rows = [row for row in found["rows"] if row["latency"] and row["test"]]
     points = [(costs(row)[1], 100 * row["test"]["accuracy"]) for row in rows]
     threads = found["settings"]["threads"]
     figure = drawing.new_figure((9, 5), f"{found['settings']['dataset']} on {title(found)}, {threads} threads")
@@ -98,7 +98,9 @@ def variants(found: Mapping[str, Any]) -> Any:
     axes.grid(alpha=0.3)
     says = "ms an image at batch 1, median (red: int8; blue: float; area: bytes; filled: on the frontier)"
     axes.set_xlabel(says, fontsize=9)
-    axes.set_ylabel("accuracy on the test images, %", fontsize=9)
+    epochs = found["settings"].get("epochs")
+    measured_on = f"held-out images after {epochs} epochs" if epochs else "test images"
+    axes.set_ylabel(f"accuracy on the {measured_on}, %", fontsize=9)
     figure.canvas.draw()  # from here on the places of all points are known
     figure.set_layout_engine("none")
     labels = [f"{row['variant']}, {row['bytes'] / 1e6:.3g} MB" for row in rows]
@@ -183,6 +185,7 @@ def load(found: Mapping[str, Any]) -> Any:
 
 DRAWERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "variants": variants,
+    "widths": variants,
     "peers": bars,
     "latency": bars,
     "accuracy": accuracy,
@@ -202,6 +205,8 @@ def lacks(found: Mapping[str, Any]) -> str:
         return "" if any(row["corrupted"] for row in found["rows"]) else "no corrupted images were classified"
     if found["benchmark"] == "reference":
         return "" if any(row["reported"] is not None for row in found["rows"]) else "no epoch has a reported loss"
+    if found["benchmark"] == "widths":
+        return "" if any(row["test"] for row in found["rows"]) else "nothing was trained"
     measured = [row for row in found["rows"] if row.get("latency") or row.get("milliseconds")]
     return "" if measured else "nothing was measured"
 

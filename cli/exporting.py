@@ -85,6 +85,15 @@ def export(
             min=0, callback=finite, help="Points of held-out accuracy that edge may lose; tiny five times as many."
         ),
     ] = 0.2,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The file of the one variant edge, tiny or nano may be so large; with --students residual the most "
+            "accurate net that fits is made.",
+            show_default=False,
+        ),
+    ] = None,
     fine_tune: Annotated[
         int,
         typer.Option(
@@ -117,6 +126,9 @@ def export(
     if run and run.exists() and kind_of(run) != "run":
         raise ModelError(f"{run} is not a run folder: name one that 'edgecifar train' made.")
     _check_usage(formats, variants, fine_tune, data if without_data else None)
+    lossy = {VariantName.edge, VariantName.tiny, VariantName.nano} & set(variants)
+    if max_bytes is not None and (len(lossy) != 1 or VariantName.all in variants):
+        raise typer.BadParameter("--max-bytes is for one small variant: add --variant edge, tiny or nano.")
     if not fine_tune and (teachers or students != Students.narrowed):
         raise typer.BadParameter("--teacher and --students say how nets are fine-tuned: add --fine-tune EPOCHS.")
 
@@ -143,6 +155,7 @@ def export(
         budget=budget,
         fine_tune=fine_tune,
         students=students.value,
+        max_bytes=max_bytes,
         teachers=tuple(teachers),
         device=device,
         without_data=without_data,

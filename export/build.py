@@ -148,6 +148,8 @@ def _check(path: Path, target: Target, reference: Reference, made: Made, in_torc
         if in_torch is not None and result.passed:
             wanted = in_torch(reference.images)
             result = _with_familiarity(loaded.familiarity, result, wanted, reference.images, target.limits.exact)
+        if target.max_bytes is not None and result.passed and (size := path.stat().st_size) > target.max_bytes:
+            result = replace(result, failure=f"has {size:,} bytes, and {target.max_bytes:,} are allowed")
     # The file is gone when this is read: the variant's name, which the reader sees beside it, says which it was.
     return replace(result, failure=result.failure.replace(f"{path} ", ""))
 

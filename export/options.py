@@ -14,6 +14,9 @@ FORMATS = ("onnx", "torchscript", "pt2")
 VARIANTS = ("fp32", "fp16", "edge", "tiny", "nano")
 """Variants of the ONNX format, the most exact first."""
 
+LOSSY = ("edge", "tiny", "nano")
+"""Those that are smaller nets in int8."""
+
 STUDENTS = ("narrowed", "residual")
 """What is fine-tuned: the net itself with fewer channels, or an untrained residual net, which is smaller."""
 
@@ -29,6 +32,8 @@ class ExportOptions:
         fine_tune: epochs for which a narrower net learns to be `edge`; smaller variants multiply them. The students are
             kept in the run. With 0 the lossy variants are the net itself at low rank.
         students: of `STUDENTS`; `nano` is always residual.
+        max_bytes: the int8 file of the one lossy variant that is made may be so large; None for any size. Of residual
+            students the widest that fits is made.
         teachers: finished runs that students learn from, instead of from the run's own net.
         device: what fine-tunes, as `train.loop.choose_device` takes it.
         without_data: whether the run may be exported without the data set that it was trained on: parity is then proved
@@ -37,7 +42,8 @@ class ExportOptions:
         signer: signs the bundle, the last thing before it appears; None leaves it unsigned.
 
     Raises:
-        ValueError: a format or a variant is not known, none is named, or a number is negative.
+        ValueError: a format or a variant is not known, none is named, a number is negative, or a size is given where
+            not exactly one lossy variant is made.
     """
 
     formats: tuple[str, ...] = ("onnx",)
@@ -45,6 +51,7 @@ class ExportOptions:
     budget: float = DEFAULT_BUDGET
     fine_tune: int = 0
     students: str = "narrowed"
+    max_bytes: int | None = None
     teachers: tuple[Path, ...] = ()
     device: str = "auto"
     without_data: bool = False
@@ -60,6 +67,8 @@ class ExportOptions:
             raise ValueError(f"there are no {self.students} students: choose of {', '.join(STUDENTS)}")
         if not self.budget >= 0 or self.fine_tune < 0:
             raise ValueError("the budget and the epochs of fine-tuning are at least 0")
+        if self.max_bytes is not None and len({*self.wanted} & {*LOSSY}) != 1:
+            raise ValueError(f"a size is for one variant of {', '.join(LOSSY)}: ask for one of them")
 
     @property
     def wanted(self) -> tuple[str, ...]:

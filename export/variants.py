@@ -54,6 +54,7 @@ class Target:
         precision: of its weights and arithmetic.
         limits: what the parity gate holds it to.
         make: writes the file at a path and returns how it was made.
+        max_bytes: the file may be so large; None for any size.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Target:
     precision: str
     limits: Limits
     make: Callable[[Path], Made]
+    max_bytes: int | None = None
 
     @property
     def file(self) -> str:
@@ -168,7 +170,8 @@ class Source:
             distiller = distill.distiller_of(self.run, net, self.dataset, self.options.fine_tune, device, teachers)
         paired = Deployed(net, self.provenance.temperature, paired=True)
         measured_on, residual = importance_subset(self.dataset, trained_on), self.options.students == "residual"
-        return Search(paired, self.contract, measured_on, images, labels, distiller, residual)
+        max_bytes = self.options.max_bytes
+        return Search(paired, self.contract, measured_on, images, labels, distiller, residual, max_bytes)
 
 
 def fp32(source: Source) -> Target:
@@ -211,7 +214,8 @@ def lossy(source: Source, variant: LossyVariant) -> Target:
     def make(path: Path) -> Made:
         return search.write(path, variant, options.budget, source.metadata(variant.name, **tuning))
 
-    return Target(variant.name, "onnx", "int8", Limits(variant.multiplier * options.budget), make)
+    limits = Limits(variant.multiplier * options.budget)
+    return Target(variant.name, "onnx", "int8", limits, make, options.max_bytes)
 
 
 def scripted(source: Source) -> Target:

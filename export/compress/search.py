@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from .distill import Distiller
 from .low_rank import FACTORED, Principal, principal_outputs, split
 from .narrow import importance, narrowed
 from .quantize import CALIBRATION_IMAGES, CALIBRATORS, quantize
-from .students import DeployedResidual, Residual, describe_widths
+from .sizes import expected_bytes
+from .students import MIDDLE_WIDTHS, DeployedResidual, Residual, describe_widths, scaled
 
 log = logging.getLogger("edgecifar")
 
@@ -73,15 +75,15 @@ EDGE = LossyVariant(
     "edge",
     1,
     candidates=((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)),
-    residual=((16, 32, 64, 112, 112, 112, 160), (16, 32, 96, 144, 144, 144, 192)),
+    residual=(scaled(112), scaled(144)),
 )
 TINY = LossyVariant(
     "tiny",
     5,
     candidates=((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)),
-    residual=((16, 32, 64, 96, 96, 96, 128),),
+    residual=(scaled(96),),
 )
-NANO = LossyVariant("nano", 20, candidates=(), residual=((16, 16, 32, 40, 40, 40, 48),), residual_multiplier=5)
+NANO = LossyVariant("nano", 20, candidates=(), residual=(scaled(40),), residual_multiplier=5)
 """A variant for the smallest devices: MLPerf Tiny's reference IC01 has 98,496 bytes, and its int8 file has fewer."""
 
 
@@ -122,6 +124,8 @@ class Search:
         distiller: fine-tunes smaller nets; None to search low ranks instead.
         residual: whether these are residual students where a variant has such; else they are narrowed from the net that
             `model` was made from.
+        max_bytes: an int8 file may be so large; of residual students the widest that fits is then tried, instead of
+            those that the variant names. None for any size.
 
     Attributes:
         calibration: the images whose activations the ranges of int8 cover, uint8 [at most 1,000, size, size, 3].
@@ -140,6 +144,7 @@ class Search:
         labels: np.ndarray,
         distiller: Distiller | None = None,
         residual: bool = False,
+        max_bytes: int | None = None,
     ) -> None:
         if (count := len(images) + len(training_images)) < MIN_CALIBRATION_IMAGES:
             raise DataError(
@@ -156,11 +161,13 @@ class Search:
             raise DataError(f"There are {len(labels):,} labels to {len(images):,} held-out images: give one for each.")
         self.model, self.contract, self.training_images = model, contract, training_images
         self.images, self.labels, self.distiller, self.residual = images, labels, distiller, residual
+        self.max_bytes = max_bytes
         # Ranges need no labels: where few images are held out, training images stand in.
         lacking = max(0, CALIBRATION_IMAGES - len(images))
         spread = training_images[:: max(1, len(training_images) // max(1, lacking))][:lacking]
         self.calibration = np.concatenate([images[:CALIBRATION_IMAGES], spread])
         self.trials: list[tuple[str, float]] = []
+        self._smallest = sys.maxsize  # bytes of the smallest file that was thought of
         self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again
 
     def write(self, path: Path, variant: LossyVariant, budget: float, provenance: Mapping[str, Any]) -> Made:
@@ -177,7 +184,7 @@ class Search:
             provenance: JSON values that go into the file's metadata.
 
         Raises:
-            ParityError: nothing tried stays within the budget; the best is named.
+            ParityError: nothing is small enough, or nothing tried stays within the budget; the best is named.
         """
         self.trials = []
         full, allowed = self._full, variant.multiplier * budget
@@ -186,7 +193,7 @@ class Search:
         if not distiller:
             reductions: Iterator[tuple[Lossy, str, str]] = self._low_ranks(allowed)
         elif self.is_residual(variant):
-            reductions = self._students(distiller, variant.residual)
+            reductions = self._students(distiller, self._residual_widths(variant))
         else:
             reductions = self._fine_tuned(distiller, variant.candidates)
         for model, shown, how in reductions:
@@ -199,7 +206,31 @@ class Search:
                     accuracy,
                     model,
                 )
+        if not any("int8" in tried for tried, _ in self.trials):
+            raise self._too_large(variant)
         raise self._over_budget(variant, budget)
+
+    def _residual_widths(self, variant: LossyVariant) -> Sequence[Sequence[int]]:
+        """Return the widths of the residual students to try."""
+        if self.max_bytes is None:
+            return variant.residual
+        fitting: list[tuple[int, ...]] = []
+        for middle in MIDDLE_WIDTHS:
+            with torch.device("meta"):
+                student = Residual(self.contract.classes, scaled(middle))
+                model = DeployedResidual(student, paired=self.model.paired)
+            if not self._fits(model):
+                break
+            fitting.append(scaled(middle))
+        return fitting[-1:]
+
+    def _fits(self, model: Lossy) -> bool:
+        """Return whether the int8 file of `model` is small enough."""
+        if self.max_bytes is None:
+            return True
+        expected = expected_bytes(model, self.contract)
+        self._smallest = min(self._smallest, expected)
+        return expected <= self.max_bytes
 
     def _calibrated_on(self) -> str:
         held_out = min(len(self.images), len(self.calibration))
@@ -221,7 +252,8 @@ class Search:
         """Yield nets at low rank, ever more exact, their ranks in words, and how they were made."""
         for share in (1 / 2, 1 / 4, 0):
             model, ranks = self._split_layers(share * budget)
-            yield model, f"ranks {ranks}", f"low rank by principal outputs ({ranks})"
+            if self._fits(model):
+                yield model, f"ranks {ranks}", f"low rank by principal outputs ({ranks})"
 
     def _fine_tuned(
         self, distiller: Distiller, candidates: Sequence[Sequence[int]]
@@ -229,8 +261,10 @@ class Search:
         """Yield narrowed nets, fine-tuned, ever larger, their widths in words, and how they were made."""
         for candidate in candidates:
             widths: dict[str, int] = dict(zip(LAYERS, candidate, strict=True))
-            shown = f"widths {'-'.join(map(str, candidate))}"
-            model, accuracy = self._taught(distiller, self._narrowed(distiller, widths), widths)
+            shown, student = f"widths {'-'.join(map(str, candidate))}", self._narrowed(distiller, widths)
+            if not self._fits(Deployed(student, paired=self.model.paired)):
+                continue
+            model, accuracy = self._taught(distiller, student, widths)
             self._note(f"{shown}, fine-tuned", accuracy)
             outputs = f"narrowed ({LAYERS[0]} to {LAYERS[-1]}: {', '.join(map(str, candidate))} outputs)"
             yield model, shown, f"{outputs}, fine-tuned for {_learnt(distiller)}"
@@ -342,6 +376,14 @@ class Search:
         self.trials.append((tried, accuracy))
         lost = 100 * (accuracy - self._full)
         log.info("  %-62s held-out %6.2f %%  (%+.2f)", tried, 100 * accuracy, lost)
+
+    def _too_large(self, variant: LossyVariant) -> ParityError:
+        remedy = "" if self.is_residual(variant) else ", or fine-tune residual students, which are smaller"
+        return ParityError(
+            f"No {variant.name} that can be made fits into {self.max_bytes:,} bytes: the smallest has some "
+            f"{self._smallest:,}; allow more{remedy}.",
+            option="max_bytes",
+        )
 
     def _over_budget(self, variant: LossyVariant, budget: float) -> ParityError:
         tried, accuracy = max((trial for trial in self.trials if "int8" in trial[0]), key=lambda trial: trial[1])

@@ -23,6 +23,23 @@ SKIPPED = (5, 6)
 """Over these convolutions, counted from 1, leads the skip: their input is added to their output."""
 
 
+MIDDLE_WIDTHS = range(16, 513, 8)
+"""Widths of the fourth to sixth convolution from which a student is chosen that fits into a file of some size."""
+
+
+def scaled(middle: int) -> tuple[int, ...]:
+    """Return the widths of a residual student by that of its fourth to sixth convolution, a multiple of 8.
+
+    The first has 16 channels; the others grow with the middle, in steps of 16, which int8 kernels compute at once. With
+    96 it is the net that was tried first.
+    """
+
+    def part(share: float) -> int:
+        return max(16, 16 * round(share * middle / 16))
+
+    return (16, part(1 / 3), part(2 / 3), middle, middle, middle, part(4 / 3))
+
+
 def describe_widths(widths: Sequence[int]) -> str:
     """Return what a student of these widths is, in words."""
     return f"{LAYERS} 3x3 convolutions: {', '.join(map(str, widths))} channels"

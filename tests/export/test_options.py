@@ -29,6 +29,9 @@ class TestOptions:
             ({"budget": -1.0}, "budget"),
             ({"budget": float("nan")}, "budget"),
             ({"fine_tune": -1}, "fine-tuning"),
+            ({"max_bytes": 1_000}, "size"),
+            ({"max_bytes": 1_000, "variants": ("edge", "tiny")}, "size"),
+            ({"max_bytes": 1_000, "variants": ("edge",), "formats": ("pt2",)}, "size"),
         ],
     )
     def test_what_cannot_be_is_refused(self, wrong, word):

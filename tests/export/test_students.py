@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from onnx import numpy_helper
 from edgecifar.export import build
 from edgecifar.export.compress import distill, search
 from edgecifar.export.compress.quantize import quantize
-from edgecifar.export.compress.students import Residual
+from edgecifar.export.compress.sizes import expected_bytes
+from edgecifar.export.compress.students import MIDDLE_WIDTHS, Residual, scaled
+from edgecifar.export.familiarity import constants
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions
-from edgecifar.export.parity import Limits, in_batches
+from edgecifar.export.parity import Limits, Reference, in_batches
+from edgecifar.export.variants import Target
 from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.errors import ParityError, RunError
 from edgecifar.runtime.session import Session
@@ -138,8 +142,9 @@ class TestSearch:
         recipe, device = distill.recipe(2), torch.device("cpu")
         distiller = distill.Distiller(tmp_path, "a digest", net, images, labels, recipe, 3, device)
 
-        def make(residual: bool):
-            return search.Search(deployed, small.contract, images, images, labels, distiller, residual), tuned
+        def make(residual: bool, max_bytes: int | None = None):
+            arguments = small.contract, images, images, labels, distiller, residual, max_bytes
+            return search.Search(deployed, *arguments), tuned
 
         return make
 
@@ -164,6 +169,29 @@ class TestSearch:
         found, _ = searching(residual=True)
         first, second = (next(found._students(found.distiller, (WIDTHS,)))[0] for _ in range(2))
         assert torch.equal(first.head.weight, second.head.weight)
+
+    def test_the_widest_that_fits_is_made(self, searching, tmp_path):
+        allowed = expected_bytes(Residual(10, scaled(24)).deployed(), CONTRACT) + 1_000
+        found, tuned = searching(residual=True, max_bytes=allowed)
+        found.write(tmp_path / "model.onnx", search.NANO, 100.0, {})
+        ((_, widths, _),) = tuned
+        assert widths == scaled(24)
+        assert (tmp_path / "model.onnx").stat().st_size <= allowed
+
+    @pytest.mark.parametrize("residual", [True, False])
+    def test_none_fits(self, searching, tmp_path, residual):
+        found, tuned = searching(residual, max_bytes=20_000)
+        with pytest.raises(ParityError, match="fits into 20,000 bytes") as caught:
+            found.write(tmp_path / "model.onnx", search.LossyVariant("tiny", 5, ((8,) * 8,), (WIDTHS,)), 100.0, {})
+        assert caught.value.option == "max_bytes"
+        assert not tuned  # nothing is trained in vain
+        assert not (tmp_path / "model.onnx").exists()
+
+    def test_narrowed_nets_that_do_not_fit_are_passed_over(self, searching, tmp_path):
+        narrow, wide = (8,) * 8, (8, 8, 16, 16, 16, 16, 32, 16)
+        found, tuned = searching(residual=False, max_bytes=40_000)
+        found.write(tmp_path / "model.onnx", search.LossyVariant("tiny", 1, (wide, narrow)), 100.0, {})
+        assert [trained for _, trained, _ in tuned] == [narrow]
 
     def test_none_keeps_the_budget(self, searching, tmp_path, monkeypatch):
         found, _ = searching(residual=True)
@@ -194,6 +222,35 @@ class TestSearch:
             Residual(10, widths)
 
 
+class TestSizes:
+    @pytest.mark.parametrize("middle", [16, 40, 96])
+    def test_a_file_is_a_little_smaller_than_expected(self, images, tmp_path, middle):
+        """Both before what an export adds: the familiarity and the provenance."""
+        student = Residual(3, scaled(middle)).eval()
+        for norm in student.norms:
+            torch.nn.init.normal_(norm.bias)
+        model, path = student.deployed(), tmp_path / "model.onnx"
+        onnx_format.write(model, path, CONTRACT, {})
+        onnx_format.save(quantize(path, images, CONTRACT, "MinMax"), path, CONTRACT, {})
+        expected = expected_bytes(model, CONTRACT) - 4 * constants(model.head.in_features)
+        assert expected - 6_000 < path.stat().st_size < expected - 3_000
+
+    def test_scaled_widths_grow(self):
+        assert scaled(96) == (16, 32, 64, 96, 96, 96, 128)
+        for narrow, wide in itertools.pairwise(MIDDLE_WIDTHS):
+            Residual(10, scaled(wide))
+            assert all(a <= b for a, b in zip(scaled(narrow), scaled(wide), strict=True))
+
+    def test_a_file_that_became_too_large_fails(self, bundle, small, eager):
+        path, size = bundle.folder / "model.edge.onnx", (bundle.folder / "model.edge.onnx").stat().st_size
+        reference = Reference(small.test_images, "synthetic test", eager, small.test_labels, 1.7)
+        for allowed, passes in ((size, True), (size - 1, False)):
+            target = Target("edge", "onnx", "int8", Limits(200), lambda path: search.Made(""), allowed)
+            result = build._check(path, target, reference, search.Made(""))
+            assert result.passed is passes
+            assert passes or f"{size:,} bytes" in result.failure
+
+
 class TestExport:
     def test_nano_must_learn(self, run, small, tmp_path):
         with pytest.raises(RunError, match="nano is a net of its own shape") as caught:
@@ -209,11 +266,7 @@ class TestExport:
             build.export(run, tmp_path / "bundle", small, options)
 
     def test_what_is_not_its_torch_form_any_more_fails(self, bundle, small, eager):
-        from edgecifar.export.compress.search import Made
-        from edgecifar.export.parity import Reference
-        from edgecifar.export.variants import Target
-
-        target = Target("edge", "onnx", "int8", Limits(200), lambda path: Made(""))
+        target = Target("edge", "onnx", "int8", Limits(200), lambda path: search.Made(""))
         path = bundle.folder / "model.edge.onnx"
 
         shifted = np.roll(eager.argmax(1), 1)
@@ -227,8 +280,8 @@ class TestExport:
                 logits = right[: len(images)]
                 return logits, logits
 
-        assert build._check(path, target, reference, Made("")).passed
-        result = build._check(path, target, reference, Made("", torch_form=Better()))
+        assert build._check(path, target, reference, search.Made("")).passed
+        result = build._check(path, target, reference, search.Made("", torch_form=Better()))
         assert "not its torch form any more" in result.failure
         assert result.torch_form["accuracy"] == 1.0
 
@@ -239,6 +292,8 @@ class TestExport:
         bundle, results = build.export(own, tmp_path / "bundle", small, options)
         variant = bundle.variant("nano")
         assert variant.bytes < 98_496  # MLPerf Tiny's IC01
+        expected = expected_bytes(Residual(10, search.NANO.residual[0]).deployed(), bundle.contract)
+        assert expected - 3_000 < variant.bytes < expected
         assert "trained for 5 epochs on labels and the logits of 1 other run" in variant.made_by
         assert set(results["nano"].torch_form) == {"agree", "accuracy", "max_probability_difference"}
         metadata = Session(bundle.read(variant), provider="cpu").metadata()["provenance"]
@@ -252,6 +307,13 @@ class TestCommandLine:
         result = edgecifar("export", run.folder, "--variant", "tiny", "--students", "residual", "--out", tmp_path / "b")
         assert result.exit_code == 2
         assert "--fine-tune" in result.stderr
+
+    @pytest.mark.parametrize("variants", [("fp32",), ("edge", "tiny"), ("all",)])
+    def test_a_size_is_for_one_small_variant(self, edgecifar, run, tmp_path, variants):
+        options = [text for variant in variants for text in ("--variant", variant)]
+        result = edgecifar("export", run.folder, *options, "--max-bytes", 500_000, "--out", tmp_path / "b")
+        assert result.exit_code == 2
+        assert "--max-bytes" in result.stderr
 
     @pytest.mark.parametrize(
         ("options", "wanted"),
