@@ -24,7 +24,7 @@ from edgecifar.export.graph import Deployed
 from edgecifar.export.options import ExportOptions
 from edgecifar.export.variants import Source
 from edgecifar.runtime import Bundle
-from edgecifar.runtime.contract import METADATA_PREFIX
+from edgecifar.runtime.contract import METADATA_PREFIX, Contract
 from edgecifar.runtime.errors import BundleError, DataError, VariantError
 from edgecifar.train.data import Dataset
 from edgecifar.train.net import LAYERS
@@ -97,6 +97,23 @@ def of_bundles(bundles: Sequence[Bundle], run: Run) -> list[Candidate]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise VariantError(f"Two different variants would be called {twice[0]}: name bundles whose folders differ.")
     return sorted(candidates, key=lambda candidate: candidate.precision != FULL)
+
+
+def beside(bundle: Bundle, contract: Contract) -> list[Candidate]:
+    """Return the int8 variants of any other bundle, such as one that shipped earlier, to be measured with the rest.
+
+    Raises:
+        BundleError: it classifies other pictures, or a file in it is damaged.
+    """
+    if bundle.contract.labels != contract.labels or bundle.contract.picture_shape != contract.picture_shape:
+        raise BundleError(f"{bundle.folder} has other labels or takes other pictures than the run: leave it out.")
+    return [
+        Candidate(
+            f"{bundle.folder.name}/{variant.name}", bundle.folder.name, "int8", variant.made_by, bundle.read(variant)
+        )
+        for variant in bundle.manifest.variants
+        if variant.precision == "int8"
+    ]
 
 
 class ReferenceModels:

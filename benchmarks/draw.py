@@ -24,6 +24,12 @@ from report import RESULTS
 
 from edgecifar.runtime import EdgecifarError
 
+MLPERF_TINY = {"MLPerf Tiny IC01": (98_496, 85.0), "MLPerf Tiny IC02": (512_024, 91.0)}
+"""Bytes and accuracy, in per cent, of the references that image classification has in MLPerf Tiny."""
+
+RESULTS_OF = {"sizes": "variants"}
+"""Pictures that are drawn from the results of another name."""
+
 PICTURES = RESULTS.parent / "pictures"
 
 
@@ -109,6 +115,29 @@ def variants(found: Mapping[str, Any]) -> Any:
     return figure
 
 
+def sizes(found: Mapping[str, Any]) -> Any:
+    """Draw accuracy over bytes of variants.py's int8 rows, beside MLPerf Tiny's two references."""
+    rows = [row for row in found["rows"] if row["test"] and row["precision"] == "int8"]
+    figure = drawing.new_figure((7, 4.6), f"{found['settings']['dataset']}, int8, on {title(found)}")
+    axes = figure.subplots()
+    labels = [f"{row['variant']}, {row['latency']['1']['milliseconds']['p50']:.3f} ms" for row in rows]
+    points = [
+        Point(row["bytes"], 100 * row["test"]["accuracy"], 4, text) for row, text in zip(rows, labels, strict=True)
+    ]
+    references = [Point(size, reached, 4, name) for name, (size, reached) in MLPERF_TINY.items()]
+    for group, marker, colour in ((points, "o", RED), (references, "x", GREY)):
+        axes.scatter([point.x for point in group], [point.y for point in group], marker=marker, color=colour, zorder=2)
+    axes.set_xscale("log")
+    axes.margins(0.16, 0.16)
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("bytes of the file (x: what MLPerf Tiny's references have; this is no MLPerf result)", fontsize=9)
+    axes.set_ylabel("accuracy on the test images, %", fontsize=9)
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    drawing.place_labels(axes, sorted([*points, *references], key=lambda point: -point.y))
+    return figure
+
+
 def accuracy(found: Mapping[str, Any]) -> Any:
     """Draw accuracy over severity: axes for each corruption, a line for each model; severity 0 is the clean images."""
     rows = [row for row in found["rows"] if row["corrupted"]]
@@ -185,6 +214,7 @@ def load(found: Mapping[str, Any]) -> Any:
 
 DRAWERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "variants": variants,
+    "sizes": sizes,
     "widths": variants,
     "peers": bars,
     "latency": bars,
@@ -238,8 +268,9 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := [name for name in given.name if name not in DRAWERS]:
         parser.error(f"there is no picture of {unknown[0]}: choose among {', '.join(DRAWERS)}")
-    for name in given.name or [name for name in DRAWERS if (given.results / f"{name}.json").exists()]:
-        found = read(given.results / f"{name}.json")
+    files = {name: given.results / f"{RESULTS_OF.get(name, name)}.json" for name in DRAWERS}
+    for name in given.name or [name for name, file in files.items() if file.exists()]:
+        found = read(files[name])
         if reason := lacks(found):
             harness.say(f"{name}: not drawn, {reason}.")
             continue

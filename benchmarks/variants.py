@@ -1,6 +1,6 @@
 """Accuracy over latency over size: every variant of a run, in one table and one picture with the frontier drawn.
 
-    python benchmarks/variants.py RUN --bundle RUN/bundle --picture
+    python benchmarks/variants.py RUN --bundle RUN/bundle --beside earlier-bundle --save
     python benchmarks/variants.py RUN --bundle RUN/bundle --variant edge --variant int8-7bit --images 2000
 
 RUN is the folder of a finished training run. Measured are the ONNX variants of the bundles that were exported of it,
@@ -32,7 +32,7 @@ from typing import Any
 import harness
 import numpy as np
 import report
-from candidates import VNNI, Candidate, ReferenceModels, choose, of_bundles
+from candidates import VNNI, Candidate, ReferenceModels, beside, choose, of_bundles
 from frontier import costs, frontier
 from harness import PLAIN, Entry, PlainSession
 
@@ -191,6 +191,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--bundle", type=Path, action="append", default=[], help="exported of it; may be repeated")
+    says = "another bundle, of whose int8 variants the table shall have rows, too; may be repeated"
+    parser.add_argument("--beside", type=Path, action="append", default=[], metavar="BUNDLE", help=says)
     parser.add_argument("--variant", action="append", help="of a bundle, or made here; may be repeated; default: all")
     parser.add_argument("--data", help="where CIFAR-10 is; by default $EDGECIFAR_DATA")
     parser.add_argument("--images", type=int, default=10_000, help="the first N test images (default: all 10,000)")
@@ -212,6 +214,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = ReferenceModels(run, dataset, exported, Path(folder))
         candidates = choose(exported, models, given.variant)
+    candidates += [one for folder in given.beside for one in beside(Bundle.open(folder), dataset.contract)]
     timing = Timing(given.threads, given.seconds, given.rounds)
     rows, baseline = measure(candidates, dataset, given.images, timing)
     settings = {

@@ -57,7 +57,7 @@ def untrained(widths: Sequence[int], contract: Contract) -> Residual:
         torch.manual_seed(0)
         student = Residual(contract.classes, widths)
         for norm in student.norms:
-            torch.nn.init.normal_(norm.bias, std=0.1)
+            torch.nn.init.normal_(cast("torch.nn.BatchNorm2d", norm).bias, std=0.1)
     return student.eval()
 
 

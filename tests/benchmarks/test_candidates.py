@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 pytest.importorskip("torch")
 import candidates
-from candidates import FULL, Candidate, ReferenceModels, choose, of_bundles, same_weights
+from candidates import FULL, Candidate, ReferenceModels, beside, choose, of_bundles, same_weights
 
 from edgecifar.export.compress import distill, narrow
 from edgecifar.export.compress.quantize import quantize
@@ -87,6 +87,17 @@ class TestOfBundles:
         described(own_bundle, lambda m: m["variants"][0].update(format="pt2", file="model.pt2"))
         with pytest.raises(VariantError, match="no ONNX variant"):
             of_bundles([Bundle.open(own_bundle)], run)
+
+
+class TestBeside:
+    def test_the_int8_variants_under_their_bundle_s_name(self, own_bundle, small):
+        (found,) = beside(Bundle.open(own_bundle), small.contract)
+        assert (found.name, found.precision) == ("own/edge", "int8")
+        assert found.model == (own_bundle / "model.edge.onnx").read_bytes()
+
+    def test_one_of_other_pictures(self, own_bundle, small):
+        with pytest.raises(BundleError, match="other labels"):
+            beside(Bundle.open(own_bundle), replace(small.contract, labels=("a", "b")))
 
 
 def describe(variant: dict, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import types
 
 import numpy as np
@@ -149,14 +150,22 @@ def test_no_images(option, monkeypatch):
     assert caught.value.code == 2
 
 
-def test_the_script(run, bundle, synthetic_is_small, check_document, monkeypatch, capsys):
+def test_the_script(run, bundle, tmp_path, synthetic_is_small, check_document, monkeypatch, capsys):
     names = ["edge", "edge-8bit", "fc1-16"]
-    options = ["--images=40", "--threads=1", "--seconds=0.05", "--rounds=2", *(f"--variant={name}" for name in names)]
+    earlier = shutil.copytree(bundle.folder, tmp_path / "earlier")
+    options = [
+        f"--beside={earlier}",
+        "--images=40",
+        "--threads=1",
+        "--seconds=0.05",
+        "--rounds=2",
+        *(f"--variant={name}" for name in names),
+    ]
     monkeypatch.setattr("sys.argv", ["variants.py", str(run.folder), "--bundle", str(bundle.folder), *options])
     variants.main()
     document = check_document(capsys.readouterr().out.splitlines()[-1], entries=False)
     found = {row["variant"]: row for row in document["rows"]}
-    assert [*found] == [FULL, *names]
+    assert [*found] == [FULL, *names, "earlier/edge"]
     assert document["settings"]["dataset"] == "synthetic"
     assert document[PLAIN].keys() == {"1", "64"}
     for row in document["rows"]:
@@ -165,11 +174,12 @@ def test_the_script(run, bundle, synthetic_is_small, check_document, monkeypatch
         for times in row["latency"].values():
             assert times["n"] >= 2
             assert 0 < times["ratios"][PLAIN]["low"] <= times["ratios"][PLAIN]["high"]
-    assert [row["bundle"] for row in document["rows"]] == [bundle.folder.name] * 2 + [None] * 2
+    assert [row["bundle"] for row in document["rows"]] == [bundle.folder.name] * 2 + [None] * 2 + ["earlier"]
     assert found[FULL]["test"]["agreement"] == 1
     assert found[FULL]["test_as_defined"] is None
     computed, defined = (found["edge"][name]["accuracy"] for name in ("test", "test_as_defined"))
     assert computed == pytest.approx(defined, abs=0.1)
+    assert found["earlier/edge"]["test"] == found["edge"]["test"]
     assert found["edge"]["bytes"] == len(bundle.read(bundle.variant("edge")))
     assert found["edge-8bit"]["bytes"] == pytest.approx(found["edge"]["bytes"], rel=0.05)
     assert 0.1 < found["fc1-16"]["bytes_ratio"] < 0.9
