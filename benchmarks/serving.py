@@ -12,7 +12,8 @@ batching; the better of the two counts. Server and client are each pinned to a c
     binary   `edgecifar serve` takes the protocol's binary tensors; the others base64 in JSON, as they know none
 
 Every request has a picture of its own and every answer is held against the one computed in process: the last column
-counts wrong answers. `edgecifar serve` alone is also asked with 64 pictures a request, for the share that it reaches of
+counts wrong answers. Two servers without a model, which know their answers beforehand, show what uvicorn and Starlette
+cost alone. `edgecifar serve` alone is also asked with 64 pictures a request, for the share that it reaches of
 what the same core does in process.
 """
 
@@ -38,7 +39,7 @@ import harness
 import numpy as np
 import report
 from serving_load import Request, ask_binary, ask_json, drive, post, probabilities, used
-from serving_peers import PEERS, Contender, contenders
+from serving_peers import PEERS, Contender, contenders, floors
 
 from edgecifar.runtime import Bundle, EdgecifarError
 
@@ -216,6 +217,10 @@ def main() -> None:
         rows += measure(ours, requests_of(ours, images, expected), options, folder / "log")
         many = [Request(ask_binary(ours.path, images), expected)]
         rows += measure(ours, {MANY: many}, options, folder / "log")
+        made = requests_of(ours, images, expected)
+        bodies = [request.data.partition(b"\r\n\r\n")[2] for kind in made.values() for request in kind]
+        for floor in floors(folder, ours.path, bodies, expected):
+            rows += measure(floor, made, options, folder / "log")
         variables = {"MODEL": str(model), "SHAPE": " ".join(map(str, bundle.contract.picture_shape))}
         for contender in contenders(peers, folder, options.cache, variables):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import harness
+import numpy as np
 
 from edgecifar.runtime import EdgecifarError
 
@@ -108,6 +110,42 @@ class Service:
 """
 
 
+FLOORS = {
+    "uvicorn": """\
+from answers import answers
+
+async def app(scope, receive, send):
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    answer = answers[body]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
+""",
+    "Starlette": """\
+from answers import answers
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+
+async def infer(request):
+    return Response(answers[await request.body()], media_type="application/json")
+
+app = Starlette(routes=[Route("/infer", infer, methods=["POST"])])
+""",
+}
+"""Servers without a model: they know the answer to each body beforehand. No server on uvicorn is quicker."""
+
+ANSWERS = """\
+import base64, json, os
+
+with open(os.environ["ANSWERS"]) as file:
+    answers = {base64.b64decode(body): answer.encode() for body, answer in json.load(file).items()}
+"""
+
+
 @dataclass
 class Contender:
     """A server to be measured.
@@ -149,6 +187,32 @@ def environment(peer: str, cache: Path) -> Path:
             raise EdgecifarError(f"{PEERS[peer]} cannot be installed: leave it out by naming the others with --peer.")
         done.write_text(PEERS[peer])
     return programs
+
+
+def floors(folder: Path, path: str, bodies: Sequence[bytes], expected: np.ndarray) -> Iterator[Contender]:
+    """Yield what a request costs on uvicorn without a model, whose code is written into `folder`.
+
+    Args:
+        folder: for the code and the answers.
+        path: of the requests.
+        bodies: of the requests, one a picture, in one order as often as need be.
+        expected: probabilities of the pictures, float32 [pictures, classes].
+    """
+    (folder / "answers.py").write_text(ANSWERS)
+    known = {}
+    for number, body in enumerate(bodies):
+        row = expected[number % len(expected)]
+        answer = {"outputs": [{"name": "probabilities", "shape": [1, len(row)], "data": row.tolist()}]}
+        known[base64.b64encode(body).decode()] = json.dumps(answer)
+    (folder / "answers.json").write_text(json.dumps(known))
+    for name, code in FLOORS.items():
+        own = folder / name
+        own.mkdir()
+        (own / "floor.py").write_text(code.replace("/infer", path))
+        command = [sys.executable, "-m", "uvicorn", "floor:app", "--port", "{port}", "--log-level", "warning"]
+        command += ["--no-access-log", "--lifespan", "off"]
+        places = {"PYTHONPATH": f"{folder}{os.pathsep}{own}", "ANSWERS": str(folder / "answers.json")}
+        yield Contender(f"{name}, no model", command, path, places, binary=True)
 
 
 def contenders(peers: Sequence[str], folder: Path, cache: Path, variables: dict[str, str]) -> Iterator[Contender]:

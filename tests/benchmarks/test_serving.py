@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 
@@ -99,5 +100,28 @@ def test_the_series_of_a_load():
 def test_the_code_of_the_peers_is_python():
     import serving_peers
 
-    for code in (serving_peers.COMMON, serving_peers.MLSERVER, serving_peers.LITSERVE, serving_peers.BENTOML):
+    peers = (serving_peers.COMMON, serving_peers.MLSERVER, serving_peers.LITSERVE, serving_peers.BENTOML)
+    for code in (*peers, *serving_peers.FLOORS.values(), serving_peers.ANSWERS):
         compile(code, "peer", "exec")
+
+
+def test_servers_without_a_model_give_each_picture_its_answer(tmp_path):
+    pytest.importorskip("uvicorn")
+    import serving
+    import serving_peers
+
+    images = np.arange(2 * 12, dtype=np.uint8).reshape(2, 2, 2, 3)
+    expected = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
+    ours = serving_peers.Contender("ours", [], "/v2/models/bench/infer", {}, binary=True)
+    made = serving.requests_of(ours, images, expected)
+    bodies = [request.data.partition(b"\r\n\r\n")[2] for kind in made.values() for request in kind]
+    core = min(os.sched_getaffinity(0))
+    names = []
+    for floor in serving_peers.floors(tmp_path, ours.path, bodies, expected):
+        names.append(floor.name)
+        with serving.started(floor, core, tmp_path / "log", made["JSON"][0]) as (port, _, _):
+            for requests in made.values():
+                outcome = serving_load.drive(port, requests, 0.2, 2)
+                assert outcome.latencies
+                assert (outcome.wrong, outcome.broken, outcome.statuses) == (0, 0, {})
+    assert names == ["uvicorn, no model", "Starlette, no model"]
