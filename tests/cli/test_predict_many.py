@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import ctrl_c
 import pytest
 from PIL import Image
 
@@ -155,7 +156,7 @@ class TestOut:
             [*command, tmp_path / "names"],
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+            preexec_fn=ctrl_c.heed,
         )
         while not out.exists() or not out.stat().st_size:
             time.sleep(0.01)

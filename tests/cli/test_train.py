@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import ctrl_c
 import narrow_net  # noqa: F401  the net "narrow"
 import pytest
 import small_net  # noqa: F401  the net "small"
@@ -320,7 +321,7 @@ def test_a_real_ctrl_c(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+        preexec_fn=ctrl_c.heed,
     )
     while not (line := process.stderr.readline()).startswith(
         f"Recipe fast: {FAST.epochs} epochs of 2,000 synthetic images"

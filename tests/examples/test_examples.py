@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from types import SimpleNamespace
 
+import ctrl_c
 import numpy as np
 import pytest
 from PIL import Image
@@ -163,7 +164,7 @@ class TestCamera:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+            preexec_fn=ctrl_c.heed,
         )
         lines: Queue[str] = Queue()
         reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout or ()], daemon=True)

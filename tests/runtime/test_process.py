@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ctrl_c
 import pytest
 from PIL import Image
 
@@ -97,10 +98,7 @@ def test_ctrl_c_ends_benchmark():
 
 
 def start(command: list[str], stdout: int) -> subprocess.Popen:
-    def listen() -> None:  # a background job's children ignore the signal
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, preexec_fn=ctrl_c.heed)
 
 
 def interrupt(process: subprocess.Popen) -> str:
