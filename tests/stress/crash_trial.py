@@ -159,19 +159,24 @@ class Trial:
         return ""
 
     def at_steps(self, steps: list[tuple[Any, str]] = STEPS) -> Iterator[str]:
-        """Kill it before and after each of `steps`."""
-        for count in itertools.count(1):
-            for before in (True, False):
+        """Kill it before each of `steps`, and after the last: after another one is as before the next, or less."""
+        count, before = 1, True
+        while True:
 
-                def die(count: int = count, before: bool = before) -> None:
-                    die_at(count, before, steps)
-                    self.work()
+            def die(count: int = count, before: bool = before) -> None:
+                die_at(count, before, steps)
+                self.work()
 
-                self.restart()
-                code, words = forked(die)
-                if code == 0:
-                    return
-                yield words if code != -signal.SIGKILL else self.aftermath()
+            self.restart()
+            code, words = forked(die)
+            if code == 0:  # there are fewer steps
+                require(before and count > 1, "it takes no step")
+                count, before = count - 1, False
+                continue
+            yield words if code != -signal.SIGKILL else self.aftermath()
+            if not before:
+                return
+            count += 1
 
     def at_moments(self, kills: int, seed: int = 0) -> Iterator[str]:
         """Kill it so often, at moments drawn evenly from the whole time it takes; half the time once more at once."""

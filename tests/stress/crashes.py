@@ -114,7 +114,7 @@ class Exporting(Trial):
         return (self.folder / SUMS).read_text(), sorted(os.listdir(self.folder)), beside
 
     def at_steps(self, steps: list[tuple[Any, str]] = STEPS) -> Iterator[str]:
-        """Kill it before and after each of `steps`; ONNX's writer, which takes long, copies what it wrote before."""
+        """As any trial; ONNX's writer, which takes long, copies what it wrote before."""
         kept, write = self.run / "kept.onnx", onnx_format.write
 
         def copy(model: Any, path: Path, *rest: Any) -> None:
@@ -154,7 +154,7 @@ def prepare_process() -> None:
     # `--data synthetic`: few pictures, as the disk is what is tried.
     data.synthetic.__defaults__ = (20, 10, *(data.synthetic.__defaults__ or ())[2:])
     importlib.import_module("edgecifar.cli.display")
-    importlib.import_module("edgecifar.export.bom")  # its validator of JSON alone takes seconds
+    importlib.import_module("edgecifar.export.bom")
     importlib.import_module("matplotlib.backends.backend_agg")
     torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1)
 

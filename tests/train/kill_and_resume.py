@@ -1,8 +1,8 @@
 """Crashes a small net's training and exports as tests/stress/crashes.py does Net's; run by tests, as it forks.
 
-kill_and_resume.py writes FOLDER    training is killed before and after each file is put in its place
+kill_and_resume.py writes FOLDER    training is killed before each file is put in its place, and after the last
 kill_and_resume.py moments FOLDER   training is killed at random moments
-kill_and_resume.py exports FOLDER   an export in the place of a bundle is killed before and after each step
+kill_and_resume.py exports FOLDER   an export in the place of a bundle is killed before each step, and after the last
 kill_and_resume.py disks FOLDER     the disk under training and exports is full, then read-only
 """
 
