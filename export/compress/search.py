@@ -252,8 +252,9 @@ class Search:
         """Yield nets at low rank, ever more exact, their ranks in words, and how they were made."""
         for share in (1 / 2, 1 / 4, 0):
             model, ranks = self._split_layers(share * budget)
-            if self._fits(model):
-                yield model, f"ranks {ranks}", f"low rank by principal outputs ({ranks})"
+            if not self._fits(model):
+                return  # those that follow are larger
+            yield model, f"ranks {ranks}", f"low rank by principal outputs ({ranks})"
 
     def _fine_tuned(
         self, distiller: Distiller, candidates: Sequence[Sequence[int]]
