@@ -180,14 +180,28 @@ class Run:
         write_file(self.folder / RESUME, packed.getvalue())
         self._publish(net, record, metrics)
 
-    def finish(self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]]) -> None:
-        """Store the finished run and delete the resume state."""
+    def finish(
+        self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]], dtype: torch.dtype | None = None
+    ) -> None:
+        """Store the finished run and delete the resume state.
+
+        Args:
+            net: the trained net.
+            record: of the run; the digest of the weights is added.
+            metrics: a line an epoch.
+            dtype: what floating point weights are stored in; None for each as it is. `net` gives float32 in any case.
+        """
         remove_leftovers(self.folder)
-        self._publish(net, record, metrics)
+        self._publish(net, record, metrics, dtype)
         (self.folder / RESUME).unlink(missing_ok=True)
 
-    def _publish(self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]]) -> None:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    def _publish(
+        self, net: nn.Module, record: RunRecord, metrics: list[dict[str, Any]], dtype: torch.dtype | None = None
+    ) -> None:
+        state = {
+            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+            for name, tensor in net.state_dict().items()
+        }
         path = self.folder / WEIGHTS
         write_file(path, save(state))
         write_file(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in metrics).encode())

@@ -1,0 +1,56 @@
+"""`scripts/halve_run.py`: the copy is a run of half the size that computes nearly the same."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgecifar.runtime.errors import RunError
+from edgecifar.train.run import WEIGHTS, Run
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "halve_run.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("halve_run", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_half_the_bytes_and_weights_that_are_rounded(script, run, tmp_path):
+    copy = script.halve(run, tmp_path / "half")
+    sizes = [(one.folder / WEIGHTS).stat().st_size for one in (run, copy)]
+    assert sizes[1] < 0.55 * sizes[0]
+    before, after = run.net().state_dict(), copy.net().state_dict()
+    for name, tensor in before.items():
+        wanted = tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor
+        assert torch.equal(after[name], wanted), name
+        assert after[name].dtype == tensor.dtype
+    assert replace(copy.record, weights_sha256=None) == replace(run.record, weights_sha256=None)
+    assert copy.metrics == run.metrics
+
+
+def test_what_is_not_finished_is_refused(script, run, tmp_path):
+    going = Run(tmp_path / "going")
+    going.folder.mkdir()
+    going.finish(run.net(), replace(run.record, status="running"), run.metrics)
+    with pytest.raises(RunError, match="resume it first"):
+        script.halve(going, tmp_path / "half")
+    assert not (tmp_path / "half").exists()
+
+
+def test_what_half_precision_cannot_hold_is_refused(script, run, tmp_path):
+    net = run.net()
+    net.fc3.weight.data[0, 0] = 1e6
+    large = Run(tmp_path / "large")
+    large.folder.mkdir()
+    large.finish(net, run.record, run.metrics)
+    with pytest.raises(RunError, match="half precision cannot hold"):
+        script.halve(large, tmp_path / "half")
+    assert not (tmp_path / "half").exists()
