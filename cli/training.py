@@ -80,22 +80,24 @@ def train(
         ),
     ] = None,
     held_out: Annotated[
-        float | None, typer.Option(min=0, max=0.5, help="Share of the training images kept for decisions.")
+        float | None,
+        typer.Option(min=0, max=0.5, help="CIFAR-10: share of the training images used for validation. Default: 0.1."),
     ] = None,
     balance: Annotated[
         bool | None,
         typer.Option(
             "--balance/--no-balance",
-            help="Whether small classes count as much as large ones. Default: own pictures beyond 3 to 1.",
+            help="Whether small classes count as much as large ones. Default: for own pictures, if the largest class "
+            "has over 3 times the pictures of the smallest.",
             show_default=False,
         ),
     ] = None,
     fit: Annotated[Fit | None, typer.Option(help="Own pictures: how each is made square. Default: crop.")] = None,
     val: Annotated[
-        float | None, typer.Option(min=0, max=0.5, help="Own pictures: share held out for decisions. Default: 0.1.")
+        float | None, typer.Option(min=0, max=0.5, help="Own pictures: share used for validation. Default: 0.1.")
     ] = None,
     test: Annotated[
-        float | None, typer.Option(min=0, max=0.5, help="Own pictures: share that is tested on. Default: 0.1.")
+        float | None, typer.Option(min=0, max=0.5, help="Own pictures: share used for testing. Default: 0.1.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Own pictures: stop where one cannot be read.")] = False,
     tensorboard: Annotated[
@@ -211,6 +213,7 @@ def evaluate(
     loaded = models.load(model, variant, provider)
     trained_on_drawn = loaded.dataset == datasets.SYNTHETIC  # measured on its own kind unless told otherwise
     options = FolderOptions.recorded(loaded.origin)
+    datasets.require_named(data, loaded.dataset or "the data set", loaded.origin)
     with Progress(None) as reading:
         named = data or (datasets.SYNTHETIC if trained_on_drawn else None)
         dataset = datasets.load(named, options=options, progress=reading.update_of)

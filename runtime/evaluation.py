@@ -114,7 +114,8 @@ def evaluate(
         model: what is measured; its labels are those that the pictures must have.
         data: a folder or a CSV, as `labelled.read` takes it. One class is enough.
         split: one of `SPLITS`, or "all"; by default "test" where the data gives a split, or the model was trained on a
-            folder of this name and split it itself, else "all".
+            folder of this name and split it itself, else "all". The split of such a model is made by content, so that
+            it is the same under any name.
         jobs: processes that decode; by default one a usable core.
         progress: is told how many pictures are done.
 
@@ -163,12 +164,15 @@ def _choose(model: Model, listing: Listing, split: str | None) -> tuple[str, str
     """Return which pictures are measured, why, and the shares of a split that is yet to be made."""
     if split not in (None, ALL, *SPLITS):
         raise DataError(f"There is no split {split}: choose one of {', '.join(SPLITS)}, {ALL}.")
-    shares = None if listing.has_splits else _shares(model, listing)
+    shares = None if listing.has_splits else _shares(model)
     if split is None:
         if listing.has_splits:
             return "test", "The data says which pictures are for testing.", None
         if shares is None:
             return ALL, "The data has no split: all of its pictures are measured.", None
+        if model.dataset.get("name") != listing.source.name:
+            doubt = "if they are those that the model was trained on under another name, measure the split test"
+            return ALL, f"The data has no split: all of its pictures are measured; {doubt}.", None
         return (
             "test",
             f"The model was trained on {listing.source.name}: only what it was tested on is measured.",
@@ -178,17 +182,16 @@ def _choose(model: Model, listing: Listing, split: str | None) -> tuple[str, str
         return ALL, "All pictures were asked for.", None
     if not listing.has_splits and shares is None:
         raise DataError(
-            f"{listing.source} has no split, and the model was not trained on a folder of this name: measure all of "
-            "its pictures.",
+            f"{listing.source} has no split, and the model's training made none by content: measure all its pictures.",
             option="split",
         )
     return split, f"The split {split} was asked for.", shares
 
 
-def _shares(model: Model, listing: Listing) -> dict[str, float] | None:
-    """Return the shares by which the model's training split a folder of this name; None where it was another."""
+def _shares(model: Model) -> dict[str, float] | None:
+    """Return the shares by which the model's training split its pictures by content; None where it did not."""
     origin = model.dataset.get("origin")
-    if not isinstance(origin, dict) or model.dataset.get("name") != listing.source.name:
+    if not isinstance(origin, dict):
         return None
     options = cast("dict[str, Any]", origin).get("options")
     if not isinstance(options, dict) or not {"val", "test"} <= {*cast("dict[str, Any]", options)}:

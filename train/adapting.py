@@ -12,7 +12,7 @@ import numpy as np
 from ..runtime.metrics import wilson_interval
 from .data import Dataset
 from .inspection import MAX_IMBALANCE
-from .recipes import Recipe
+from .recipes import Recipe, RecipeError
 
 log = logging.getLogger("edgecifar")
 
@@ -41,9 +41,14 @@ def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
         recipe: how the net would be trained.
         dataset: what it is trained on.
         given: settings, by the names of `Recipe`'s fields, that somebody decided and that stay as they are.
+
+    Raises:
+        RecipeError: a share of validation pictures was given, and the data set has its own.
     """
     if not dataset.is_own:
         return recipe
+    if "held_out" in given and recipe.held_out and dataset.validation is not None:
+        raise RecipeError("held_out is for CIFAR-10, and own pictures have a validation split: give its share as val")
     trained_on, held_out = dataset.hold_out(recipe.held_out)
     images, changed = len(trained_on), []
     if "batch_size" not in given:
@@ -66,7 +71,8 @@ def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
         log.info("The largest class has %.1f times the pictures of the smallest: each class counts the same.", ratio)
         recipe = replace(recipe, balance=True)
     if recipe.held_out and (remark := held_out_remark(len(held_out), DEFAULT_BUDGET)):
-        log.warning("%s Give more to --val, or add pictures.", remark)
+        given_split = "val" not in dataset.origin.get("options", {})
+        log.warning("%s %s.", remark, "Add some" if given_split else "Give more to --val, or add pictures")
     return recipe
 
 

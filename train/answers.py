@@ -122,7 +122,7 @@ class Teachers:
             if record.dataset.sha256 != dataset.digest:
                 raise RunError(
                     f"The teacher {run.folder} was trained on other data ({record.dataset.name}) than its student "
-                    f"({dataset.name}): name a run that was trained on the same.",
+                    f"({dataset.name}), or on another split of it: name a run that was trained on the same.",
                     option="teacher",
                 )
             if record.recipe.held_out < held_out:

@@ -51,7 +51,7 @@ class Dataset:
         contract: what the labels are called, and the pictures' size.
         name: "CIFAR-10", "synthetic", or the name of a folder or CSV; nothing made from one of these may be reported as
             CIFAR-10.
-        digest: SHA-256 over all images and labels.
+        digest: SHA-256 over all images and labels, and over `validation` where it is there.
         validation: indices into `train_images` of the pictures that are held out for decisions, int64, ascending; None
             where `hold_out` chooses them.
         origin: what is recorded of a folder or a CSV, JSON values as `folders.describe` returns them.
@@ -128,8 +128,8 @@ def load(
         data: a folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or one of these; a folder or a CSV
             of labelled pictures, as `runtime.labelled` reads them; or "synthetic". By default `$EDGECIFAR_DATA`, else
             `~/.cache/edgecifar`, where CIFAR-10 is downloaded to.
-        download: whether what is missing may be downloaded. That never happens in a folder that was named and holds
-            other things.
+        download: whether what is missing may be downloaded. Of folders that were named that happens only in those that
+            are there and hold nothing else.
         options: how labelled pictures are split and made square.
         progress: called with the number of labelled pictures that are decoded, and how many there are.
 
@@ -144,7 +144,11 @@ def load(
     root = Path(named or CACHE).expanduser().absolute()
     if root.name in _cifar10_names():  # what the folder holds was named
         root = root.parent
-    if root.is_file() and root.suffix.lower() == ".csv":
+    if named and not root.exists():  # most likely mistyped
+        raise DataError(f"{root} is not there: check the path, or make the folder to have CIFAR-10 downloaded there.")
+    if root.is_file():
+        if root.suffix.lower() != ".csv":
+            raise DataError(f"{root} is a file: name a folder with a folder of pictures for each class, or a CSV.")
         return load_labelled(root, options or FolderOptions(), progress=progress)
     others = _other_things(root) if named else []
     if others and not any((root / name).exists() for name in _cifar10_names()):
@@ -152,6 +156,21 @@ def load(
             raise DataError(_not_cifar10(root, others))
         return load_labelled(root, options or FolderOptions(), progress=progress)
     return _load_cifar10(root, download and not others)
+
+
+def require_named(data: str | None, trained_on: str, origin: Mapping[str, Any]) -> None:
+    """Refuse to look for a data set that nobody named and that has no place of its own.
+
+    Args:
+        data: what was named, as `load` takes it.
+        trained_on: the name of the data set that is needed.
+        origin: how its folder or CSV was read, as a run records it; empty of CIFAR-10 and of drawn pictures.
+
+    Raises:
+        DataError: it is of somebody's own pictures, and neither `data` nor `$EDGECIFAR_DATA` says where they are.
+    """
+    if origin and not (data or os.environ.get("EDGECIFAR_DATA")):
+        raise DataError(f"{trained_on}, on which it was trained, is a data set of your own: name it.", option="data")
 
 
 def load_labelled(
@@ -189,9 +208,11 @@ def load_labelled(
         np.asarray(pictures.images[places["test"]]),
         classes[places["test"]],
     )
-    held_out = np.flatnonzero(np.isin(trained, places["val"])) if len(places["val"]) else None
+    held_out = np.flatnonzero(np.isin(trained, places["val"]))
+    digest = hashlib.sha256(dataset.digest.encode() + held_out.tobytes()).hexdigest()
     origin = folders.describe(pictures, splits, options)
-    return replace(dataset, validation=held_out, origin=origin, pictures=SplitPictures(pictures, tuple(splits)))
+    split = SplitPictures(pictures, tuple(splits))
+    return replace(dataset, digest=digest, validation=held_out, origin=origin, pictures=split)
 
 
 def _name(source: Path) -> str:
@@ -287,7 +308,7 @@ def _load_cifar10(root: Path, download: bool) -> Dataset:
         try:
             _supply(root, missing, lack)
         except DataError:
-            if not found:  # a mistyped path leaves no folder
+            if not found:
                 with contextlib.suppress(OSError):
                     root.rmdir()
             raise

@@ -38,8 +38,9 @@ class FolderOptions:
 
     Attributes:
         fit: how a picture is made square, as `load_picture` takes it.
-        val: share of the pictures that are held out for decisions, where the split is not given.
-        test: share of the pictures that are tested on, likewise.
+        val: share of the pictures that are held out for decisions, where no such split is given: of all pictures, or of
+            those of the training split.
+        test: share of the pictures that are tested on, where no split is given.
         strict: whether a picture that cannot be read is an error.
     """
 
@@ -127,7 +128,8 @@ def decode(
 ) -> Pictures:
     """Decode every picture of `listing` by `load_picture`, those of before from the cache.
 
-    A file is decoded again when its size or its time of change is another. The cache takes 3 kB a picture.
+    A file is decoded again when its size or its modification time is another, or when it could not be read before. The
+    cache takes 3 kB a picture.
 
     Args:
         listing: the files.
@@ -147,9 +149,16 @@ def decode(
     known = _Known.read(folder, contract)
     rows = [known.row(entry.path, state) for entry, state in zip(listing.entries, states, strict=True)]
     missing = [place for place, row in enumerate(rows) if row is None]
+    failed = sorted(known.errors)  # what could not be read may be readable now, though the file is the same
     if not missing and rows == list(range(len(known.paths))):
-        progress(len(rows), len(rows))
-        return Pictures(listing, known.images, tuple(known.digests), known.errors)
+        paths = [before + listing.entries[place].path for place in failed]
+        again = list(parallel.decode_many(paths, contract, jobs=jobs or usable_cpus())) if paths else []
+        if all(decoded.picture is None for decoded in again):
+            progress(len(rows), len(rows))
+            errors = {place: str(decoded.error) for place, decoded in zip(failed, again, strict=True)}
+            return Pictures(listing, known.images, tuple(known.digests), errors)
+    rows = [None if row in known.errors else row for row in rows]
+    missing = [place for place, row in enumerate(rows) if row is None]
     make_folder(folder)
     remove_leftovers(folder)
     fresh = parallel.decode_many(
@@ -168,7 +177,6 @@ def decode(
             if row is not None:
                 images[place] = known.images[row]
                 digests.append(known.digests[row])
-                errors.update({place: known.errors[row]} if row in known.errors else {})
             else:
                 decoded = next(fresh)
                 if decoded.picture is not None:
@@ -237,7 +245,7 @@ class _Known:
 
 
 def _state(path: str) -> str:
-    """Return size and time of change of a file in a word; "" where it is not there."""
+    """Return size and modification time of a file in a word; "" where it is not there."""
     try:
         found = os.stat(path)  # noqa: PTH116 - a million of these
     except OSError:
@@ -253,23 +261,25 @@ def _key(listing: Listing, states: list[str]) -> str:
 def splits_of(pictures: Pictures, options: FolderOptions) -> list[str | None]:
     """Return the split of each picture; None where it cannot be read.
 
+    What the data does not give is decided by content: the split of each picture, or, where only the validation split is
+    missing, that of each picture of the training split.
+
     Raises:
         DataError: the shares leave nothing to train on.
     """
-    if pictures.listing.has_splits:
-        splits: list[str | None] = [entry.split for entry in pictures.entries]
-    else:
-        groups = [entry.group for entry in pictures.entries]
-        digests = [digest or sha256(e.path.encode()).hexdigest() for digest, e in _with_entries(pictures)]
-        try:
-            splits = list(assign_splits(digests, groups, options.val, options.test))
-        except ValueError as error:
-            raise DataError(f"The pictures cannot be split: {error}.") from None
+    given = [entry.split for entry in pictures.entries]
+    test = 0.0 if pictures.listing.has_splits else options.test
+    groups = [entry.group for entry in pictures.entries]
+    named = zip(pictures.digests, pictures.entries, strict=True)
+    digests = [digest or sha256(entry.path.encode()).hexdigest() for digest, entry in named]
+    try:
+        made = assign_splits(digests, groups, options.val, test)
+    except ValueError as error:
+        raise DataError(f"The pictures cannot be split: {error}.") from None
+    if "val" in given:
+        made = given
+    splits = [own if split in (None, "train") else split for split, own in zip(given, made, strict=True)]
     return [None if row in pictures.errors else split for row, split in enumerate(splits)]
-
-
-def _with_entries(pictures: Pictures) -> zip[tuple[str, Entry]]:
-    return zip(pictures.digests, pictures.entries, strict=True)
 
 
 def check(pictures: Pictures, splits: Sequence[str | None], options: FolderOptions) -> None:
@@ -298,6 +308,8 @@ def check(pictures: Pictures, splits: Sequence[str | None], options: FolderOptio
     if untested:
         log.warning("No test pictures of %s: nothing will be known of its accuracy.", some(untested))
     if len(untested) == len(pictures.listing.labels()):
+        if pictures.listing.has_splits:
+            raise DataError(f"{pictures.listing.source} has no pictures of the split test: add some, of each class.")
         raise DataError(f"{pictures.listing.source} leaves no test pictures: add pictures, or give more to --test.")
 
 
@@ -308,9 +320,26 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(shown[:MAX_NAMED]) + rest
 
 
+def not_trained_on(origin: Mapping[str, Any], held_out: float) -> float | None:
+    """Return the share of the pictures that a run was not trained on, where it split them by content itself.
+
+    Such a run was not trained on what another one tests on or holds out if that one's shares, added up, are no larger.
+    None where a split was given, or the data set is no folder or CSV.
+
+    Args:
+        origin: what `describe` returned.
+        held_out: of the recipe; 0 says that the validation split was trained on, too.
+    """
+    options = origin.get("options", {})
+    if not {"val", "test"} <= {*options}:
+        return None
+    return options["test"] + (options["val"] if held_out else 0.0)
+
+
 def describe(pictures: Pictures, splits: Sequence[str | None], options: FolderOptions) -> dict[str, Any]:
     """Return what a run records of the data, JSON values: how it was split, and how many pictures each split has."""
-    given = pictures.listing.has_splits
+    given = {entry.split for entry in pictures.entries}
+    made = {"val": "val" not in given, "test": not pictures.listing.has_splits}
     counts: dict[str, dict[str, int]] = {}
     for entry, split in zip(pictures.entries, splits, strict=True):
         if split is not None:
@@ -318,7 +347,7 @@ def describe(pictures: Pictures, splits: Sequence[str | None], options: FolderOp
             counts[split][entry.label] += 1
     return {
         "layout": pictures.listing.layout,
-        "options": {name: value for name, value in asdict(options).items() if not (given and name in ("val", "test"))},
+        "options": {name: value for name, value in asdict(options).items() if made.get(name, True)},
         "unreadable": len(pictures.errors),
         "pictures": {split: dict(sorted(found.items())) for split, found in sorted(counts.items())},
     }

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..runtime.contract import Contract
 from ..runtime.errors import RunError
+from . import folders
 from .data import Dataset
 from .recipes import Recipe
 from .run import Run, load_state
@@ -47,6 +48,16 @@ def describe(earlier: Run, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
             f"{earlier.folder} has seen images that the new run would be judged on: it held out "
             f"{100 * record.recipe.held_out:g} % of them, not {100 * recipe.held_out:g} %; name a run that held out as "
             "many.",
+            option="from",
+        )
+    mine, its = (
+        folders.not_trained_on(origin, held_out)
+        for origin, held_out in ((dataset.origin, recipe.held_out), (record.dataset.origin, record.recipe.held_out))
+    )
+    if record.dataset.name == dataset.name and mine is not None and its is not None and its < mine:
+        raise RunError(
+            f"{earlier.folder} was trained on pictures that the new run would be judged on: it tested on and held out "
+            f"{100 * its:g} % of {dataset.name}, not {100 * mine:g} %; give the new run shares no larger.",
             option="from",
         )
     return {

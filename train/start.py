@@ -133,6 +133,9 @@ def start(
         earlier = run if request.resume else Run(request.follow) if request.follow else None
         data = request.data or (earlier and _trained_on_drawn(earlier))
         pictures = (earlier and FolderOptions.recorded(earlier.record.dataset.origin)) or request.pictures
+        if earlier:
+            trained_on = earlier.record.dataset
+            datasets.require_named(data, trained_on.name, trained_on.origin)
         with group.main_process_first():
             dataset = datasets.load(data, options=pictures, progress=reading)
         if not request.resume and not request.follow:
@@ -223,7 +226,7 @@ def _resume_command(request: TrainingRequest, run: Run, data: str | None, proces
 def _next_command(recipe: Recipe, run: Run, data: str | None) -> str:
     if is_teacher(recipe.net):
         return _command("edgecifar", "train", "--recipe", "best", "--teacher", run.folder, data=data)
-    return _command("edgecifar", "export", run.folder, "--format", "onnx", data=data)
+    return _command("edgecifar", "export", run.folder, "--variant", "fp32", "--variant", "edge", data=data)
 
 
 def _command(*words: object, data: str | None, options: list[str] | None = None) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from edgecifar.train import loop
 from edgecifar.train.adapting import adapt, held_out_remark, imbalance
 from edgecifar.train.answers import distillation_loss
-from edgecifar.train.recipes import FAST, REFERENCE
+from edgecifar.train.recipes import FAST, REFERENCE, RecipeError
 from edgecifar.train.run import Run
 from edgecifar.train.step import class_weights, weighted_cross_entropy
 
@@ -33,6 +33,22 @@ def own(tiny):
         )
 
     return make
+
+
+def test_the_validation_share_of_own_pictures_is_not_the_recipe_s(own, tiny):
+    given = ("held_out",)
+    with pytest.raises(RecipeError, match="val"):
+        adapt(replace(FAST, held_out=0.3), own(1_000), given)
+    assert adapt(replace(FAST, held_out=0.0), own(1_000), given).held_out == 0
+    assert adapt(replace(FAST, held_out=0.3), tiny, given).held_out == 0.3
+
+
+def test_advice_suits_the_split(own, lines):
+    few = own(600)
+    adapt(FAST, replace(few, origin={"options": {"val": 0.1, "test": 0.1}}), ())
+    assert "--val" in lines()[-1]
+    adapt(FAST, replace(few, origin={"options": {}}), ())
+    assert "--val" not in lines()[-1]
 
 
 def test_recipes_are_made_for_cifar10(tiny):

@@ -218,6 +218,7 @@ def test_what_is_missing_comes_out_of_the_archive(stranger, archive):
 def test_archive_is_downloaded(stranger, archive, tmp_path, monkeypatch, lines):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Response(archive))
     root = tmp_path / "new" / "folder"
+    root.mkdir(parents=True)
     assert data.load(root).digest == data.load(stranger.parent).digest
     assert lines() == [f"Downloading CIFAR-10 in {root} …"]
     assert {path.name for path in root.iterdir()} == {FOLDER}
@@ -252,10 +253,39 @@ def test_neither_data_nor_network(tmp_path, no_network):
 
 
 def test_nothing_is_downloaded_where_it_may_not_be(tmp_path, no_network):
-    root = tmp_path / "absent"
-    assert refusal(root, download=False).startswith(f"CIFAR-10 is not in {root}: copy {ARCHIVE} or its folder")
-    assert not root.exists()
+    assert refusal(tmp_path, download=False).startswith(f"CIFAR-10 is not in {tmp_path}: copy {ARCHIVE} or its folder")
     assert no_network == []
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_path_that_is_not_there_is_taken_for_a_mistake(tmp_path, no_network, monkeypatch, by_variable):
+    if by_variable:
+        monkeypatch.setenv("EDGECIFAR_DATA", str(tmp_path / "my_pictrues"))
+    with pytest.raises(DataError, match="my_pictrues is not there: check the path"):
+        data.load(None if by_variable else tmp_path / "my_pictrues")
+    assert no_network == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_csv(tmp_path, no_network):
+    (tmp_path / "pictures.zip").write_bytes(b"PK")
+    assert "pictures.zip is a file" in refusal(tmp_path / "pictures.zip")
+    assert no_network == []
+
+
+class TestRequireNamed:
+    def test_pictures_of_ones_own_must_be_named(self, monkeypatch):
+        monkeypatch.delenv("EDGECIFAR_DATA", raising=False)
+        with pytest.raises(DataError, match="birds, on which it was trained") as caught:
+            data.require_named(None, "birds", {"layout": "folders"})
+        assert caught.value.option == "data"
+        data.require_named("somewhere", "birds", {"layout": "folders"})
+        monkeypatch.setenv("EDGECIFAR_DATA", "somewhere")
+        data.require_named(None, "birds", {"layout": "folders"})
+
+    def test_others_need_not(self, monkeypatch):
+        monkeypatch.delenv("EDGECIFAR_DATA", raising=False)
+        data.require_named(None, "CIFAR-10", {})
 
 
 def test_text_file_that_is_called_an_archive(tmp_path, no_network):

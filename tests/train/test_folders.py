@@ -130,6 +130,62 @@ def test_only_what_changed_is_decoded_again(load, own, monkeypatch):
     assert len(everything) == 200
 
 
+def test_what_could_not_be_read_is_tried_again(load, own, monkeypatch):
+    """The remedy may be outside of the file: a package, a permission."""
+    bad = own / "bird" / "0001.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:40])
+    os.utime(bad, ns=(1, 1))
+    first = load(own)
+    assert len(first.pictures.pictures.errors) == 1
+    assert load(own).digest == first.digest
+    padded = whole[:40] + bytes(len(whole) - 40)
+    bad.write_bytes(padded)
+    os.utime(bad, ns=(2, 2))
+    assert len(load(own).pictures.pictures.errors) == 1
+    bad.write_bytes(whole)  # of the same size and time as what could not be read
+    os.utime(bad, ns=(2, 2))
+    found = load(own)
+    assert not found.pictures.pictures.errors
+    assert len(found.train_images) + len(found.test_images) == 200
+    monkeypatch.setattr(parallel, "decode_many", None)
+    assert load(own).digest == found.digest
+
+
+class TestValidation:
+    """Which pictures are held out is part of what a data set is: a run must not be judged on what it was trained on."""
+
+    @pytest.fixture
+    def given(self, tmp_path) -> Path:
+        """A folder with the splits train and test."""
+        rng = np.random.default_rng(5)
+        for split, count in (("train", 120), ("test", 20)):
+            images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+            write(tmp_path / "given" / split, images, ["cat", "bird"] * (count // 2))
+        return tmp_path / "given"
+
+    def test_a_validation_split_that_is_not_given_is_made_by_content(self, load, given):
+        found = load(given, val=0.25)
+        assert 15 <= len(found.validation) <= 45
+        assert found.origin["pictures"]["val"]
+        again = load(given, **found.origin["options"])
+        assert np.array_equal(again.validation, found.validation)
+        assert len(found.test_images) == 20
+        assert len(load(given, val=0.0).validation) == 0
+
+    def test_copies_stand_on_one_side(self, load, given):
+        for number, path in enumerate(sorted((given / "train" / "cat").iterdir())):
+            path.with_name(f"copy-{number}.png").write_bytes(path.read_bytes())
+        found = load(given, val=0.4)
+        held_out = members(found.train_images[found.validation])
+        assert not held_out & members(np.delete(found.train_images, found.validation, 0))
+
+    def test_another_split_is_another_data_set(self, load, own, given):
+        for folder in (own, given):
+            digests = {load(folder, val=share).digest for share in (0.0, 0.1, 0.3)}
+            assert len(digests) == 3
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"images": "../x.npy", "paths": ["a"], "states": 1}'])
 def test_a_damaged_cache_is_made_anew(load, own, tmp_path, damage):
     first = load(own)
@@ -211,7 +267,7 @@ def test_no_test_pictures_at_all(load, tmp_path):
     rng = np.random.default_rng(4)
     write(tmp_path / "set" / "train", rng.integers(0, 256, (8, 32, 32, 3), np.uint8), ["a", "b"] * 4)
     write(tmp_path / "set" / "val", rng.integers(0, 256, (2, 32, 32, 3), np.uint8), ["a", "b"])
-    with pytest.raises(DataError, match="no test pictures"):
+    with pytest.raises(DataError, match="no pictures of the split test"):
         load(tmp_path / "set")
 
 

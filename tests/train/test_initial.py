@@ -66,6 +66,36 @@ def test_it_is_recorded_and_exported_without_the_folder(whole, recipe, others, t
     assert str(whole) not in json.dumps(exported)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "held_out", "refused"),
+    [
+        ((0.1, 0.05), (0.1, 0.2), 0.1, True),  # three quarters of what is tested on now were trained on
+        ((0.2, 0.1), (0.1, 0.1), 0.1, False),
+        ((0.2, 0.1), (0.1, 0.1), 0.0, True),  # that run was trained on what it had held out, too
+        (None, (0.1, 0.2), 0.1, False),  # its split was given
+    ],
+)
+def test_pictures_that_the_new_run_is_judged_on_must_not_have_been_trained_on(
+    whole, recipe, tiny, tmp_path, before, now, held_out, refused
+):
+    def origin(shares):
+        return {"layout": "folders", "options": dict(zip(("val", "test"), shares or (), strict=bool(shares)))}
+
+    earlier = Run(Path(shutil.copytree(whole, tmp_path / "earlier")))
+    values = json.loads((earlier.folder / "run.json").read_text())
+    values["dataset"] |= {"name": "mine", "sha256": "d" * 64, "origin": origin(before)}
+    values["recipe"]["held_out"] = held_out
+    (earlier.folder / "run.json").write_text(json.dumps(values))
+    own = replace(tiny, name="mine", digest="e" * 64, origin=origin(now))
+    recipe = replace(recipe, held_out=0.1)
+    if refused:
+        with pytest.raises(RunError, match="would be judged on"):
+            initial.describe(earlier, recipe, own)
+    else:
+        initial.describe(earlier, recipe, own)
+    initial.describe(earlier, recipe, replace(own, name="others"))
+
+
 def test_no_run_begins_with_anything_unless_asked(whole):
     assert "begun_from" not in json.loads((whole / "run.json").read_text())
     assert "begun_from" not in Provenance.of(Run(whole).record).as_json()
