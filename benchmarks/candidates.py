@@ -18,7 +18,7 @@ from onnx import TensorProto, numpy_helper
 
 from edgecifar.export.compress import distill, low_rank
 from edgecifar.export.compress.quantize import CALIBRATION_IMAGES, CALIBRATORS, quantize
-from edgecifar.export.compress.search import MIN_CALIBRATION_IMAGES, Search, importance_subset
+from edgecifar.export.compress.search import MIN_CALIBRATION_IMAGES, Search, importance_subset, spread_over
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.graph import Deployed
 from edgecifar.export.options import ExportOptions
@@ -93,10 +93,19 @@ def of_bundles(bundles: Sequence[Bundle], run: Run) -> list[Candidate]:
         )
         for bundle, variant in found.values()
     ]
+    check_names(candidates)
+    return sorted(candidates, key=lambda candidate: candidate.precision != FULL)
+
+
+def check_names(candidates: Sequence[Candidate]) -> None:
+    """Refuse two candidates of one name: the figures of one would stand beside the other.
+
+    Raises:
+        VariantError: there are two.
+    """
     names = [candidate.name for candidate in candidates]
     if twice := [name for name in names if names.count(name) > 1]:
         raise VariantError(f"Two different variants would be called {twice[0]}: name bundles whose folders differ.")
-    return sorted(candidates, key=lambda candidate: candidate.precision != FULL)
 
 
 def beside(bundle: Bundle, contract: Contract) -> list[Candidate]:
@@ -140,7 +149,7 @@ class ReferenceModels:
         for bits in (7, 8):
             self.makers[f"int8-{bits}bit"] = partial(self._whole, bits)
         for candidate in exported:
-            if candidate.precision == "int8":
+            if candidate.precision == "int8" and can_be_made_again(candidate):
                 self.makers[f"{candidate.name}-8bit"] = partial(self._in_eight_bits, candidate)
         for rank in RANKS:
             self.makers[f"fc1-{rank}"] = partial(self._fc1, rank)
@@ -246,7 +255,8 @@ class ReferenceModels:
 
     def _int8(self, name: str, source_name: str, source: bytes, bits: int, calibrator: str) -> Candidate:
         """Return the int8 form of `source`, an fp32 file that `source_name` describes."""
-        path, images = self.folder / "float.onnx", self.dataset.train_images[self.held_out][:CALIBRATION_IMAGES]
+        path, held_out = self.folder / "float.onnx", self.dataset.train_images[self.held_out]
+        images = spread_over(held_out, CALIBRATION_IMAGES)
         path.write_bytes(source)
         quantized = quantize(path, images, self.dataset.contract, calibrator, reduce_range=bits == 7)
         onnx_format.save(quantized, path, self.dataset.contract, {**self.provenance, "variant": name})
@@ -258,6 +268,14 @@ class ReferenceModels:
         path = self.folder / "float.onnx"
         onnx_format.write(model, path, self.dataset.contract, {**self.provenance, "variant": name})
         return path.read_bytes()
+
+
+def can_be_made_again(candidate: Candidate) -> bool:
+    """Return whether its run gives the float form of an int8 file: not of residual nets, nor of other teachers'."""
+    model = onnx.load_from_string(candidate.model)
+    settings = {entry.key: entry.value for entry in model.metadata_props}
+    tuning = json.loads(settings.get(METADATA_PREFIX + "provenance", "{}")).get("fine_tuning") or {}
+    return tuning.get("name") != "student" and not tuning.get("teachers")
 
 
 def same_weights(quantized: onnx.ModelProto, source: onnx.ModelProto) -> bool:

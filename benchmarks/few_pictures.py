@@ -26,7 +26,8 @@ import numpy as np
 import report
 from training import Line, finished_run, part_of, spread
 
-from edgecifar.runtime.files import write_file
+from edgecifar.runtime import EdgecifarError
+from edgecifar.runtime.files import make_folder, write_file
 from edgecifar.train import data, loop
 from edgecifar.train.adapting import adapt
 from edgecifar.train.data import Dataset
@@ -109,6 +110,23 @@ def figures(trial: Trial, dataset: Dataset, first: Run, recipe: Recipe, options:
     return found
 
 
+def check_settings(options: argparse.Namespace, dataset: Dataset, device: str) -> None:
+    """Keep in `options.out` what its trainings are of, and refuse to go on with those of something else.
+
+    Raises:
+        EdgecifarError: they are.
+    """
+    asked = {name: getattr(options, name) for name in ("epochs", "first_each", "net")}
+    asked |= {"dataset": dataset.digest, "device": device}
+    path = options.out / "settings.json"
+    make_folder(options.out)
+    before = json.loads(path.read_bytes()) if path.exists() else asked
+    others = [f"{name} {before.get(name)}, not {value}" for name, value in asked.items() if before.get(name) != value]
+    if others:
+        raise EdgecifarError(f"{options.out} was begun with other settings ({', '.join(others)}): name another --out.")
+    write_file(path, json.dumps(asked).encode())
+
+
 def summarise(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each number of pictures: accuracies and their difference in points, over the seeds with both."""
     rows = []
@@ -166,6 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     dataset = data.load(options.data)
     device = choose_device(options.device)
     recipe = replace(RECIPES["fast"].on(device.type), net=options.net)
+    check_settings(options, dataset, device.type)
     half = dataset.contract.classes // 2
     known = of_classes(dataset, list(range(half)), options.first_each)
     longer = replace(recipe, epochs=options.epochs or recipe.epochs)
@@ -191,6 +210,8 @@ def main(arguments: list[str] | None = None) -> None:
         "seeds": counts,
         "first_each": options.first_each,
         "epochs": options.epochs,
+        "net": options.net,
+        "dataset": dataset.name,
     }
     rows = summarise(found)
     harness.say(

@@ -39,7 +39,7 @@ import harness
 import numpy as np
 import report
 from serving_load import Request, ask_binary, ask_json, drive, post, probabilities, used
-from serving_peers import PEERS, Contender, contenders, floors
+from serving_peers import PEERS, Contender, contenders, environment, floors
 
 from edgecifar.runtime import Bundle, EdgecifarError
 
@@ -210,6 +210,8 @@ def main() -> None:
     own += ["--bundle", f"bench={bundle.folder}", "--variant", options.variant, "--drain", "0"]
     ours = Contender("edgecifar serve", own, f"/v2/models/bench-{options.variant}/infer", {}, binary=True)
     peers = [peer for peer in options.peer or PEERS if peer != "none"]
+    for peer in peers:
+        environment(peer, options.cache)  # one that cannot be installed is said before anything is measured
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

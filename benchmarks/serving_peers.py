@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import harness
@@ -153,7 +154,7 @@ class Contender:
     Attributes:
         name: what the table calls it.
         command: starts it; `{port}` is where it must listen.
-        paths: path of the requests.
+        path: of the requests.
         environment: variables of its process.
         binary: whether it takes binary tensors; else base64.
         listed: whether its answers are the list of outputs alone.
@@ -176,16 +177,14 @@ def environment(peer: str, cache: Path) -> Path:
     folder = cache / peer
     programs = folder / "bin"
     done = folder / "installed"
-    if not done.exists() or done.read_text() != PEERS[peer]:
+    packages = [PEERS[peer], f"onnxruntime=={metadata.version('onnxruntime')}"]
+    if not done.exists() or done.read_text() != " ".join(packages):
         harness.say(f"Making an environment for {PEERS[peer]} in {folder} …")
-        import onnxruntime
-
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        packages = [PEERS[peer], f"onnxruntime=={onnxruntime.__version__}"]
         made = subprocess.run([programs / "python", "-m", "pip", "install", "-q", *packages], check=False)
         if made.returncode:
             raise EdgecifarError(f"{PEERS[peer]} cannot be installed: leave it out by naming the others with --peer.")
-        done.write_text(PEERS[peer])
+        done.write_text(" ".join(packages))
     return programs
 
 

@@ -32,7 +32,7 @@ from typing import Any
 import harness
 import numpy as np
 import report
-from candidates import VNNI, Candidate, ReferenceModels, beside, choose, of_bundles
+from candidates import VNNI, Candidate, ReferenceModels, beside, check_names, choose, of_bundles
 from frontier import costs, frontier
 from harness import PLAIN, Entry, PlainSession
 
@@ -208,13 +208,14 @@ def main() -> None:
     run.net()  # its weights are there and those that run.json describes
     exported = of_bundles([Bundle.open(folder) for folder in given.bundle], run)
     trained_on = run.record.dataset
-    dataset = datasets.load(datasets.SYNTHETIC if trained_on.name == datasets.SYNTHETIC else given.data)
-    if dataset.digest != trained_on.sha256:
+    dataset = datasets.load_for_export(trained_on.name, given.data, trained_on.origin)
+    if dataset is None or dataset.digest != trained_on.sha256:
         raise DataError(f"{run.folder} was trained on other data ({trained_on.name}): name those with --data.")
     with tempfile.TemporaryDirectory() as folder:
         models = ReferenceModels(run, dataset, exported, Path(folder))
         candidates = choose(exported, models, given.variant)
     candidates += [one for folder in given.beside for one in beside(Bundle.open(folder), dataset.contract)]
+    check_names(candidates)
     timing = Timing(given.threads, given.seconds, given.rounds)
     rows, baseline = measure(candidates, dataset, given.images, timing)
     settings = {

@@ -137,11 +137,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=harness.positive(float), default=2.0, help="of each file at each batch size")
     report.add_save(parser, "widths")
     options = parser.parse_args(arguments)
-    run, tried = Run(options.run), options.widths or [scaled(middle) for middle in MIDDLES]
+    run, tried = Run(options.run), list(dict.fromkeys(options.widths or map(scaled, MIDDLES)))
     record = run.record
     dataset = datasets.load_for_export(record.dataset.name, options.data, record.dataset.origin)
     if dataset is None:
         raise DataError(f"{run.folder} was trained on {record.dataset.name}: name it with --data.")
+    _, held_out = dataset.hold_out(record.recipe.held_out)
+    if options.epochs and not len(held_out):
+        raise DataError(f"{run.folder} held no images out, on which widths are compared: name a run that did.")
     contract, net, distiller = dataset.contract, cast("Net", run.net()), None  # not narrowed, so any net will do
     if options.epochs:
         device = choose_device(options.device)
@@ -150,7 +153,6 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {name: int8_file(student, contract, Path(folder)) for name, student in students.items()}
     rows = measure(files, contract, options)
-    _, held_out = dataset.hold_out(record.recipe.held_out)
     for row, widths, student in zip(rows, tried, students.values(), strict=True):
         harness.say(f"{row['variant']} …")
         summary = torchinfo.summary(student, (1, 3, contract.size, contract.size), verbose=0)

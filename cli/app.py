@@ -217,6 +217,7 @@ Provider = Annotated[
     typer.Option(help="cpu, cuda, tensorrt, openvino, directml, coreml, xnnpack; auto: cuda if it runs, else cpu."),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads of one call. Default: what affinity and cgroup quota allow.")
+    int | None,
+    typer.Option(min=1, help="Threads of one call. Default: the usable cores; 1 where several processes decode."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]

@@ -63,8 +63,8 @@ def benchmark(
 ) -> None:
     """Measure this machine: latency and throughput of each variant, batch size and thread count.
 
-    For latency it recommends the row with the smallest p50 times p99: one that is usually quick and at times slow loses
-    to one that is always nearly as quick.
+    For latency it recommends the row with the smallest p50 times p99: a fast median with slow outliers loses to a
+    median that is nearly as fast and steady.
     """
     from ..runtime.benchmark import measure
     from ..runtime.bundle import Bundle

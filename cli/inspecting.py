@@ -42,10 +42,10 @@ def inspect(
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
     else:
-        width = max(len(label) for found in report.counts.values() for label in found)
+        width = max(map(len, report.labels))
         splits = [split for split in ("train", "val", "test") if split in report.counts]
         print(f"{'':<{width}}" + "".join(f"{split:>9}" for split in splits))
-        for label in report.counts["train"]:
+        for label in report.labels:
             print(f"{label:<{width}}" + "".join(f"{report.counts[split].get(label, 0):>9,}" for split in splits))
         exact = sum(pair.exact for pair in report.pairs)
         print(f"\n{exact:,} exact and {len(report.pairs) - exact:,} near duplicates")

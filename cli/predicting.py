@@ -52,7 +52,11 @@ def predict(
     threads: Threads = None,
     top_k: Annotated[
         int | None,
-        typer.Option(min=1, help=f"How many classes to list. Default: {TOP_K}, or all of fewer.", show_default=False),
+        typer.Option(
+            min=1,
+            help=f"How many classes to list. Default: {TOP_K}, or all if there are fewer.",
+            show_default=False,
+        ),
     ] = None,
     fit: Annotated[
         Fit | None,
@@ -73,7 +77,8 @@ def predict(
         str | None,
         typer.Option(
             "--list",
-            help="A file with the names of more pictures, a line each or zero-separated; '-' is standard input.",
+            help="A file with the names of more pictures, one a line, or NUL-separated as by 'find -print0'; '-' is "
+            "standard input.",
             show_default=False,
         ),
     ] = None,

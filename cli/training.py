@@ -213,6 +213,8 @@ def evaluate(
     loaded = models.load(model, variant, provider)
     trained_on_drawn = loaded.dataset == datasets.SYNTHETIC  # measured on its own kind unless told otherwise
     options = FolderOptions.recorded(loaded.origin)
+    if not options and loaded.contract:  # a .pt file does not say how its pictures were split, but how they were read
+        options = FolderOptions(fit=loaded.contract.preprocessing.fit)
     datasets.require_named(data, loaded.dataset or "the data set", loaded.origin)
     with Progress(None) as reading:
         named = data or (datasets.SYNTHETIC if trained_on_drawn else None)

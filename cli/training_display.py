@@ -95,7 +95,7 @@ class TrainingDisplay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.bar.stop()
         if isinstance(error, KeyboardInterrupt):
-            self._say(f"To go on from the last complete epoch: {self.plan.resume_command}")
+            self._say(f"To go on from the last checkpoint: {self.plan.resume_command}")
 
     def progress(self, progress: Progress) -> None:
         """Move the bar."""

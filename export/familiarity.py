@@ -269,9 +269,12 @@ def add(path: Path, contract: Contract, examples: Examples) -> Added:
 
     Raises:
         ParityError: it is no such file, or what it gives is not finite; it stays as it is.
+        OSError: the file cannot be read or written.
     """
     try:
         return _add(path, contract, examples)
+    except (OSError, MemoryError):  # the disk or the memory is full, and the model may be sound
+        raise
     except Exception as error:  # whatever a reader or an engine raises: the gate names the model and goes on
         raise ParityError(f"cannot be given a familiarity ({first_sentence(error)})") from error
 

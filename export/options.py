@@ -35,7 +35,7 @@ class ExportOptions:
         max_bytes: the int8 file of the one lossy variant that is made may be so large; None for any size. Of residual
             students the widest that fits is made.
         teachers: finished runs that students learn from, instead of from the run's own net.
-        device: what fine-tunes, as `train.loop.choose_device` takes it.
+        device: what fine-tunes, as `train.devices.choose_device` takes it.
         without_data: whether the run may be exported without the data set that it was trained on: parity is then proved
             on drawn pictures, accuracy stays unknown, and no lossy variant can be made.
         replace: whether a bundle that is there already may be replaced.

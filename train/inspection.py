@@ -65,6 +65,7 @@ class Report:
     Attributes:
         source: the folder or CSV.
         layout: "folders", "splits" or "csv".
+        labels: the classes.
         counts: readable pictures by split and label.
         unreadable: why a picture cannot be read, by its path.
         pairs: exact and near duplicates.
@@ -75,6 +76,7 @@ class Report:
 
     source: str
     layout: str
+    labels: tuple[str, ...]
     counts: Mapping[str, Mapping[str, int]]
     unreadable: Mapping[str, str]
     pairs: tuple[Pair, ...]
@@ -101,8 +103,11 @@ class Report:
                 f"The classes are of unequal size: {most} has {per_class[most]:,} training pictures and {least} "
                 f"{per_class[least]:,}. Add pictures of the smaller ones."
             )
+        if untrained := [label for label in self.labels if not per_class.get(label)]:
+            found.append(f"No training pictures of {_some(untrained)}: add some, or take the class out of the data.")
         found += self.too_few()
-        if untested := sorted(per_class.keys() - self.counts.get("test", {}).keys()):
+        tested = self.counts.get("test", {})
+        if untested := [label for label in self.labels if per_class.get(label) and not tested.get(label)]:
             found.append(f"No test pictures of {_some(untested)}: nothing will be known of their accuracy.")
         if self.small:
             found.append(f"{len(self.small):,} are smaller than the net's input and are enlarged. {_some(self.small)}")
@@ -170,6 +175,7 @@ def inspect(
     report = Report(
         source=str(listing.source),
         layout=listing.layout,
+        labels=contract.labels,
         counts=folders.describe(pictures, splits, options)["pictures"],
         unreadable={pictures.entries[row].path: error for row, error in pictures.errors.items()},
         pairs=tuple(_pairs(pictures, splits)),

@@ -63,6 +63,7 @@ def keep_data(dataset: Dataset, folder: Path) -> None:
     report = Report(
         source=str(pictures.listing.source),
         layout=pictures.listing.layout,
+        labels=dataset.contract.labels,
         counts=dataset.origin["pictures"],
         unreadable=unreadable,
         pairs=pairs,
@@ -80,7 +81,7 @@ def keep_data(dataset: Dataset, folder: Path) -> None:
         folder / DATA,
         DATA_SHEET,
     )
-    for sentence in [*replace(report, counts={}, unreadable={}, remarks=()).problems(), *report.too_few()]:
+    for sentence in [*replace(report, labels=(), counts={}, unreadable={}, remarks=()).problems(), *report.too_few()]:
         log.warning("%s", sentence)
     document = {name: value for name, value in report.as_json().items() if name not in ("small", "long")}
     document["note"] = "Exact duplicates under two labels or in two splits only: 'edgecifar inspect' looks for more."

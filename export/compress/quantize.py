@@ -17,7 +17,7 @@ import onnx
 from ...runtime.contract import Contract
 
 CALIBRATION_IMAGES = 1_000
-"""The int8 ranges are taken from so many held-out images."""
+"""The int8 ranges are taken from so many images, held-out ones first."""
 
 CALIBRATORS = ("MinMax", "Percentile", "Entropy")
 """These ways of onnxruntime to choose a range are tried; the one with the best held-out accuracy is taken."""

@@ -112,6 +112,11 @@ def importance_subset(dataset: Dataset, trained_on: np.ndarray) -> np.ndarray:
     return dataset.train_images[trained_on[:: max(1, len(trained_on) // IMPORTANCE_IMAGES)]]
 
 
+def spread_over(images: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` of the images, or all where they are fewer, evenly spread: they may be in the order of classes."""
+    return images[:: max(1, len(images) // max(1, count))][:count]
+
+
 class Search:
     """Searches the smallest variant of a net that stays within a budget of held-out accuracy.
 
@@ -164,8 +169,8 @@ class Search:
         self.max_bytes = max_bytes
         # Ranges need no labels: where few images are held out, training images stand in.
         lacking = max(0, CALIBRATION_IMAGES - len(images))
-        spread = training_images[:: max(1, len(training_images) // max(1, lacking))][:lacking]
-        self.calibration = np.concatenate([images[:CALIBRATION_IMAGES], spread])
+        spread = spread_over(training_images, lacking)
+        self.calibration = np.concatenate([spread_over(images, CALIBRATION_IMAGES), spread])
         self.trials: list[tuple[str, float]] = []
         self._smallest = sys.maxsize  # bytes of the smallest file that was thought of
         self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again

@@ -9,6 +9,7 @@ import narrow_net  # noqa: F401  the net "narrow"
 import numpy as np
 import pytest
 
+from edgecifar.runtime import EdgecifarError
 from edgecifar.train import adapting, data, plots
 
 
@@ -58,3 +59,6 @@ def test_the_script(tmp_path, monkeypatch, capsys, check_document):
     monkeypatch.setattr(few_pictures, "adapt", None)  # nothing is trained again
     few_pictures.main(arguments)
     assert json.loads((tmp_path / "kept.json").read_text())["trials"] == document["trials"]
+    arguments[arguments.index("--epochs") + 1] = "2"
+    with pytest.raises(EdgecifarError, match="epochs 1, not 2"):
+        few_pictures.main(arguments)

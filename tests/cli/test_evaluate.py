@@ -110,8 +110,9 @@ class TestRefusals:
             raise OSError("no network")
 
         monkeypatch.setattr(CIFAR10, "download", unreachable)
-        sentence = refused("evaluate", own_bundle, "--data", tmp_path / "data")
-        assert sentence.startswith(f"CIFAR-10 is not in {tmp_path / 'data'} and could not be downloaded")
+        (tmp_path / "empty").mkdir()
+        sentence = refused("evaluate", own_bundle, "--data", tmp_path / "empty")
+        assert sentence.startswith(f"CIFAR-10 is not in {tmp_path / 'empty'} and could not be downloaded")
         assert "--data synthetic" in sentence
 
     def test_a_wrong_archive(self, refused, own_bundle, tmp_path):

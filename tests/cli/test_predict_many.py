@@ -166,7 +166,8 @@ class TestOut:
         assert "--resume" in said
         assert "Traceback" not in said
         assert all("source" in json.loads(line) for line in out.read_text().splitlines())
-        assert out.read_text().endswith("\n")
+        text = out.read_text()
+        assert not text or text.endswith("\n")  # the first rows may have been half written, and are then taken back
 
 
 class TestUnknown:

@@ -212,7 +212,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(small, monkeypatch, epoch):
     advice, last = result.stderr.splitlines()[-2:]
     assert last == "Stopped."
     again = "edgecifar train --resume --out 'a folder/run' --data synthetic --device cpu"
-    assert advice == f"To go on from the last complete epoch: {again}"
+    assert advice == f"To go on from the last checkpoint: {again}"
     resumed = edgecifar(*shlex.split(again)[1:])
     assert resumed.exit_code == 0
     weights = [Path(folder, "weights.safetensors").read_bytes() for folder in ("whole", "a folder/run")]
@@ -356,7 +356,7 @@ def test_the_next_command_names_the_data_that_were_named(small, monkeypatch, giv
     monkeypatch.setitem(RECIPES, "fast", replace(FAST, net="narrow"))  # one that can be exported
     result = edgecifar("train", "--device", "cpu", "--epochs", 1, "--out", "run", *(["--data", given] if given else []))
     assert result.exit_code == 0
-    assert result.stderr.endswith(f"Next: edgecifar export run --format onnx {named}".rstrip() + "\n")
+    assert result.stderr.endswith(f"Next: edgecifar export run --variant fp32 --variant edge {named}".rstrip() + "\n")
 
 
 def test_a_run_begins_with_another(small):

@@ -357,8 +357,11 @@ def test_every_corrupt_file_is_named(stranger):
     assert refusal(stranger.parent).startswith(f"Corrupt in {stranger}: data_batch_2, test_batch; delete them to")
 
 
-def test_a_folder_that_was_not_there_is_not_left_behind(tmp_path, no_network):
-    assert refusal(tmp_path / "mistyped").startswith(f"CIFAR-10 is not in {tmp_path / 'mistyped'} and could not be")
+def test_a_folder_that_was_not_there_is_not_left_behind(tmp_path, no_network, monkeypatch):
+    monkeypatch.delenv("EDGECIFAR_DATA", raising=False)
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    with pytest.raises(DataError, match=r"CIFAR-10 is not in .*cache and could not be downloaded"):
+        data.load()
     assert no_network
     assert list(tmp_path.iterdir()) == []
 
@@ -380,17 +383,20 @@ def test_folder_that_may_not_be_written_to(tmp_path, archive):
     assert f"{root} may not be written to" in refusal(root, OutputError)
 
 
-def test_file_where_the_folder_should_be(tmp_path):
+def test_file_where_the_folder_should_be(tmp_path, monkeypatch):
+    monkeypatch.delenv("EDGECIFAR_DATA", raising=False)
+    monkeypatch.setattr(data, "CACHE", tmp_path / "data")
     (tmp_path / "data").write_text("")
-    with pytest.raises(OutputError, match=r"data is in the way: move it or choose another place\.$"):
-        data.load(tmp_path / "data")
+    with pytest.raises(DataError, match="data is a file"):
+        data.load()
 
 
 def test_export_does_without_files_unless_they_were_named(stranger, tmp_path, monkeypatch, no_network, lines):
     assert data.load_for_export("synthetic", None).name == "synthetic"
     assert data.load_for_export("CIFAR-10", str(stranger.parent)).name == "CIFAR-10"
     assert lines() == []
-    monkeypatch.setenv("EDGECIFAR_DATA", str(tmp_path / "absent"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("EDGECIFAR_DATA", str(tmp_path / "empty"))
     assert data.load_for_export("CIFAR-10", None) is None
     (line,) = lines()
     assert "CIFAR-10 is not in" in line

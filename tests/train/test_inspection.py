@@ -130,7 +130,7 @@ def test_nothing_is_wrong(look, tmp_path):
 
 
 def report_of(**counts: dict[str, int]) -> Report:
-    return Report("x", "splits", counts, {}, (), (), (), ())
+    return Report("x", "splits", ("a", "b"), counts, {}, (), (), (), ())
 
 
 def test_classes_of_unequal_size_and_small_ones():
@@ -146,6 +146,26 @@ def test_the_sheet(look, planted, tmp_path):
     with Image.open(tmp_path / "sheet.png") as drawn:
         assert drawn.width > 300
         assert len(set(drawn.convert("L").tobytes())) > 50  # pictures, not blank
+
+
+def test_nothing_that_can_be_read(edgecifar, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    for label in ("cat", "dog"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        (tmp_path / "set" / label / "1.png").write_bytes(b"no picture")
+    result = edgecifar("inspect", tmp_path / "set")
+    assert result.exit_code == 0
+    assert "2 cannot be read" in result.stdout
+    assert "No training pictures of cat, dog" in result.stdout
+
+
+def test_a_class_without_training_pictures_is_named(edgecifar, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    (planted / "train" / "ant").mkdir()
+    (planted / "train" / "ant" / "1.png").write_bytes(b"no picture")
+    result = edgecifar("inspect", planted)
+    assert any(line.startswith("ant") for line in result.stdout.splitlines())
+    assert "No training pictures of ant" in result.stdout
 
 
 def test_the_command(edgecifar, planted, tmp_path, monkeypatch):
