@@ -19,7 +19,8 @@ from ..train.devices import choose_device
 from ..train.net import Net
 from ..train.run import Run
 from .compress import distill
-from .compress.search import EDGE, NANO, TINY, LossyVariant, Made, Search, importance_subset
+from .compress.lossy import EDGE, NANO, TINY, LossyVariant, Wanted
+from .compress.search import Made, Search, importance_subset
 from .familiarity import NAME, Examples
 from .formats import fp16, onnx, pt2, torchscript
 from .graph import Deployed
@@ -169,9 +170,9 @@ class Source:
             teachers = Teachers(tuple(map(Run, self.options.teachers))) if self.options.teachers else None
             distiller = distill.distiller_of(self.run, net, self.dataset, self.options.fine_tune, device, teachers)
         paired = Deployed(net, self.provenance.temperature, paired=True)
-        measured_on, residual = importance_subset(self.dataset, trained_on), self.options.students == "residual"
-        max_bytes = self.options.max_bytes
-        return Search(paired, self.contract, measured_on, images, labels, distiller, residual, max_bytes)
+        measured_on = importance_subset(self.dataset, trained_on)
+        wanted = Wanted(self.options.students == "residual", self.options.max_bytes)
+        return Search(paired, self.contract, measured_on, images, labels, distiller, wanted)
 
 
 def fp32(source: Source) -> Target:

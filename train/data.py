@@ -159,15 +159,10 @@ def load(
 
 
 def require_named(data: str | None, trained_on: str, origin: Mapping[str, Any]) -> None:
-    """Refuse to look for a data set that nobody named and that has no place of its own.
-
-    Args:
-        data: what was named, as `load` takes it.
-        trained_on: the name of the data set that is needed.
-        origin: how its folder or CSV was read, as a run records it; empty of CIFAR-10 and of drawn pictures.
+    """Make sure that `data` or `$EDGECIFAR_DATA` says where own pictures are, whose `origin` is that of a run.
 
     Raises:
-        DataError: it is of somebody's own pictures, and neither `data` nor `$EDGECIFAR_DATA` says where they are.
+        DataError: neither does, and `trained_on`, the name of the data set, is none that has a default place.
     """
     if origin and not (data or os.environ.get("EDGECIFAR_DATA")):
         raise DataError(f"{trained_on}, on which it was trained, is a data set of your own: name it.", option="data")

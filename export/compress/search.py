@@ -27,6 +27,7 @@ from ..formats import onnx as onnx_format
 from ..graph import Deployed
 from ..parity import in_batches
 from .distill import Distiller
+from .lossy import LossyVariant, Wanted
 from .low_rank import FACTORED, Principal, principal_outputs, split
 from .narrow import importance, narrowed
 from .quantize import CALIBRATION_IMAGES, CALIBRATORS, quantize
@@ -46,45 +47,6 @@ IMPORTANCE_IMAGES = 10_000
 
 MIN_CALIBRATION_IMAGES = CALIBRATION_IMAGES // 10
 """With fewer images no int8 variant is made."""
-
-
-@dataclass(frozen=True)
-class LossyVariant:
-    """A variant that is searched for.
-
-    Widths decide size and speed. What is fine-tuned is either narrowed from the net, or a residual student, which
-    begins untrained.
-
-    Attributes:
-        name: its name in the bundle.
-        multiplier: multiplier on the user's budget, and on the epochs for which a narrowed net is fine-tuned.
-        candidates: outputs of `LAYERS` at which a narrowed net is fine-tuned, the smallest first; none where the
-            variant is a residual student or nothing.
-        residual: widths of `students.Residual`, likewise.
-        residual_multiplier: multiplier on the epochs for which a residual student is trained.
-    """
-
-    name: str
-    multiplier: int
-    candidates: Sequence[Sequence[int]]
-    residual: Sequence[Sequence[int]] = ()
-    residual_multiplier: int = 3
-
-
-EDGE = LossyVariant(
-    "edge",
-    1,
-    candidates=((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)),
-    residual=(scaled(112), scaled(144)),
-)
-TINY = LossyVariant(
-    "tiny",
-    5,
-    candidates=((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)),
-    residual=(scaled(96),),
-)
-NANO = LossyVariant("nano", 20, candidates=(), residual=(scaled(40),), residual_multiplier=5)
-"""A variant for the smallest devices: MLPerf Tiny's reference IC01 has 98,496 bytes, and its int8 file has fewer."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +89,7 @@ class Search:
         images: uint8 [M, size, size, 3], held out from training, for every decision.
         labels: integer [M].
         distiller: fine-tunes smaller nets; None to search low ranks instead.
-        residual: whether these are residual students where a variant has such; else they are narrowed from the net that
-            `model` was made from.
-        max_bytes: an int8 file may be so large; of residual students the widest that fits is then tried, instead of
-            those that the variant names. None for any size.
+        wanted: what kind of net is fine-tuned, and how large its file may be.
 
     Attributes:
         calibration: the images whose activations the ranges of int8 cover, uint8 [at most 1,000, size, size, 3].
@@ -148,8 +107,7 @@ class Search:
         images: np.ndarray,
         labels: np.ndarray,
         distiller: Distiller | None = None,
-        residual: bool = False,
-        max_bytes: int | None = None,
+        wanted: Wanted = Wanted(),  # noqa: B008  it cannot be changed
     ) -> None:
         if (count := len(images) + len(training_images)) < MIN_CALIBRATION_IMAGES:
             raise DataError(
@@ -165,8 +123,7 @@ class Search:
         if len(labels) != len(images):
             raise DataError(f"There are {len(labels):,} labels to {len(images):,} held-out images: give one for each.")
         self.model, self.contract, self.training_images = model, contract, training_images
-        self.images, self.labels, self.distiller, self.residual = images, labels, distiller, residual
-        self.max_bytes = max_bytes
+        self.images, self.labels, self.distiller, self.wanted = images, labels, distiller, wanted
         # Ranges need no labels: where few images are held out, training images stand in.
         lacking = max(0, CALIBRATION_IMAGES - len(images))
         spread = spread_over(training_images, lacking)
@@ -217,7 +174,7 @@ class Search:
 
     def _residual_widths(self, variant: LossyVariant) -> Sequence[Sequence[int]]:
         """Return the widths of the residual students to try."""
-        if self.max_bytes is None:
+        if self.wanted.max_bytes is None:
             return variant.residual
         fitting: list[tuple[int, ...]] = []
         for middle in MIDDLE_WIDTHS:
@@ -231,11 +188,11 @@ class Search:
 
     def _fits(self, model: Lossy) -> bool:
         """Return whether the int8 file of `model` is small enough."""
-        if self.max_bytes is None:
+        if self.wanted.max_bytes is None:
             return True
         expected = expected_bytes(model, self.contract)
         self._smallest = min(self._smallest, expected)
-        return expected <= self.max_bytes
+        return expected <= self.wanted.max_bytes
 
     def _calibrated_on(self) -> str:
         held_out = min(len(self.images), len(self.calibration))
@@ -245,7 +202,7 @@ class Search:
 
     def is_residual(self, variant: LossyVariant) -> bool:
         """Return whether a variant is a residual student, if nets are fine-tuned at all."""
-        return bool(variant.residual) and (self.residual or not variant.candidates)
+        return bool(variant.residual) and (self.wanted.residual or not variant.candidates)
 
     def distiller_for(self, variant: LossyVariant) -> Distiller | None:
         """Return what fine-tunes a variant; None where nothing does."""
@@ -386,7 +343,7 @@ class Search:
     def _too_large(self, variant: LossyVariant) -> ParityError:
         remedy = "" if self.is_residual(variant) else ", or fine-tune residual students, which are smaller"
         return ParityError(
-            f"No {variant.name} that can be made fits into {self.max_bytes:,} bytes: the smallest has some "
+            f"No {variant.name} that can be made fits into {self.wanted.max_bytes:,} bytes: the smallest has some "
             f"{self._smallest:,}; allow more{remedy}.",
             option="max_bytes",
         )

@@ -10,7 +10,7 @@ from ...runtime.contract import Contract
 from ..familiarity import constants
 
 OVERHEAD = 19_000
-"""Nodes and provenance have at most so many bytes; they had 17,000 in files of 10 classes."""
+"""Nodes and provenance have at most so many bytes; 17,000 were measured."""
 
 CHANNEL_BYTES = 16
 """A bias, the scales and the zero points of a layer have so many bytes an output, measured on files."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from edgecifar.export import build, variants
-from edgecifar.export.compress import distill, narrow, search
+from edgecifar.export.compress import distill, lossy, narrow, search
 from edgecifar.export.graph import Deployed
 from edgecifar.export.options import ExportOptions
 from edgecifar.runtime.errors import OutputError, ParityError, RunError
@@ -301,7 +301,7 @@ class TestCandidates:
 
     def test_the_first_that_keeps_the_budget(self, searching, tmp_path, deployed):
         found, tuned, saved = searching([-0.03, -0.01])
-        wanted = search.LossyVariant("edge", 1, [CANDIDATES[0], CANDIDATES[1], CANDIDATES[1]])
+        wanted = lossy.LossyVariant("edge", 1, [CANDIDATES[0], CANDIDATES[1], CANDIDATES[1]])
         made = found.write(tmp_path / "model.onnx", wanted, 2.0, {})
         assert [tuple(widths.values()) for widths in tuned] == list(CANDIDATES)
         assert "(conv1 to fc2: 8, 16, 16, 16, 16, 16, 32, 16 outputs), fine-tuned for 2 epochs" in made.made_by
@@ -311,19 +311,19 @@ class TestCandidates:
 
     def test_a_multiplier_is_of_the_budget_and_of_the_epochs(self, searching, tmp_path):
         found, _, _ = searching([-0.09])
-        made = found.write(tmp_path / "model.onnx", search.LossyVariant("tiny", 5, CANDIDATES[:1]), 2.0, {})
+        made = found.write(tmp_path / "model.onnx", lossy.LossyVariant("tiny", 5, CANDIDATES[:1]), 2.0, {})
         assert "fine-tuned for 10 epochs" in made.made_by
 
     def test_none_keeps_it(self, searching, tmp_path):
         found, _, saved = searching([-0.5, -0.3])
         with pytest.raises(ParityError, match=r"\(widths 8-16-16-.*\) loses 30.00; fine-tune for more epochs"):
-            found.write(tmp_path / "model.onnx", search.LossyVariant("edge", 1, CANDIDATES), 0.2, {})
+            found.write(tmp_path / "model.onnx", lossy.LossyVariant("edge", 1, CANDIDATES), 0.2, {})
         assert saved == []
 
     def test_one_temperature_calibrates_all(self, searching, tmp_path, small, net, deployed):
         found, _, saved = searching([0.0])
         whole = [len(net.get_submodule(name).weight) for name in LAYERS]
-        found.write(tmp_path / "model.onnx", search.LossyVariant("edge", 1, [whole]), 2.0, {})
+        found.write(tmp_path / "model.onnx", lossy.LossyVariant("edge", 1, [whole]), 2.0, {})
         with torch.inference_mode():
             logits = saved[0](torch.from_numpy(small.train_images[:100]))[1].numpy()
         assert fit_temperature(logits, small.train_labels[:100]) == pytest.approx(deployed.temperature, rel=1e-3)
@@ -332,7 +332,7 @@ class TestCandidates:
 
 @pytest.mark.slow
 def test_export_fine_tunes_once_and_gives_the_same_bytes_again(run, small, tmp_path, lines, monkeypatch):
-    narrower = search.LossyVariant("tiny", 5, CANDIDATES[:1])
+    narrower = lossy.LossyVariant("tiny", 5, CANDIDATES[:1])
     monkeypatch.setitem(variants.MAKERS, "tiny", functools.partial(variants.lossy, variant=narrower))
     folder = tmp_path / "run"
     folder.mkdir()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgecifar.export import build
-from edgecifar.export.compress import distill, search
+from edgecifar.export.compress import distill, lossy, search
 from edgecifar.export.options import ExportOptions
 from edgecifar.export.variants import Source, targets
 from edgecifar.runtime.errors import DataError, ParityError, RunError
@@ -23,7 +23,7 @@ RANKS = {0.4: 8, 0.3: 16, 0.2: 24, 0.1: 0}
 SELECTION = {"weights_sha256": "", "data_sha256": "", "held_out": 0.4, "seed": 7, "temperature": 1.5}
 """What run.json said of the selection run when it was called the trial."""
 
-EDGE = search.LossyVariant("edge", 1, ())
+EDGE = lossy.LossyVariant("edge", 1, ())
 
 
 def search_of(deployed, small) -> search.Search:
@@ -97,7 +97,7 @@ class TestLowRank:
     def test_a_second_search_begins_anew(self, searching, tmp_path):
         found = searching({(): 0.8, (8,): 0.795, (16,): 0.799, (24,): 0.8}, [0.8, 0.7, 0.7, 0.79, 0.7, 0.7])
         assert "(fc1 16)" in found.write(tmp_path / "edge.onnx", EDGE, 0.2, {}).made_by
-        tiny = search.LossyVariant("tiny", 5, ())
+        tiny = lossy.LossyVariant("tiny", 5, ())
         assert "(fc1 8)" in found.write(tmp_path / "tiny.onnx", tiny, 0.2, {}).made_by
         assert [name for name, _ in found.trials].count("fp32") == 1
 
@@ -107,7 +107,7 @@ class TestLowRank:
         assert "120 of them held out" in made_by
 
 
-@pytest.mark.parametrize("variant", [search.EDGE, search.TINY], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [lossy.EDGE, lossy.TINY], ids=lambda variant: variant.name)
 def test_candidates_grow(variant):
     candidates = [dict(zip(LAYERS, candidate, strict=True)) for candidate in variant.candidates]
     whole = Net(10)
@@ -193,8 +193,8 @@ class TestRefusals:
         ]
         (first, *asked, origin), (second, *asked_of_tiny, other) = calls
         assert first is second
-        assert asked == [search.EDGE, 0.25]
-        assert asked_of_tiny == [search.TINY, 0.25]
+        assert asked == [lossy.EDGE, 0.25]
+        assert asked_of_tiny == [lossy.TINY, 0.25]
         assert (origin["fine_tuning"]["epochs"], other["fine_tuning"]["epochs"]) == (3, 15)
         assert first.distiller.lasting(5).recipe == distill.recipe(15)
 

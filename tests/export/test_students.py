@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 
 from edgecifar.export import build
-from edgecifar.export.compress import distill, search
+from edgecifar.export.compress import distill, lossy, search
 from edgecifar.export.compress.quantize import quantize
 from edgecifar.export.compress.sizes import expected_bytes
 from edgecifar.export.compress.students import MIDDLE_WIDTHS, Residual, scaled
@@ -143,14 +143,14 @@ class TestSearch:
         distiller = distill.Distiller(tmp_path, "a digest", net, images, labels, recipe, 3, device)
 
         def make(residual: bool, max_bytes: int | None = None):
-            arguments = small.contract, images, images, labels, distiller, residual, max_bytes
+            arguments = small.contract, images, images, labels, distiller, lossy.Wanted(residual, max_bytes)
             return search.Search(deployed, *arguments), tuned
 
         return make
 
     def test_a_residual_student_is_trained_and_written(self, searching, tmp_path, small):
         found, tuned = searching(residual=True)
-        wanted = search.LossyVariant("tiny", 5, candidates=((8,) * 8,), residual=(WIDTHS,), residual_multiplier=3)
+        wanted = lossy.LossyVariant("tiny", 5, candidates=((8,) * 8,), residual=(WIDTHS,), residual_multiplier=3)
         made = found.write(tmp_path / "model.onnx", wanted, 100.0, {})
         ((kind, widths, recipe),) = tuned
         assert kind is Residual
@@ -173,7 +173,7 @@ class TestSearch:
     def test_the_widest_that_fits_is_made(self, searching, tmp_path):
         allowed = expected_bytes(Residual(10, scaled(24)).deployed(), CONTRACT) + 1_000
         found, tuned = searching(residual=True, max_bytes=allowed)
-        found.write(tmp_path / "model.onnx", search.NANO, 100.0, {})
+        found.write(tmp_path / "model.onnx", lossy.NANO, 100.0, {})
         ((_, widths, _),) = tuned
         assert widths == scaled(24)
         assert (tmp_path / "model.onnx").stat().st_size <= allowed
@@ -182,7 +182,7 @@ class TestSearch:
     def test_none_fits(self, searching, tmp_path, residual):
         found, tuned = searching(residual, max_bytes=20_000)
         with pytest.raises(ParityError, match="fits into 20,000 bytes") as caught:
-            found.write(tmp_path / "model.onnx", search.LossyVariant("tiny", 5, ((8,) * 8,), (WIDTHS,)), 100.0, {})
+            found.write(tmp_path / "model.onnx", lossy.LossyVariant("tiny", 5, ((8,) * 8,), (WIDTHS,)), 100.0, {})
         assert caught.value.option == "max_bytes"
         assert not tuned  # nothing is trained in vain
         assert not (tmp_path / "model.onnx").exists()
@@ -190,7 +190,7 @@ class TestSearch:
     def test_narrowed_nets_that_do_not_fit_are_passed_over(self, searching, tmp_path):
         narrow, wide = (8,) * 8, (8, 8, 16, 16, 16, 16, 32, 16)
         found, tuned = searching(residual=False, max_bytes=40_000)
-        found.write(tmp_path / "model.onnx", search.LossyVariant("tiny", 1, (wide, narrow)), 100.0, {})
+        found.write(tmp_path / "model.onnx", lossy.LossyVariant("tiny", 1, (wide, narrow)), 100.0, {})
         assert [trained for _, trained, _ in tuned] == [narrow]
 
     def test_none_keeps_the_budget(self, searching, tmp_path, monkeypatch):
@@ -202,21 +202,21 @@ class TestSearch:
 
         monkeypatch.setattr(search.Search, "_quantize", losing)
         with pytest.raises(ParityError, match="residual 8-8-8-16-8-16-16"):
-            found.write(tmp_path / "model.onnx", search.LossyVariant("tiny", 5, (), (WIDTHS,)), 0.1, {})
+            found.write(tmp_path / "model.onnx", lossy.LossyVariant("tiny", 5, (), (WIDTHS,)), 0.1, {})
 
     @pytest.mark.parametrize(
         ("variant", "residual", "wanted"),
         [
-            (search.EDGE, False, False),
-            (search.EDGE, True, True),
-            (search.TINY, True, True),
-            (search.NANO, False, True),
+            (lossy.EDGE, False, False),
+            (lossy.EDGE, True, True),
+            (lossy.TINY, True, True),
+            (lossy.NANO, False, True),
         ],
     )
     def test_nano_is_always_residual_and_others_where_asked_for(self, searching, variant, residual, wanted):
         assert searching(residual)[0].is_residual(variant) is wanted
 
-    @pytest.mark.parametrize("variant", [search.EDGE, search.TINY, search.NANO], ids=lambda v: v.name)
+    @pytest.mark.parametrize("variant", [lossy.EDGE, lossy.TINY, lossy.NANO], ids=lambda v: v.name)
     def test_candidates_can_be_made(self, variant):
         for widths in variant.residual:
             Residual(10, widths)
@@ -292,7 +292,7 @@ class TestExport:
         bundle, results = build.export(own, tmp_path / "bundle", small, options)
         variant = bundle.variant("nano")
         assert variant.bytes < 98_496  # MLPerf Tiny's IC01
-        expected = expected_bytes(Residual(10, search.NANO.residual[0]).deployed(), bundle.contract)
+        expected = expected_bytes(Residual(10, lossy.NANO.residual[0]).deployed(), bundle.contract)
         assert expected - 3_000 < variant.bytes < expected
         assert "trained for 5 epochs on labels and the logits of 1 other run" in variant.made_by
         assert set(results["nano"].torch_form) == {"agree", "accuracy", "max_probability_difference"}
