@@ -278,8 +278,21 @@ def splits_of(pictures: Pictures, options: FolderOptions) -> list[str | None]:
         raise DataError(f"The pictures cannot be split: {error}.") from None
     if "val" in given:
         made = given
+    elif pictures.listing.has_splits:
+        made = _with_some_to_train_on(pictures, given, made)
     splits = [own if split in (None, "train") else split for split, own in zip(given, made, strict=True)]
     return [None if row in pictures.errors else split for row, split in enumerate(splits)]
+
+
+def _with_some_to_train_on(pictures: Pictures, given: Sequence[str | None], made: Sequence[str]) -> list[str]:
+    """Return `made` with the pictures of a class, and their groups and copies, in train where it would hold out all."""
+    rows = [row for row, split in enumerate(given) if split == "train" and row not in pictures.errors]
+    left = {pictures.entries[row].label for row in rows if made[row] == "train"}
+    starved = [row for row in rows if pictures.entries[row].label not in left]
+    joined = {pictures.digests[row] for row in starved}
+    joined |= {group for row in starved if (group := pictures.entries[row].group) is not None}
+    named = zip(pictures.digests, pictures.entries, made, strict=True)
+    return ["train" if joined & {digest, entry.group} else split for digest, entry, split in named]
 
 
 def check(pictures: Pictures, splits: Sequence[str | None], options: FolderOptions) -> None:

@@ -333,7 +333,7 @@ def test_a_real_ctrl_c(tmp_path):
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
     assert err.splitlines() == [
-        "To go on from the last complete epoch: edgecifar train --resume --out run --data synthetic",
+        "To go on from the last checkpoint: edgecifar train --resume --out run --data synthetic",
         "Stopped.",
     ]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]

@@ -180,6 +180,15 @@ class TestValidation:
         held_out = members(found.train_images[found.validation])
         assert not held_out & members(np.delete(found.train_images, found.validation, 0))
 
+    def test_no_class_is_held_out_whole(self, load, tmp_path):
+        rng = np.random.default_rng(6)
+        labels = [f"class {number:02}" for number in range(40)]
+        for split in ("train", "test"):
+            write(tmp_path / "few" / split, rng.integers(0, 256, (40, 32, 32, 3), np.uint8), labels)
+        found = load(tmp_path / "few", val=0.4)  # one picture of each class
+        assert len(found.validation) == 0
+        assert len(np.unique(found.train_labels)) == 40
+
     def test_another_split_is_another_data_set(self, load, own, given):
         for folder in (own, given):
             digests = {load(folder, val=share).digest for share in (0.0, 0.1, 0.3)}
