@@ -216,10 +216,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         harness.say(HEADER)
-        rows += measure(ours, requests_of(ours, images, expected), options, folder / "log")
+        made = requests_of(ours, images, expected)
+        rows += measure(ours, made, options, folder / "log")
         many = [Request(ask_binary(ours.path, images), expected)]
         rows += measure(ours, {MANY: many}, options, folder / "log")
-        made = requests_of(ours, images, expected)
         bodies = [request.data.partition(b"\r\n\r\n")[2] for kind in made.values() for request in kind]
         for floor in floors(folder, ours.path, bodies, expected):
             rows += measure(floor, made, options, folder / "log")

@@ -194,7 +194,7 @@ def floors(folder: Path, path: str, bodies: Sequence[bytes], expected: np.ndarra
     Args:
         folder: for the code and the answers.
         path: of the requests.
-        bodies: of the requests, one a picture, in one order as often as need be.
+        bodies: of the requests: those of all pictures in their order, once for each kind of request.
         expected: probabilities of the pictures, float32 [pictures, classes].
     """
     (folder / "answers.py").write_text(ANSWERS)

@@ -52,12 +52,10 @@ BATCHES = (1, 64)
 
 
 def untrained(widths: Sequence[int], contract: Contract) -> Residual:
-    """Return a student as a training begins with it, whose biases, once folded, are none that a file can leave out."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        student = Residual(contract.classes, widths)
-        for norm in student.norms:
-            torch.nn.init.normal_(cast("torch.nn.BatchNorm2d", norm).bias, std=0.1)
+    """Return a student as a training begins with it, but for biases that are not zero: a file leaves those out."""
+    student = Residual.untrained(contract.classes, widths, seed=0)
+    for norm in student.norms:
+        torch.nn.init.constant_(cast("torch.nn.BatchNorm2d", norm).bias, 0.1)
     return student.eval()
 
 
@@ -71,11 +69,8 @@ def int8_file(student: Residual, contract: Contract, folder: Path) -> bytes:
 
 def learnt(distiller: Distiller, widths: Sequence[int], dataset: Dataset, held_out: np.ndarray) -> dict[str, Any]:
     """Return how many of the held-out images a student has right after the distiller's epochs, as a row's "test"."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(distiller.seed)
-        student = Residual(dataset.contract.classes, widths)
-    named = {f"conv{number}": width for number, width in enumerate(widths, 1)}
-    logits = all_logits(distiller.tune(student, named), dataset.train_images[held_out])
+    student = Residual.untrained(dataset.contract.classes, widths, distiller.seed)
+    logits = all_logits(distiller.tune(student, student.widths), dataset.train_images[held_out])
     correct = int((logits.argmax(1) == dataset.train_labels[held_out]).sum())
     return {"images": len(held_out), "correct": correct, "accuracy": correct / len(held_out)}
 

@@ -39,6 +39,9 @@ class VariantName(StrEnum):
     all = "all"
 
 
+SMALL = {VariantName.edge, VariantName.tiny, VariantName.nano}
+
+
 class Layout(StrEnum):
     """Layouts that a bundle can be written in for other programs."""
 
@@ -133,8 +136,7 @@ def export(
     if run and run.exists() and kind_of(run) != "run":
         raise ModelError(f"{run} is not a run folder: name one that 'edgecifar train' made.")
     _check_usage(formats, variants, fine_tune, data if without_data else None)
-    lossy = {VariantName.edge, VariantName.tiny, VariantName.nano} & set(variants)
-    if max_bytes is not None and (len(lossy) != 1 or VariantName.all in variants):
+    if max_bytes is not None and (len(SMALL & {*variants}) != 1 or VariantName.all in variants):
         raise typer.BadParameter("--max-bytes is for one small variant: add --variant edge, tiny or nano.")
     if not fine_tune and (teachers or students != Students.narrowed):
         raise typer.BadParameter("--teacher and --students say how nets are fine-tuned: add --fine-tune EPOCHS.")
@@ -190,7 +192,7 @@ def _check_usage(formats: list[Format], variants: list[VariantName], fine_tune: 
     """Refuse options that contradict one another; `data` is given only beside --without-data."""
     if set(variants) != {VariantName.fp32} and not {Format.onnx, Format.all} & set(formats):
         raise typer.BadParameter("--variant chooses among the ONNX models: add --format onnx.")
-    if fine_tune and not {VariantName.edge, VariantName.tiny, VariantName.nano, VariantName.all} & set(variants):
+    if fine_tune and not {*SMALL, VariantName.all} & set(variants):
         raise typer.BadParameter("--fine-tune is for the lossy variants: add --variant edge or --variant tiny.")
     if data:
         raise typer.BadParameter("--data and --without-data exclude one another: give one of them.")

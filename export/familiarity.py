@@ -78,14 +78,14 @@ def _score(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.linear(hidden, weight, bias).logsumexp(1)
 
 
-def detectors(features: int) -> int:
+def detector_count(features: int) -> int:
     """Return how many linear functions of so many features there are."""
     return max(1, min(MAX_DETECTORS, MAX_CONSTANTS // (features + 1)))
 
 
 def constants(features: int) -> int:
     """Return how many float32 constants the score of so many features adds to a graph."""
-    return detectors(features) * (features + 1)
+    return detector_count(features) * (features + 1)
 
 
 def learn(known: np.ndarray, unknown: np.ndarray, head: tuple[np.ndarray, np.ndarray], seed: int = 0) -> Detectors:
@@ -102,7 +102,7 @@ def learn(known: np.ndarray, unknown: np.ndarray, head: tuple[np.ndarray, np.nda
         head: weight, float32 [classes, features], and bias, float32 [classes], of the last layer.
         seed: of all randomness.
     """
-    units = detectors(known.shape[1])
+    units = detector_count(known.shape[1])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are small: more threads cost more than they give
     try:

@@ -32,11 +32,8 @@ def halve(run: Run, out: Path) -> Run:
     if not record.is_finished:
         raise RunError(f"{run.folder} is not finished: resume it first.")
     for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            half = tensor.half()
-            if not half.isfinite().all():
-                raise RunError(f"{name} of {run.folder} has values that half precision cannot hold: keep it as it is.")
-            tensor.copy_(half)
+        if tensor.is_floating_point() and not tensor.half().isfinite().all():
+            raise RunError(f"{name} of {run.folder} has values that half precision cannot hold: keep it as it is.")
     copy = Run.create(out, record)
     copy.finish(net, record, run.metrics, torch.float16)
     return copy

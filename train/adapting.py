@@ -58,7 +58,7 @@ def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
             if "lr" in given:
                 smaller = replace(recipe, batch_size=smaller.batch_size)
             else:
-                changed.append(f"learning rates times {math.sqrt(smaller.batch_size / recipe.batch_size):.2f}")
+                changed.append(f"learning rates times {smaller.lr / recipe.lr:.2f}")
         recipe = smaller
     if "epochs" not in given:
         epochs = max(recipe.epochs, math.ceil(MIN_STEPS / math.ceil(images / recipe.batch_size)))
@@ -83,8 +83,7 @@ def with_smaller_batches(recipe: Recipe, images: int) -> Recipe:
     """
     batch_size = min(recipe.batch_size, max(MIN_BATCH_SIZE, images // BATCHES))
     share = math.sqrt(batch_size / recipe.batch_size)
-    rates = {name: share * getattr(recipe, name) for name in ("lr", "muon_lr", "head_lr")}
-    return replace(recipe, batch_size=batch_size, **rates) if share < 1 else recipe
+    return recipe.with_settings({"batch_size": batch_size, "lr": recipe.lr * share}) if share < 1 else recipe
 
 
 def imbalance(labels: np.ndarray) -> float:

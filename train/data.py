@@ -303,7 +303,7 @@ def _load_cifar10(root: Path, download: bool) -> Dataset:
         try:
             _supply(root, missing, lack)
         except DataError:
-            if not found:
+            if not found:  # the folder is not left behind
                 with contextlib.suppress(OSError):
                     root.rmdir()
             raise

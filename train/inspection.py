@@ -89,13 +89,7 @@ class Report:
         found = list(self.remarks)
         if self.unreadable:
             found.append(f"{len(self.unreadable):,} cannot be read: mend or remove them. {_some(self.unreadable)}")
-        for kind, chosen, remedy in (
-            ("under two labels", [p for p in self.pairs if p.is_contradiction], "keep the one that is right"),
-            ("in two splits", [p for p in self.pairs if p.is_leak], "keep one, or accuracy looks too good"),
-        ):
-            if chosen:
-                shown = _some(f"{pair.first} = {pair.second}" for pair in chosen)
-                found.append(f"{len(chosen):,} pairs of duplicates stand {kind}: {remedy}. {shown}")
+        found += self.wrong_duplicates()
         per_class = self.counts.get("train", {})
         if per_class and max(per_class.values()) > MAX_IMBALANCE * min(per_class.values()):
             least, most = min(per_class, key=per_class.__getitem__), max(per_class, key=per_class.__getitem__)
@@ -116,6 +110,18 @@ class Report:
                 f"{len(self.long):,} are more than {MAX_ASPECT:g} times as long as wide: 'crop' loses their ends; try "
                 f"the fit 'pad'. {_some(self.long)}"
             )
+        return found
+
+    def wrong_duplicates(self) -> list[str]:
+        """Return a sentence on the duplicates under two labels, and one on those in two splits, if there are such."""
+        found: list[str] = []
+        for kind, chosen, remedy in (
+            ("under two labels", [p for p in self.pairs if p.is_contradiction], "keep the one that is right"),
+            ("in two splits", [p for p in self.pairs if p.is_leak], "keep one, or accuracy looks too good"),
+        ):
+            if chosen:
+                shown = _some(f"{pair.first} = {pair.second}" for pair in chosen)
+                found.append(f"{len(chosen):,} pairs of duplicates stand {kind}: {remedy}. {shown}")
         return found
 
     def too_few(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,7 @@ def keep_data(dataset: Dataset, folder: Path) -> None:
         folder / DATA,
         DATA_SHEET,
     )
-    for sentence in [*replace(report, labels=(), counts={}, unreadable={}, remarks=()).problems(), *report.too_few()]:
+    for sentence in [*report.wrong_duplicates(), *report.too_few()]:
         log.warning("%s", sentence)
     document = {name: value for name, value in report.as_json().items() if name not in ("small", "long")}
     document["note"] = "Exact duplicates under two labels or in two splits only: 'edgecifar inspect' looks for more."

@@ -108,7 +108,7 @@ class Recipe:
         Raises:
             RecipeError: a setting is none that can be trained with.
         """
-        factor = settings["lr"] / self.lr if "lr" in settings else 1.0
+        factor = settings["lr"] / self.lr if "lr" in settings and self.lr else 1.0
         coupled = {"muon_lr": self.muon_lr * factor, "head_lr": self.head_lr * factor}
         return replace(self, **{**coupled, **settings})
 

@@ -236,11 +236,8 @@ class Search:
         """Yield residual students, ever larger, their widths in words, and how they were made."""
         for candidate in candidates:
             shown = f"residual {'-'.join(map(str, candidate))}"
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(distiller.seed)
-                student = Residual(self.contract.classes, candidate)
-            widths = {f"conv{number}": width for number, width in enumerate(candidate, 1)}
-            model = distiller.tune(student, widths).deployed(self.model.temperature, self.model.paired)
+            student = Residual.untrained(self.contract.classes, candidate, distiller.seed)
+            model = distiller.tune(student, student.widths).deployed(self.model.temperature, self.model.paired)
             self._note(f"{shown}, trained", self._calibrated(model, model.head))
             yield model, shown, f"residual net ({describe_widths(candidate)}), trained for {_learnt(distiller)}"
 

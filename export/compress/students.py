@@ -85,6 +85,19 @@ class Residual(nn.Module):
                 x = x + skip
         return self.head(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))
 
+    @classmethod
+    def untrained(cls, classes: int, widths: Sequence[int], seed: int) -> Residual:
+        """Return a student as a training with this seed begins with it; torch's random state stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(classes, widths)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The output channels of each convolution, by names such as "conv1"."""
+        convs = cast("list[nn.Conv2d]", [*self.convs])
+        return {f"conv{number}": conv.out_channels for number, conv in enumerate(convs, 1)}
+
     def deployed(self, temperature: float = 1.0, paired: bool = True) -> DeployedResidual:
         """Return the net as a device runs it; the arguments are those of `DeployedResidual`."""
         return DeployedResidual(self, temperature, paired)

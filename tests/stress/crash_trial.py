@@ -160,23 +160,24 @@ class Trial:
 
     def at_steps(self, steps: list[tuple[Any, str]] = STEPS) -> Iterator[str]:
         """Kill it before each of `steps`, and after the last: after another one is as before the next, or less."""
-        count, before = 1, True
-        while True:
 
-            def die(count: int = count, before: bool = before) -> None:
+        def killed(count: int, before: bool) -> tuple[int, str]:
+            def die() -> None:
                 die_at(count, before, steps)
                 self.work()
 
             self.restart()
-            code, words = forked(die)
-            if code == 0:  # there are fewer steps
-                require(before and count > 1, "it takes no step")
-                count, before = count - 1, False
-                continue
-            yield words if code != -signal.SIGKILL else self.aftermath()
-            if not before:
-                return
-            count += 1
+            return forked(die)
+
+        def lost(code: int, words: str) -> str:
+            return words if code != -signal.SIGKILL else self.aftermath()
+
+        taken = 0
+        while (end := killed(taken + 1, before=True))[0] != 0:
+            yield lost(*end)
+            taken += 1
+        require(taken > 0, "it takes no step")
+        yield lost(*killed(taken, before=False))
 
     def at_moments(self, kills: int, seed: int = 0) -> Iterator[str]:
         """Kill it so often, at moments drawn evenly from the whole time it takes; half the time once more at once."""

@@ -43,6 +43,13 @@ def test_the_validation_share_of_own_pictures_is_not_the_recipe_s(own, tiny):
     assert adapt(replace(FAST, held_out=0.3), tiny, given).held_out == 0.3
 
 
+def test_a_rate_of_zero_stays_zero(own):
+    still = FAST.with_settings({"lr": 0.0})
+    adapted = adapt(still, own(1_000), ("lr",))
+    assert adapted.batch_size == 90
+    assert (adapted.lr, adapted.muon_lr, adapted.head_lr) == (0, 0, 0)
+
+
 def test_advice_suits_the_split(own, lines):
     few = own(600)
     adapt(FAST, replace(few, origin={"options": {"val": 0.1, "test": 0.1}}), ())
