@@ -2,10 +2,14 @@
 """Copy a finished run with its weights in half precision: what taught the shipped students is kept so, in few bytes.
 
     python scripts/halve_run.py RUN OUT
+    python scripts/halve_run.py --students RUN
 
 OUT is a run like any other, for `--teacher`, `evaluate` or `export`. Its weights are computed with in float32, after
 rounding to half precision; its digest is another, so that what learns from it is not what learnt from RUN to the bit.
 The test figures in its record are those of RUN.
+
+With --students the students in RUN that are finished are rounded where they are, and RUN itself stays as it is: later
+exports take them as they would have taken what was rounded.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ from pathlib import Path
 
 import torch
 
+from edgecifar.export.compress.distill import FOLDER
 from edgecifar.runtime import EdgecifarError
 from edgecifar.runtime.errors import RunError
+from edgecifar.train.answers import store, stored
 from edgecifar.train.run import Run
 
 
@@ -39,18 +45,39 @@ def halve(run: Run, out: Path) -> Run:
     return copy
 
 
+def halve_students(run: Run) -> list[Path]:
+    """Round the finished students of `run` in place, and return their files.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    finished = []
+    for path in sorted((run.folder / FOLDER).glob("*.state")):
+        state = stored(path)
+        if state is None or "net" not in state or state["optimizers"]:  # a teacher's answers, or not finished
+            continue
+        halves = {name: t.half() if t.is_floating_point() else t for name, t in state["net"].items()}
+        store(path, {**state, "net": halves})
+        finished.append(path)
+    return finished
+
+
 def main() -> int:
     """Halve what is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    parser.add_argument("out", type=Path, metavar="OUT", nargs="?", help="the folder to make")
+    parser.add_argument("--students", action="store_true", help="round the finished students of RUN instead")
     given = parser.parse_args()
+    if given.students == (given.out is not None):
+        parser.error("name OUT, or say --students")
+    run = Run(given.run)
     try:
-        copy = halve(Run(given.run), given.out)
+        files = halve_students(run) if given.students else [*halve(run, given.out).folder.iterdir()]
     except EdgecifarError as error:
         sys.exit(f"halve_run.py: {error}")
-    size = sum(path.stat().st_size for path in copy.folder.iterdir())
-    print(f"{copy.folder}: {size / 1e6:.1f} MB")
+    for path in files:
+        print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 
 

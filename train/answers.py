@@ -326,8 +326,8 @@ def store(path: Path, state: dict[str, Any]) -> None:
     write_file(path, hashlib.sha256(content).digest() + content)
 
 
-def stored(path: Path, key: str) -> dict[str, Any] | None:
-    """Return what was stored under this key; None where nothing was, or it is damaged: it is then computed anew."""
+def stored(path: Path, key: str | None = None) -> dict[str, Any] | None:
+    """Return what was stored under this key, or under any; None where nothing was or it is damaged: it is made anew."""
     try:
         content = path.read_bytes()
     except OSError:  # not there, or something else is in its place: writing says so where it matters
@@ -337,6 +337,6 @@ def stored(path: Path, key: str) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return state if state["key"] == key else None
+        return state if key in (None, state["key"]) else None
     except Exception:  # torch's unpickler raises whatever the bytes lead it to
         return None

@@ -30,7 +30,7 @@ from ...train.answers import (
     stored,
 )
 from ...train.data import Dataset
-from ...train.devices import describe_device, enough_memory, in_bfloat16
+from ...train.devices import describe_device, enough_memory
 from ...train.distributed import Group
 from ...train.epochs import Loss, Material, Steps
 from ...train.net import Net
@@ -51,7 +51,7 @@ STUDENT_CUTOUT = 8
 """A square of so many pixels is cut out of the pictures that an untrained student learns from."""
 
 FOLDER = "students"
-"""Fine-tuned nets and the teacher's logits are kept in this folder of a run."""
+"""Students and the teacher's logits are kept in this folder of a run."""
 
 
 def recipe(epochs: int) -> Recipe:
@@ -101,16 +101,16 @@ class Itself:
 
 @dataclass(frozen=True)
 class Distiller:
-    """Fine-tunes students of one run, and keeps each in the run's folder: it is not computed twice.
+    """Fine-tunes students of one run, and keeps each in a run's folder: it is not computed twice.
 
     What is begun and interrupted goes on from its last complete epoch. The same run, student, recipe and seed give the
-    same weights on the same machine.
+    same weights on the same machine. What is finished is taken wherever it was made.
 
     A student sees each image in `VIEWS` ways, of which `train.answers.Views` has the teacher's logits.
 
     Attributes:
-        folder: the run's.
-        origin: digest of the run's weights.
+        folder: of the run that students are kept in.
+        origin: digest of the weights that a student begins with.
         teacher: the run's net, which students are narrowed from; it is not changed.
         images: uint8 [N, size, size, 3], what the run was trained on.
         labels: int64 [N].
@@ -135,9 +135,14 @@ class Distiller:
         return replace(self, recipe=replace(self.recipe, epochs=multiplier * self.recipe.epochs))
 
     def from_nothing(self, multiplier: int) -> Distiller:
-        """Return a distiller of the same run for nets that begin untrained, for `multiplier` times the epochs."""
+        """Return a distiller of the same run for nets that begin untrained, for `multiplier` times the epochs.
+
+        Where other runs teach, such a student owes nothing to the run's own net. It is then kept in the folder of the
+        first teacher, for all runs that are taught by it.
+        """
         longer = self.lasting(multiplier)
-        return replace(longer, recipe=replace(longer.recipe, name="student", cutout=STUDENT_CUTOUT))
+        longer = replace(longer, recipe=replace(longer.recipe, name="student", cutout=STUDENT_CUTOUT))
+        return replace(longer, folder=self.teachers.runs[0].folder, origin="") if self.teachers else longer
 
     def describe(self) -> dict[str, Any]:
         """Return all settings, as JSON values."""
@@ -159,7 +164,7 @@ class Distiller:
 
         Raises:
             RunError: the loss or a weight is not finite any more, or memory runs out.
-            OutputError: the run's folder cannot be written.
+            OutputError: the folder cannot be written.
         """
         recipe, key = self.recipe, self._key(student, widths)
         path = self._path(widths, key)
@@ -221,25 +226,23 @@ class Distiller:
         return self.folder / FOLDER / f"{'-'.join(map(str, widths.values()))}-{key[:12]}.state"
 
     def _key(self, student: nn.Module, widths: Mapping[str, int]) -> str:
-        """Return the digest of all that decides the weights, and of how they are laid out."""
-        return self._digest(
+        """Return the digest of what decides the weights, and of how they are laid out.
+
+        What computes is left out, though another precision gives other weights: a student is as good as the next.
+        """
+        return digest(
             {
                 "widths": dict(widths),
                 "recipe": asdict(self.recipe),
                 "loss": [DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT],
                 "views": [VIEWS, VIEW_BATCH_SIZE],
                 "layout": {name: list(tensor.shape) for name, tensor in student.state_dict().items()},
+                "origin": self.origin,
+                "teachers": self.teachers.origin if self.teachers else None,
+                "seed": self.seed,
+                "images": len(self.labels),
             }
         )
-
-    def _digest(self, what: dict[str, Any]) -> str:
-        """Return the digest of these JSON values, of the run, of its images, and of what computes.
-
-        Another kind of device draws other views of the same seed; another precision gives other logits and weights.
-        """
-        what = {**what, "device": self.device.type, "bfloat16": in_bfloat16(self.recipe, self.device)}
-        what = {**what, "origin": self.origin, "teachers": self.teachers.origin if self.teachers else None}
-        return digest({**what, "seed": self.seed, "images": len(self.labels)})
 
 
 def distiller_of(
@@ -251,7 +254,7 @@ def distiller_of(
     smaller batches.
 
     Args:
-        run: the run; students are kept in its folder.
+        run: the run; students are kept in its folder, or in that of their teacher.
         net: its net.
         dataset: what it was trained on.
         epochs: how long students learn.

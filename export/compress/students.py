@@ -78,11 +78,14 @@ class Residual(nn.Module):
             if number == SKIPPED[0]:
                 skip = x
             x = norm(conv(x))
-            if number in POOLED:  # before ReLU, which then has a quarter to do; the two may change places
+            early = number in POOLED and number != SKIPPED[1]
+            if early:  # before ReLU, which then has a quarter to do; the two may change places
                 x = torch.max_pool2d(x, 2)
             x = torch.relu(x)
             if number == SKIPPED[1]:
                 x = x + skip
+            if number in POOLED and not early:
+                x = torch.max_pool2d(x, 2)
         return self.head(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))
 
     @classmethod
@@ -139,10 +142,10 @@ class DeployedResidual(nn.Module):
             x = torch.relu(conv(x))
             if number == 1 and self.paired:
                 x = apart(x)
-            if number in POOLED:
-                x = torch.max_pool2d(x, 2)
             if number == SKIPPED[1]:
                 x = x + skip
+            if number in POOLED:
+                x = torch.max_pool2d(x, 2)
         # As a pool the maximum is int8's, too; as a reduction it would be computed in float.
         largest = torch.max_pool2d(x, (x.shape[2], x.shape[3])).flatten(1)
         return torch.cat([largest, x.mean((2, 3))], 1)

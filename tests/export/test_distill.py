@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,12 @@ import torch
 
 from edgecifar.export import build, variants
 from edgecifar.export.compress import distill, lossy, narrow, search
+from edgecifar.export.compress.students import Residual
 from edgecifar.export.graph import Deployed
 from edgecifar.export.options import ExportOptions
 from edgecifar.runtime.errors import OutputError, ParityError, RunError
 from edgecifar.train import devices
+from edgecifar.train.answers import Teachers
 from edgecifar.train.calibration import fit_temperature
 from edgecifar.train.inference import logits_with
 from edgecifar.train.net import LAYERS
@@ -150,6 +153,24 @@ class TestDistiller:
         path.mkdir()  # whatever it is, it is not a student
         assert not made.holds(start, WIDTHS)
 
+    def test_what_is_finished_is_taken_wherever_it_was_made(self, distiller, start, monkeypatch):
+        monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: True)
+        distiller(recipe=ONE).tune(copy.deepcopy(start), WIDTHS)
+        monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: False)
+        assert distiller(recipe=ONE).holds(start, WIDTHS)
+
+    def test_from_nothing_under_other_teachers_it_is_kept_with_them_for_all_runs(self, distiller, run, small, tmp_path):
+        kept = run.folder / distill.FOLDER
+        for name in ("one", "other"):
+            student = Residual.untrained(10, (8,) * 7, 0)
+            made = distiller(folder=tmp_path / name, origin=name, recipe=ONE, teachers=Teachers((run,)))
+            made = made.from_nothing(1)
+            assert made.holds(student, student.widths) is (name == "other")
+            made.tune(student, student.widths)
+        assert list(kept.glob("8-8-8-8-8-8-8-*.state"))
+        assert not (tmp_path / "one").exists()
+        shutil.rmtree(kept)
+
     def test_memory_that_runs_out(self, distiller, start, monkeypatch):
         def hungry(self, *_):
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -251,13 +272,10 @@ class TestViews:
         assert not torch.equal(exact, rough)
         assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
 
-    def test_another_precision_has_students_and_answers_of_its_own(self, distiller, start, tmp_path, monkeypatch):
+    def test_another_precision_has_answers_of_its_own(self, distiller, tmp_path, monkeypatch):
         for there in (True, False):
             monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda there=there: there)
-            made = distiller(recipe=ONE)
-            assert not made.holds(start, WIDTHS)
-            made.tune(copy.deepcopy(start), WIDTHS)
-            assert made.holds(start, WIDTHS)
+            distiller(recipe=ONE)._view(0)
         assert len(self.stored(tmp_path)) == 2
 
     def test_a_view_and_the_next_show_both_sides(self, distiller):

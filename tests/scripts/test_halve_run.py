@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgecifar.export.compress.distill import FOLDER
 from edgecifar.runtime.errors import RunError
+from edgecifar.train.answers import store, stored
 from edgecifar.train.run import WEIGHTS, Run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "halve_run.py"
@@ -34,6 +36,26 @@ def test_half_the_bytes_and_weights_that_are_rounded(script, run, tmp_path):
         assert after[name].dtype == tensor.dtype
     assert replace(copy.record, weights_sha256=None) == replace(run.record, weights_sha256=None)
     assert copy.metrics == run.metrics
+
+
+def test_finished_students_are_rounded_where_they_are(script, tmp_path):
+    net, key = {"weight": torch.randn(300), "seen": torch.tensor(7)}, "a digest"
+    states = {
+        "finished": {"key": key, "net": net, "optimizers": [], "epoch": 2},
+        "begun": {"key": key, "net": net, "optimizers": [{}], "epoch": 1},
+        "teacher_logits.0-abc": {"key": key, "logits": torch.randn(9)},
+    }
+    paths = {name: tmp_path / FOLDER / f"{name}.state" for name in states}
+    for name, state in states.items():
+        store(paths[name], state)
+    before = {name: path.read_bytes() for name, path in paths.items()}
+    assert script.halve_students(Run(tmp_path)) == [paths["finished"]]
+    found = stored(paths["finished"], key)
+    assert found["epoch"] == 2
+    assert torch.equal(found["net"]["weight"], net["weight"].half())
+    assert torch.equal(found["net"]["seen"], net["seen"])
+    for name in ("begun", "teacher_logits.0-abc"):
+        assert paths[name].read_bytes() == before[name]
 
 
 def test_what_is_not_finished_is_refused(script, run, tmp_path):
