@@ -21,7 +21,7 @@ from onnx_entries import Measurement, entries_of
 
 from edgecifar.export import build
 from edgecifar.export.options import ExportOptions
-from edgecifar.export.parity import Limits, Reference, compare, in_batches
+from edgecifar.export.parity import Limits, Reference, compare
 from edgecifar.export.variants import FP16_ACCURACY_DROP, FP16_MAX_PROBABILITY_DIFFERENCE
 from edgecifar.runtime.errors import DataError, EdgecifarError, ProviderError
 from edgecifar.runtime.session import Session
@@ -31,7 +31,7 @@ from edgecifar.train.data import Dataset
 from edgecifar.train.distributed import Group
 from edgecifar.train.epochs import Loss, Material, Steps
 from edgecifar.train.graphs import GraphedSteps, make_steps
-from edgecifar.train.inference import logits_with
+from edgecifar.train.inference import in_batches, logits_with
 from edgecifar.train.listeners import Progress, Silent
 from edgecifar.train.nets import make_net
 from edgecifar.train.optimizer import make_optimizers

@@ -17,13 +17,13 @@ from ..runtime.errors import DataError, ModelError, OutputError, ParityError
 from ..runtime.folder import write_sums
 from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, ONNX, PARITY, Manifest, Variant
 from ..train.data import SYNTHETIC, Dataset, synthetic
-from ..train.inference import logits_with
+from ..train.inference import Function, in_batches, logits_with
 from ..train.run import Run
 from . import card, familiarity, models, parity
 from .compress.search import Made
 from .familiarity import Added
 from .options import ExportOptions
-from .parity import Function, Limits, Parity, Reference
+from .parity import Limits, Parity, Reference
 from .variants import Source, Target, targets
 
 log = logging.getLogger("edgecifar")
@@ -127,7 +127,7 @@ def _reference(source: Source) -> Reference:
             images = np.concatenate([images, dataset.train_images[::every][:more]])
             data += " and training"
     log.info("Computing the net's own logits of %s %s images …", f"{len(images):,}", data)
-    eager = parity.in_batches(logits_with(source.net), images)
+    eager = in_batches(logits_with(source.net), images)
     return Reference(images, data, eager, labels, source.provenance.temperature)
 
 
@@ -171,7 +171,7 @@ def _against_torch_form(result: Parity, exported: Function, form: nn.Module, ref
     def logits(images: np.ndarray) -> np.ndarray:
         return form(torch.from_numpy(images))[1].numpy()
 
-    own = replace(reference, logits=parity.in_batches(logits, reference.images))
+    own = replace(reference, logits=in_batches(logits, reference.images))
     found = parity.compare(exported, own, Limits(INT8_ACCURACY_DROP))
     figures: dict[str, float] = {"agree": found.agree}
     if found.max_probability_difference is not None:

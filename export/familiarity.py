@@ -25,11 +25,12 @@ from ..runtime.errors import DataError, ParityError
 from ..runtime.manifest import Familiarity
 from ..runtime.providers import first_sentence, import_onnxruntime
 from ..train.data import Dataset
+from ..train.inference import Function, in_batches
 from .compress.students import DeployedResidual
 from .formats import onnx as onnx_format
 from .graph import Deployed
 from .outliers import outliers
-from .parity import ATOL, BATCH_SIZES, RTOL, Function, in_batches
+from .parity import ATOL, BATCH_SIZES, RTOL
 
 NAME = "familiarity"
 """What the output is called."""

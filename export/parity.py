@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ..runtime.metrics import score
+from ..train.inference import BATCH_SIZE, Function, in_batches
 
 ATOL = RTOL = 1e-4
 """Bounds on a logit of an exact (fp32) format: |exported - eager| <= ATOL + RTOL * |eager|."""
@@ -16,13 +17,8 @@ ATOL = RTOL = 1e-4
 BATCH_SIZES = (1, 2, 7, 64)
 """A model is run at these batch sizes; 1 and 2 expose a batch dimension that was frozen."""
 
-COMPARISON_BATCH_SIZE = 250
-"""All images are compared at this batch size."""
-
 MAX_DIFFERENCE_BETWEEN_BATCH_SIZES = 0.05
 """A lossy model may move a probability by so much between batch sizes: kernels round differently."""
-
-Function = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -123,11 +119,6 @@ def tested_images(parity: Mapping[str, Any]) -> int:
     return parity.get("tested") or parity["images"]  # in earlier versions they were all the images
 
 
-def in_batches(logits: Function, images: np.ndarray, size: int = COMPARISON_BATCH_SIZE) -> np.ndarray:
-    """Return the logits of all `images`, float32 [N, classes], computed `size` at a time."""
-    return np.concatenate([logits(images[start : start + size]) for start in range(0, len(images), size)])
-
-
 def refused(reference: Reference, failure: str, batch_sizes: Sequence[int] = ()) -> Parity:
     """Return what is known of a model whose logits cannot be compared: the reason, and the batch sizes that ran."""
     return Parity(len(reference.images), reference.data, batch_sizes=tuple(batch_sizes), failure=failure)
@@ -143,8 +134,8 @@ def compare(exported: Function, reference: Reference, limits: Limits) -> Parity:
     """
     images, eager = reference.images, reference.logits
     by_size: dict[int, np.ndarray] = {}
-    for size in (*BATCH_SIZES, COMPARISON_BATCH_SIZE):
-        some = images if size == COMPARISON_BATCH_SIZE else images[: 2 * size]
+    for size in (*BATCH_SIZES, BATCH_SIZE):
+        some = images if size == BATCH_SIZE else images[: 2 * size]
         try:
             logits = in_batches(exported, some, size)
         except Exception as error:  # whatever an engine raises: the gate names the model and goes on to the next
@@ -154,7 +145,7 @@ def compare(exported: Function, reference: Reference, limits: Limits) -> Parity:
             failure = f"gives logits of shape {list(logits.shape)} at batch size {size}"
             return refused(reference, failure, tuple(by_size))
         by_size[size] = logits
-    logits = by_size.pop(COMPARISON_BATCH_SIZE)
+    logits = by_size.pop(BATCH_SIZE)
     difference = np.abs(logits - eager)
     finite, moved, result, p_value = bool(np.isfinite(logits).all()), None, None, None
     if finite:

@@ -194,21 +194,34 @@ def inspect(
 
 def _pairs(pictures: Pictures, splits: Sequence[str | None]) -> list[Pair]:
     """Return all exact duplicates, each with the first of its kind, and all near ones."""
-    rows = [row for row in range(len(pictures.entries)) if row not in pictures.errors]
+    exact = exact_pairs(pictures, splits)
+    known = {*pictures.errors, *(other for _, other in _exact_duplicates(pictures))}
+    unique = [row for row in range(len(pictures.entries)) if row not in known]
+    near = near_duplicates(np.asarray(pictures.images[unique]))
+    return exact + [_pair(pictures, splits, unique[one], unique[other], False) for one, other in near]
+
+
+def exact_pairs(pictures: Pictures, splits: Sequence[str | None]) -> list[Pair]:
+    """Return the pictures whose files are equal byte for byte, each with the first of its kind.
+
+    Args:
+        pictures: all pictures.
+        splits: the split of each.
+    """
+    return [_pair(pictures, splits, one, other, True) for one, other in _exact_duplicates(pictures)]
+
+
+def _exact_duplicates(pictures: Pictures) -> list[tuple[int, int]]:
     first: dict[str, int] = {}
-    exact: list[tuple[int, int]] = []
-    for row in rows:
-        if (one := first.setdefault(pictures.digests[row], row)) != row:
-            exact.append((one, row))
-    unique = sorted(first.values())
-    near = [(unique[one], unique[other]) for one, other in near_duplicates(np.asarray(pictures.images[unique]))]
-    entries = pictures.entries
+    rows = [row for row in range(len(pictures.entries)) if row not in pictures.errors]
+    pairs = [(first.setdefault(pictures.digests[row], row), row) for row in rows]
+    return [(one, other) for one, other in pairs if one != other]
 
-    def pair(one: int, other: int, is_exact: bool) -> Pair:
-        labels = entries[one].label, entries[other].label
-        return Pair(entries[one].path, entries[other].path, is_exact, labels, (str(splits[one]), str(splits[other])))
 
-    return [pair(one, other, True) for one, other in exact] + [pair(one, other, False) for one, other in near]
+def _pair(pictures: Pictures, splits: Sequence[str | None], one: int, other: int, exact: bool) -> Pair:
+    first, second = pictures.entries[one], pictures.entries[other]
+    labels, where = (first.label, second.label), (str(splits[one]), str(splits[other]))
+    return Pair(first.path, second.path, exact, labels, where)
 
 
 def _odd_shapes(pictures: Pictures, size: int) -> tuple[list[str], list[str]]:

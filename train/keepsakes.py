@@ -13,8 +13,7 @@ import numpy as np
 from ..runtime.files import write_file
 from . import plots
 from .data import Dataset
-from .folders import Pictures, SplitPictures
-from .inspection import Pair, Report, draw_sheet
+from .inspection import Report, draw_sheet, exact_pairs
 
 log = logging.getLogger("edgecifar")
 
@@ -55,7 +54,9 @@ def keep_data(dataset: Dataset, folder: Path) -> None:
     """
     if dataset.pictures is None:
         return
-    pictures, pairs = dataset.pictures.pictures, tuple(_wrong_duplicates(dataset.pictures))
+    pictures = dataset.pictures.pictures
+    duplicates = exact_pairs(pictures, [*dataset.pictures.splits])
+    pairs = tuple(pair for pair in duplicates if pair.is_leak or pair.is_contradiction)
     unreadable = {pictures.entries[row].path: error for row, error in pictures.errors.items()}
     remarks = list(pictures.listing.remarks)
     if pictures.listing.left_out.reasons:
@@ -87,22 +88,6 @@ def keep_data(dataset: Dataset, folder: Path) -> None:
     document["note"] = "Exact duplicates under two labels or in two splits only: 'edgecifar inspect' looks for more."
     write_file(folder / DATA, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
     draw_sheet(pictures, folder / DATA_SHEET)
-
-
-def _wrong_duplicates(split: SplitPictures) -> list[Pair]:
-    """Return the files that are equal byte for byte under two labels or in two splits."""
-    pictures: Pictures = split.pictures
-    first: dict[str, int] = {}
-    pairs = []
-    for row, (entry, digest) in enumerate(zip(pictures.entries, pictures.digests, strict=True)):
-        if row in pictures.errors or (one := first.setdefault(digest, row)) == row:
-            continue
-        other = pictures.entries[one]
-        splits = str(split.splits[one]), str(split.splits[row])
-        pair = Pair(other.path, entry.path, True, (other.label, entry.label), splits)
-        if pair.is_leak or pair.is_contradiction:
-            pairs.append(pair)
-    return pairs
 
 
 def keep_mistakes(dataset: Dataset, probabilities: np.ndarray, folder: Path) -> list[Mistake]:

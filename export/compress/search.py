@@ -22,10 +22,10 @@ from ...runtime.errors import DataError, ParityError
 from ...runtime.session import Session
 from ...train.calibration import fit_temperature
 from ...train.data import Dataset
+from ...train.inference import in_batches
 from ...train.net import LAYERS, Net
 from ..formats import onnx as onnx_format
 from ..graph import Deployed
-from ..parity import in_batches
 from .distill import Distiller
 from .lossy import LossyVariant, Wanted
 from .low_rank import FACTORED, Principal, principal_outputs, split

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from ...runtime.contract import METADATA_PREFIX, Contract
 OPSET = 18
 
 
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keep torch's exporter from warning about its own internals."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
+
+
 def write(model: nn.Module, path: Path, contract: Contract, provenance: Mapping[str, Any]) -> None:
     """Write `model` as one self-contained ONNX file whose batch dimension is free.
 
@@ -28,9 +43,7 @@ def write(model: nn.Module, path: Path, contract: Contract, provenance: Mapping[
         provenance: JSON values that go into the file's metadata.
     """
     example = torch.zeros(2, *contract.picture_shape, dtype=torch.uint8)  # a batch of 1 would be frozen into the graph
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with _quiet():
         program = torch.onnx.export(
             model,
             (example,),

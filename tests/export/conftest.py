@@ -26,8 +26,7 @@ def tmp_path(tmp_path):
 @pytest.fixture(scope="session")
 def eager(net, small):
     """The net's own logits of the small test images, float32 [130, 10]."""
-    from edgecifar.export.parity import in_batches
-    from edgecifar.train.inference import logits_with
+    from edgecifar.train.inference import in_batches, logits_with
 
     return in_batches(logits_with(net), small.test_images)
 

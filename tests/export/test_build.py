@@ -20,13 +20,12 @@ from edgecifar.export import build, familiarity, models
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions
 from edgecifar.export.outliers import outliers
-from edgecifar.export.parity import in_batches
 from edgecifar.runtime import signing
 from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.errors import DataError, OutputError, ParityError, RunError
 from edgecifar.runtime.metrics import evaluate
 from edgecifar.runtime.session import Session
-from edgecifar.train.inference import logits_with
+from edgecifar.train.inference import in_batches, logits_with
 from edgecifar.train.run import Run
 
 MODELS = {

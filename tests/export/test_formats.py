@@ -17,8 +17,8 @@ import pytest
 from edgecifar.export import models
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.formats import pt2, torchscript
-from edgecifar.export.parity import in_batches
 from edgecifar.runtime.contract import METADATA_PREFIX, Contract
+from edgecifar.train.inference import in_batches
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt", "pt2": "model.pt2"}
 FP32 = ("fp32", "torchscript", "pt2")

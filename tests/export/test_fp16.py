@@ -13,11 +13,11 @@ from edgecifar.export import build, variants
 from edgecifar.export.formats import fp16
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions
-from edgecifar.export.parity import in_batches
 from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.choice import choose
 from edgecifar.runtime.errors import ParityError
 from edgecifar.runtime.session import Session
+from edgecifar.train.inference import in_batches
 
 BOTH = ExportOptions(variants=("fp16", "fp32"))
 

@@ -16,6 +16,7 @@ from edgecifar.export import parity
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.formats import pt2, torchscript
 from edgecifar.runtime.metrics import score
+from edgecifar.train.inference import in_batches
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (130, 10)).astype(np.float32)
 IMAGES = np.zeros((130, 32, 32, 3), np.uint8)
@@ -270,7 +271,7 @@ def test_in_batches_covers_every_image_once():
         sizes.append(len(images))
         return table_lookup(images)
 
-    np.testing.assert_array_equal(parity.in_batches(logits, IMAGES, 50), LOGITS)
+    np.testing.assert_array_equal(in_batches(logits, IMAGES, 50), LOGITS)
     assert sizes == [50, 50, 30]
 
 

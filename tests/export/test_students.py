@@ -19,12 +19,13 @@ from edgecifar.export.compress.students import MIDDLE_WIDTHS, Residual, scaled
 from edgecifar.export.familiarity import constants
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions
-from edgecifar.export.parity import Limits, Reference, in_batches
+from edgecifar.export.parity import Limits, Reference
 from edgecifar.export.variants import Target
 from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.errors import ParityError, RunError
 from edgecifar.runtime.session import Session
 from edgecifar.train.augment import normalise
+from edgecifar.train.inference import in_batches
 
 WIDTHS = (8, 8, 8, 16, 8, 16, 16)
 ROOT = Path(__file__).parents[2]
