@@ -21,6 +21,7 @@ from . import choice
 from .bundle import Bundle
 from .classifier import BATCH, Classifier
 from .errors import BundleError, InputError, OutputError, PictureError
+from .files import temporary_folder
 from .machine import usable_cpus
 from .manifest import MANIFEST, SUMS
 from .outputs import open_output
@@ -211,11 +212,9 @@ class PackedBundle:
 
     def classifier(self, provider: str = "cpu", threads: int | None = None) -> Classifier:
         """Return a classifier of it; the arguments are those of `Classifier`, and so is what is raised."""
-        import tempfile  # slow, and nothing else needs it
-
-        with tempfile.TemporaryDirectory(prefix="edgecifar-") as folder:
+        with temporary_folder() as folder:
             for name, content in self.files.items():
-                Path(folder, name).write_bytes(content)
+                (folder / name).write_bytes(content)
             return Classifier(folder, self.variant, provider, threads)
 
 

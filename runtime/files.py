@@ -105,6 +105,15 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
             staged.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Generator[Path]:
+    """Yield an empty folder that is deleted when the block ends; an `OutputError` says where its disk is full."""
+    import tempfile  # slow, and seldom needed
+
+    with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="edgecifar-") as folder:
+        yield Path(folder)
+
+
 def lock(path: Path) -> Callable[[], None]:
     """Keep other processes from taking `path`, a file or a folder, until the function that is returned is called.
 

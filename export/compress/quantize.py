@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 
 from ...runtime.contract import Contract
+from ...runtime.files import temporary_folder
 
 CALIBRATION_IMAGES = 1_000
 """The int8 ranges are taken from so many images, held-out ones first."""
@@ -50,8 +50,8 @@ def quantize(
                 batch = next(self.batches, None)
                 return None if batch is None else {contract.input_name: batch}
 
-        with tempfile.TemporaryDirectory() as folder:
-            prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        with temporary_folder() as folder:
+            prepared, result = folder / "prepared.onnx", folder / "int8.onnx"
             # Symbolic shapes, which are of no use here, cannot be inferred of every graph.
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             nodes = onnx.load(prepared).graph.node

@@ -6,7 +6,6 @@ import bisect
 import functools
 import logging
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 
 from ...runtime.contract import Contract
 from ...runtime.errors import DataError, ParityError
+from ...runtime.files import temporary_folder
 from ...runtime.session import Session
 from ...train.calibration import fit_temperature
 from ...train.data import Dataset
@@ -313,8 +313,8 @@ class Search:
     def _quantize(self, model: Lossy, shown: str) -> tuple[onnx.ModelProto, str, float]:
         """Return the int8 form of `model` by the best calibrator, which that is, and its held-out accuracy, 0 to 1."""
         found = []
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "float.onnx"
+        with temporary_folder() as folder:
+            source = folder / "float.onnx"
             onnx_format.write(model, source, self.contract, {})
             for calibrator in CALIBRATORS:
                 quantized = quantize(source, self.calibration, self.contract, calibrator)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from ...runtime.contract import Contract
+from ...runtime.files import temporary_folder
 from . import onnx as onnx_format
 
 
 def write(model: nn.Module, path: Path, contract: Contract, provenance: Mapping[str, Any]) -> None:
     """Write the float16 form of `model` as an ONNX file; the arguments are those of `formats.onnx.write`."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "float.onnx"
+    with temporary_folder() as folder:
+        source = folder / "float.onnx"
         onnx_format.write(model, source, contract, provenance)
         onnx_format.save(halve(onnx.load(source), contract.logits_name), path, contract, provenance)
 

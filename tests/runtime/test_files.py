@@ -8,6 +8,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -335,6 +336,22 @@ class TestNewFolder:
         with pytest.raises(OutputError, match=r"is in the way|is not a folder"), new_folder(tmp_path / "file" / "made"):
             pass
         assert names(tmp_path) == ["file"]
+
+
+class TestTemporaryFolder:
+    def test_it_is_gone_afterwards(self):
+        with files.temporary_folder() as folder:
+            (folder / "model").write_bytes(b"...")
+        assert not folder.exists()
+
+    def test_its_own_disk_is_blamed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+        (tmp_path / "elsewhere").mkdir()
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with pytest.raises(OutputError, match="the disk that holds .*elsewhere is full"):
+            with files.new_folder(tmp_path / "bundle"), files.temporary_folder():
+                raise full
+        assert not (tmp_path / "bundle").exists()
 
 
 class TestLeftovers:
