@@ -16,8 +16,8 @@ LAYERS = 7
 UNPADDED = 2
 """So many of the first convolutions have no padding: normalisation is folded into the first, which padding forbids."""
 
-POOLED = (2, 3)
-"""After these convolutions, counted from 1, the picture is halved."""
+POOLED = (2, 3, 6)
+"""After these convolutions, counted from 1, the picture is halved, and after a skip that ends there."""
 
 SKIPPED = (5, 6)
 """Over these convolutions, counted from 1, leads the skip: their input is added to their output."""
@@ -30,14 +30,14 @@ MIDDLE_WIDTHS = range(16, 513, 8)
 def scaled(middle: int) -> tuple[int, ...]:
     """Return the widths of a residual student by that of its fourth to sixth convolution, a multiple of 8.
 
-    The first has 16 channels; the others grow with the middle, in steps of 16, which int8 kernels compute at once. With
-    96 it is the net that was tried first.
+    The first has 16 channels; the others grow with the middle, in steps of 16, which int8 kernels compute at once. The
+    last is the widest: it sees so small a picture that it takes little time.
     """
 
     def part(share: float) -> int:
         return max(16, 16 * round(share * middle / 16))
 
-    return (16, part(1 / 3), part(2 / 3), middle, middle, middle, part(4 / 3))
+    return (16, part(1 / 3), part(2 / 3), middle, middle, middle, part(2))
 
 
 def describe_widths(widths: Sequence[int]) -> str:
@@ -49,8 +49,8 @@ class Residual(nn.Module):
     """Seven 3x3 convolutions with one skip, global maximum and mean, and one linear layer, as it is trained.
 
     The first two convolutions have no padding, the others are padded by one pixel; each is followed by batch norm and
-    ReLU. Pools of 2x2 follow the second and the third. Over the fifth and sixth leads a skip, for which the fourth and
-    the sixth must be equally wide.
+    ReLU. Over the fifth and sixth leads a skip, for which the fourth and the sixth must be equally wide. Pools of 2x2
+    follow the second, the third, and the skip.
 
     Args:
         classes: number of classes.
@@ -78,14 +78,11 @@ class Residual(nn.Module):
             if number == SKIPPED[0]:
                 skip = x
             x = norm(conv(x))
-            early = number in POOLED and number != SKIPPED[1]
-            if early:  # before ReLU, which then has a quarter to do; the two may change places
-                x = torch.max_pool2d(x, 2)
-            x = torch.relu(x)
             if number == SKIPPED[1]:
-                x = x + skip
-            if number in POOLED and not early:
+                x = torch.relu(x) + skip
+            if number in POOLED:  # before ReLU, which then has a quarter to do; the two may change places
                 x = torch.max_pool2d(x, 2)
+            x = torch.relu(x)  # of a skip it changes nothing
         return self.head(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))
 
     @classmethod
