@@ -278,14 +278,15 @@ def with_kept(found: dict[str, Any], earlier: Path) -> dict[str, Any]:
 
     Args:
         found: what was measured now.
-        earlier: the file that was kept; one of another machine or other versions, or none, gives nothing.
+        earlier: the file that was kept; one of another machine, other versions or settings, or none, gives nothing.
     """
     if not earlier.exists():
         return found
     kept = json.loads(earlier.read_text())
     volatile = {"load_average": None}
-    if kept["machine"] | volatile != found["machine"] | volatile:
-        harness.say(f"{earlier} is of another machine or other versions: its other sections are not kept.")
+    same = kept["machine"] | volatile == found["machine"] | volatile and kept["settings"] == found["settings"]
+    if not same:
+        harness.say(f"{earlier} is of another machine, other versions or settings: its other sections are not kept.")
         return found
     new = {one["section"] for one in found["rows"]}
     rows = [one for one in kept["rows"] if one["section"] not in new] + found["rows"]

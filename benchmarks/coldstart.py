@@ -223,7 +223,7 @@ def _figures(name: str, seconds: Sequence[float]) -> dict[str, Any]:
 
 def same_answer(ours: str, shortest: str) -> None:
     """Require that both outputs put the same class first; otherwise the two did not do the same."""
-    first, answer = ours.splitlines()[1].split()[0], shortest.split()[0]
+    first, answer = ours.splitlines()[1].split()[0].strip("[]"), shortest.split()[0]  # in brackets: unknown
     if first != answer:
         raise EdgecifarError(f"edgecifar says {first}, the shortest script {answer}: they cannot be compared.")
 

@@ -258,6 +258,8 @@ def main() -> None:
         "kinds": given.kinds,
         "images": given.images,
     }
+    if given.kinds == "tuning" and save == report.RESULTS / "unknown.json":
+        save = save.with_name("unknown-tuning.json")  # the other is of the kinds that nothing was chosen by
     report.finish(report.document("unknown", settings, rows), far_table(rows), save)
 
 

@@ -1,4 +1,4 @@
-"""The part of `evaluate` that needs no torch: bundles and ONNX files on labelled pictures."""
+"""The part of `evaluate` that measures on labelled pictures; for bundles and ONNX files it needs no torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import os
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from .app import say
+
+if TYPE_CHECKING:
+    from ..runtime.evaluation import Model
 
 CIFAR10_FILES = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
 """What CIFAR-10's own folder and archive are called; torchvision reads them."""
@@ -28,7 +32,7 @@ class Split(StrEnum):
 
 
 def own_pictures(data: str | None, model: Path) -> Path | None:
-    """Return the folder or CSV that `data` names, where it holds labelled pictures and the model needs no torch.
+    """Return the folder or CSV that `data` names, where it holds labelled pictures.
 
     Raises:
         ModelError: there is no such model.
@@ -39,10 +43,9 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
     from ..runtime.manifest import SYNTHETIC
     from ..runtime.paths import kind_of
 
-    if kind_of(model) not in ("bundle", "onnx"):
-        return None
+    kind = kind_of(model)
     named = data or os.environ.get("EDGECIFAR_DATA")
-    with_torch = find_spec("torchvision") is not None
+    with_torch = kind not in ("bundle", "onnx") or find_spec("torchvision") is not None
     if not named:
         if with_torch:
             return None
@@ -55,6 +58,21 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
     return path if path.exists() and recognise(path) else None
 
 
+def _of_torch(path: Path, variant: str | None, provider: str) -> Model:
+    """Return a run, or a .pt or .pt2 file, as `runtime.evaluation` takes it; what is raised, `models.load` says."""
+    from ..export import models
+    from ..runtime.errors import ModelError
+    from ..runtime.evaluation import Model
+
+    loaded = models.load(path, variant, provider)
+    if loaded.contract is None:
+        raise ModelError(f"{path} is of an earlier version and does not name its classes: export it again.")
+    dataset = {"name": loaded.dataset, "origin": loaded.origin} if loaded.dataset else {}
+    return Model(
+        loaded.kind, loaded.probabilities, loaded.contract, loaded.provider, None, dataset, loaded.trained_on_val
+    )
+
+
 def evaluate_files(
     model: Path,
     data: Path,
@@ -65,13 +83,14 @@ def evaluate_files(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the figures of an ONNX file or a bundle on labelled pictures; exit code 1 where some cannot be read."""
+    """Print the figures of a model on labelled pictures; exit code 1 where some cannot be read."""
     from ..runtime.evaluation import ALL, evaluate, load
+    from ..runtime.paths import kind_of
     from .display import json_text
     from .progress import Progress
     from .training_display import evaluation_table
 
-    loaded = load(model, variant, provider)
+    loaded = (load if kind_of(model) in ("bundle", "onnx") else _of_torch)(model, variant, provider)
     if loaded.variant:
         say(f"{model}: variant {loaded.variant} on {loaded.provider}")
     with Progress(None) as progress:

@@ -201,24 +201,20 @@ def evaluate(
         evaluate_files(model, own, variant=variant, provider=provider, split=split, plot=plot, as_json=as_json)
         return
     if split:
-        raise typer.BadParameter("--split is for a folder or a CSV of labelled pictures, and a bundle or .onnx file.")
+        raise typer.BadParameter("--split is for a folder or a CSV of labelled pictures.")
     from ..export import models
     from ..runtime.metrics import evaluate as measure
     from ..train import data as datasets
-    from ..train.folders import FolderOptions
     from .display import counting
     from .progress import Progress
     from .training_display import evaluation_table
 
     loaded = models.load(model, variant, provider)
     trained_on_drawn = loaded.dataset == datasets.SYNTHETIC  # measured on its own kind unless told otherwise
-    options = FolderOptions.recorded(loaded.origin)
-    if not options and loaded.contract:  # a .pt file does not say how its pictures were split, but how they were read
-        options = FolderOptions(fit=loaded.contract.preprocessing.fit)
     datasets.require_named(data, loaded.dataset or "the data set", loaded.origin)
     with Progress(None) as reading:
         named = data or (datasets.SYNTHETIC if trained_on_drawn else None)
-        dataset = datasets.load(named, options=options, progress=reading.update_of)
+        dataset = datasets.load(named, progress=reading.update_of)
     contract = loaded.contract or dataset.contract
     images, labels = dataset.test_images, dataset.test_labels_as(contract.labels)
     if loaded.variant:

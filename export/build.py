@@ -16,11 +16,11 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import DataError, ModelError, OutputError, ParityError
 from ..runtime.folder import write_sums
 from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, ONNX, PARITY, Manifest, Variant
-from ..train.data import SYNTHETIC, Dataset, synthetic
+from ..train.data import SYNTHETIC, Dataset, other_data, synthetic
 from ..train.inference import Function, in_batches, logits_with
 from ..train.run import Run
 from . import card, familiarity, models, parity
-from .compress.search import Made
+from .compress.search import Made, spread_over
 from .familiarity import Added
 from .options import ExportOptions
 from .parity import Limits, Parity, Reference
@@ -76,7 +76,7 @@ def export(
             option="without_data",
         )
     if dataset is not None and dataset.digest != run.record.dataset.sha256:
-        raise DataError(f"{run.folder} was trained on other data ({name}): name those.", option="data")
+        raise DataError(f"{run.folder} {other_data(name, dataset.name)}", option="data")
     source = Source(run, dataset, options)
     wanted = targets(source)
     with files.new_folder(out, options.replace) as folder:
@@ -123,8 +123,7 @@ def _reference(source: Source) -> Reference:
         dataset = source.dataset
         images, labels, data = dataset.test_images, dataset.test_labels, f"{name} test"
         if more := max(0, PARITY_PICTURES - len(images)):
-            every = max(1, len(dataset.train_images) // more)  # spread over the classes, which may stand in order
-            images = np.concatenate([images, dataset.train_images[::every][:more]])
+            images = np.concatenate([images, spread_over(dataset.train_images, more)])
             data += " and training"
     log.info("Computing the net's own logits of %s %s images …", f"{len(images):,}", data)
     eager = in_batches(logits_with(source.net), images)

@@ -39,6 +39,7 @@ class Model:
         variant: of a bundle, the name of the one that is loaded; None of all else.
         origin: how the folder or CSV was read that it was trained on, as `folders.describe` says; empty where it was
             none, or the file does not say.
+        trained_on_val: of a run, whether it was trained on its validation split, too.
         familiarity: maps images to the familiarity, float32 [N]; None where the model has none.
     """
 
@@ -50,6 +51,7 @@ class Model:
     dataset: str | None = None
     variant: str | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    trained_on_val: bool = False
     familiarity: Function | None = None
 
 
@@ -120,6 +122,7 @@ def _run(path: Path) -> Model:
         contract=record.contract,
         dataset=record.dataset.name,
         origin=record.dataset.origin,
+        trained_on_val=not record.recipe.held_out,
     )
 
 

@@ -99,7 +99,7 @@ class Provenance:
     @property
     def calibrated_on(self) -> str:
         """What the temperature was fitted on, in words; "" where none was fitted."""
-        if not self.finished:  # there is no temperature before training ends
+        if not self.finished or self.temperature == 1:  # before training ends, and where there was nothing to fit it on
             return ""
         if self.selection_run:
             return "held-out images of the selection run, the same training without them"

@@ -42,6 +42,8 @@ class Model:
         provider: what it runs on.
         variant: of a bundle, the name of the one that is loaded; else None.
         dataset: what it was trained on, as its provenance says: name, and of own pictures origin, how they were split.
+            Empty where the file does not say.
+        trained_on_val: whether the pictures of the validation split were trained on, too.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Model:
     provider: str
     variant: str | None = None
     dataset: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    trained_on_val: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,22 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
     if kind == "bundle":
         bundle = Bundle.open(path)
         chosen, _, session = choice.load(bundle, variant, provider)
-        dataset = bundle.manifest.provenance.get("dataset")
+        provenance: Any = bundle.manifest.provenance
         name = chosen.name
     elif kind == "onnx":
         session = Session(path.read_bytes(), provider=provider, name=str(path))
-        provenance: Any = session.metadata().get("provenance")
-        dataset = cast("Any", provenance).get("dataset") if isinstance(provenance, dict) else None
+        provenance = session.metadata().get("provenance")
         name = None
     else:
         raise ModelError(f"{path} needs torch: name an .onnx file or a bundle.")
-    known = cast("dict[str, Any]", dataset) if isinstance(dataset, dict) else {}
-    return Model(kind, session.probabilities, session.contract, session.provider, name, known)
+    dataset, recipe = (_object(_object(provenance).get(part)) for part in ("dataset", "recipe"))
+    on_val = recipe.get("held_out") == 0
+    return Model(kind, session.probabilities, session.contract, session.provider, name, dataset, on_val)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """Return a JSON object, or an empty one where it is something else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def evaluate(
@@ -168,6 +176,9 @@ def _choose(model: Model, listing: Listing, split: str | None) -> tuple[str, str
     if split is None:
         if listing.has_splits:
             return "test", "The data says which pictures are for testing.", None
+        if not model.dataset:
+            doubt = "the file does not say what it was trained on, which may be among them"
+            return ALL, f"The data has no split: all of its pictures are measured; {doubt}.", None
         if shares is None:
             return ALL, "The data has no split: all of its pictures are measured.", None
         if model.dataset.get("name") != listing.source.name:
@@ -185,18 +196,16 @@ def _choose(model: Model, listing: Listing, split: str | None) -> tuple[str, str
             f"{listing.source} has no split, and the model's training made none by content: measure all its pictures.",
             option="split",
         )
-    return split, f"The split {split} was asked for.", shares
+    too = ", on which the model was trained, too" if split == "val" and model.trained_on_val else ""
+    return split, f"The split {split} was asked for{too}.", shares
 
 
 def _shares(model: Model) -> dict[str, float] | None:
     """Return the shares by which the model's training split its pictures by content; None where it did not."""
-    origin = model.dataset.get("origin")
-    if not isinstance(origin, dict):
+    options = _object(_object(model.dataset.get("origin")).get("options"))
+    if not {"val", "test"} <= {*options}:
         return None
-    options = cast("dict[str, Any]", origin).get("options")
-    if not isinstance(options, dict) or not {"val", "test"} <= {*cast("dict[str, Any]", options)}:
-        return None
-    shares = {name: cast("dict[str, Any]", options)[name] for name in ("val", "test")}
+    shares = {name: options[name] for name in ("val", "test")}
     sound = all(isinstance(share, int | float) and share >= 0 for share in shares.values())
     return {name: float(share) for name, share in shares.items()} if sound and sum(shares.values()) < 1 else None
 

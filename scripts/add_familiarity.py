@@ -85,7 +85,10 @@ def rewrite(source: Path, out: Path, data: str | None, measured: Path | None) ->
         contract = replace(manifest.contract, familiarity_name=familiarity.NAME)
         manifest = replace(manifest, contract=contract, variants=tuple(variant for _, variant in made))
     if measured:
-        found = {row["model"]: row for row in json.loads(measured.read_bytes())["rows"]}
+        document = json.loads(measured.read_bytes())
+        if document["settings"].get("kinds") != "reported":
+            raise EdgecifarError(f"{measured} was not measured on the kinds that are reported: measure it on those.")
+        found = {row["model"]: row for row in document["rows"]}
         manifest = replace(manifest, variants=tuple(with_figures(v, found[v.name]) for v in manifest.variants))
     contract = manifest.contract
     sessions = {v.name: Session(models[v.file], contract=contract, provider="cpu") for v in manifest.variants}
@@ -112,6 +115,8 @@ def with_figures(variant: Variant, row: dict[str, Any]) -> Variant:
     score = variant.familiarity
     if score is None:
         return variant
+    if row["threshold"] != score.threshold:
+        raise EdgecifarError(f"The figures are of another {variant.name}, by its threshold: measure this one.")
     other = {"images": row["images"], "auroc": round(row["auroc"], 4), "passed": round(row["passed"], 4)}
     known = {"images": row["known"]["images"], "passed": round(row["known"]["passed"], 4)}
     return replace(variant, familiarity=replace(score, measured={**score.measured, "other": other, "test": known}))

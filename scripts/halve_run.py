@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +26,13 @@ from edgecifar.runtime import EdgecifarError
 from edgecifar.runtime.errors import RunError
 from edgecifar.train.answers import store, stored
 from edgecifar.train.run import Run
+
+
+def check(state: Mapping[str, torch.Tensor], of: Path) -> None:
+    """Make sure that half precision can hold these weights; a `RunError` names what it cannot hold."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.half().isfinite().all():
+            raise RunError(f"{name} of {of} has values that half precision cannot hold: keep it as it is.")
 
 
 def halve(run: Run, out: Path) -> Run:
@@ -37,9 +45,7 @@ def halve(run: Run, out: Path) -> Run:
     record, net = run.record, run.net()
     if not record.is_finished:
         raise RunError(f"{run.folder} is not finished: resume it first.")
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point() and not tensor.half().isfinite().all():
-            raise RunError(f"{name} of {run.folder} has values that half precision cannot hold: keep it as it is.")
+    check(net.state_dict(), run.folder)
     copy = Run.create(out, record)
     copy.finish(net, record, run.metrics, torch.float16)
     return copy
@@ -49,6 +55,7 @@ def halve_students(run: Run) -> list[Path]:
     """Round the finished students of `run` in place, and return their files.
 
     Raises:
+        RunError: there is none, or a weight is too large for half precision.
         OutputError: a file cannot be written.
     """
     finished = []
@@ -56,9 +63,12 @@ def halve_students(run: Run) -> list[Path]:
         state = stored(path)
         if state is None or "net" not in state or state["optimizers"]:  # a teacher's answers, or not finished
             continue
+        check(state["net"], path)
         halves = {name: t.half() if t.is_floating_point() else t for name, t in state["net"].items()}
         store(path, {**state, "net": halves})
         finished.append(path)
+    if not finished:
+        raise RunError(f"{run.folder} has no finished students: name the run that taught them.")
     return finished
 
 

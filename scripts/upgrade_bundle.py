@@ -50,15 +50,17 @@ def upgrade(source: Path, out: Path) -> Bundle:
         EdgecifarError: the bundle is damaged, or it cannot be written.
     """
     bundle = intact(source)
-    models = {
-        variant.name: bundle.load(variant, "cpu").probabilities
-        for variant in bundle.manifest.variants
-        if variant.format == ONNX
+    sessions = {v.name: bundle.load(v, "cpu") for v in bundle.manifest.variants if v.format == ONNX}
+    models = {name: session.probabilities for name, session in sessions.items()}
+    scores = {
+        name: lambda images, session=session: session.outputs(images)[2]
+        for name, session in sessions.items()
+        if session.contract.familiarity_name
     }
     with new_folder(out, replace=out.resolve() == source.resolve()) as folder:
         for name in bundle.sums.keys() - {MANIFEST, SUMS}:
             write_file(folder / name, (source / name).read_bytes())
-        golden.write(folder, bundle.contract, models)
+        golden.write(folder, bundle.contract, models, scores)
         write_file(folder / MANIFEST, bundle.manifest.as_json().encode())
         write_sums(folder)
     return Bundle.open(out)

@@ -236,7 +236,7 @@ def load_for_export(
     if trained_on == SYNTHETIC:
         return load(SYNTHETIC)
     options = FolderOptions.recorded(origin or {})
-    if options and not data:
+    if options and not (data or os.environ.get("EDGECIFAR_DATA")):
         log.warning("The run was trained on %s.", trained_on)
         return None
     try:
@@ -246,6 +246,21 @@ def load_for_export(
             raise
         log.warning("%s", error)
         return None
+
+
+def other_data(trained_on: str, given: str) -> str:
+    """Return what is wrong with a data set whose digest is not the run's, and what to do, without the run's name.
+
+    Args:
+        trained_on: the name of what the run was trained on.
+        given: the name of what is at hand.
+    """
+    if trained_on == given:
+        return (
+            f"was trained on {trained_on} as it was then, and pictures were added, removed or changed since, or are "
+            "split otherwise: restore them, or train again."
+        )
+    return f"was trained on other data ({trained_on}): name those."
 
 
 def _cifar10_names() -> tuple[str, str]:

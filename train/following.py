@@ -22,7 +22,7 @@ def follow(selection: Run) -> tuple[Recipe, SelectionRun]:
     record, recipe = selection.record, recipe_of(selection)
     if not record.is_finished:
         raise RunError(f"{selection.folder} is not finished: resume it first.", option="resume")
-    if not recipe.held_out:
+    if "held_out_accuracy" not in selection.metrics[-1]:  # a share of few pictures may be none
         raise RunError(f"{selection.folder} held no images out, so that there are none to add: name a run that did.")
     taken = SelectionRun(
         weights_sha256=record.weights_sha256 or "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from . import folders
 from .data import Dataset
 from .recipes import Recipe
 from .run import Run, load_state
+
+log = logging.getLogger("edgecifar")
 
 
 def check(earlier: Run, recipe: Recipe) -> None:
@@ -54,11 +57,21 @@ def describe(earlier: Run, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
         folders.not_trained_on(origin, held_out)
         for origin, held_out in ((dataset.origin, recipe.held_out), (record.dataset.origin, record.recipe.held_out))
     )
-    if record.dataset.name == dataset.name and mine is not None and its is not None and its < mine:
+    same = record.dataset.name == dataset.name and None not in (mine, its)
+    if same and (its or 0) < (mine or 0):
         raise RunError(
             f"{earlier.folder} was trained on pictures that the new run would be judged on: it tested on and held out "
-            f"{100 * its:g} % of {dataset.name}, not {100 * mine:g} %; give the new run shares no larger.",
+            f"{100 * (its or 0):g} % of {dataset.name}, not {100 * (mine or 0):g} %; give the new run shares no larger.",
             option="from",
+        )
+    shared = {*record.contract.labels} & {*dataset.contract.labels}
+    if shared and not same and record.dataset.sha256 != dataset.digest:
+        log.warning(
+            "%s was trained on %s. Pictures of it that are in %s, too, may be among those that the new run is judged "
+            "on.",
+            earlier.folder,
+            record.dataset.name,
+            dataset.name,
         )
     return {
         "folder": str(earlier.folder.absolute()),

@@ -43,11 +43,16 @@ class Mistake:
     margin: float
 
 
-def keep_data(dataset: Dataset, folder: Path) -> None:
+def keep_data(dataset: Dataset, folder: Path, held_out: float) -> None:
     """Write data.json and data.png into a run's folder, and log exact duplicates that stand where they should not.
 
     It says what is known without looking at the pictures once more; `inspect` says more. Data sets that are no own
     pictures have neither.
+
+    Args:
+        dataset: what is trained on.
+        folder: the run's.
+        held_out: of the recipe; 0 says that the validation split is trained on, too.
 
     Raises:
         OutputError: they cannot be written.
@@ -73,12 +78,15 @@ def keep_data(dataset: Dataset, folder: Path) -> None:
         remarks=tuple(remarks),
     )
     sums = {split: sum(found.values()) for split, found in report.counts.items()}
+    train, val = sums.get("train", 0), sums.get("val", 0)
     log.info(
         "%s: %s classes; %s pictures to train on, %s held out, %s tested on. %s and %s show them; 'edgecifar inspect' "
         "looks for more that may be wrong.",
         dataset.name,
         f"{dataset.contract.classes:,}",
-        *(f"{sums.get(split, 0):,}" for split in ("train", "val", "test")),
+        f"{train if held_out else train + val:,}",
+        f"{val if held_out else 0:,}",
+        f"{sums.get('test', 0):,}",
         folder / DATA,
         DATA_SHEET,
     )

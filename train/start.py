@@ -226,7 +226,10 @@ def _resume_command(request: TrainingRequest, run: Run, data: str | None, proces
 def _next_command(recipe: Recipe, run: Run, data: str | None) -> str:
     if is_teacher(recipe.net):
         return _command("edgecifar", "train", "--recipe", "best", "--teacher", run.folder, data=data)
-    return _command("edgecifar", "export", run.folder, "--variant", "fp32", "--variant", "edge", data=data)
+    variants = ["--variant", "fp32"]
+    if run.record.temperature != 1:  # what was fitted on held-out images, on which edge is decided
+        variants += ["--variant", "edge"]
+    return _command("edgecifar", "export", run.folder, *variants, data=data)
 
 
 def _command(*words: object, data: str | None, options: list[str] | None = None) -> str:

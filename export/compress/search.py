@@ -76,7 +76,7 @@ def importance_subset(dataset: Dataset, trained_on: np.ndarray) -> np.ndarray:
 
 def spread_over(images: np.ndarray, count: int) -> np.ndarray:
     """Return `count` of the images, or all where they are fewer, evenly spread: they may be in the order of classes."""
-    return images[:: max(1, len(images) // max(1, count))][:count]
+    return images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
 
 
 class Search:
@@ -129,6 +129,7 @@ class Search:
         spread = spread_over(training_images, lacking)
         self.calibration = np.concatenate([spread_over(images, CALIBRATION_IMAGES), spread])
         self.trials: list[tuple[str, float]] = []
+        self._provenance: Mapping[str, Any] = {}  # of the file that is written
         self._smallest = sys.maxsize  # bytes of the smallest file that was thought of
         self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again
 
@@ -148,7 +149,7 @@ class Search:
         Raises:
             ParityError: nothing is small enough, or nothing tried stays within the budget; the best is named.
         """
-        self.trials = []
+        self.trials, self._provenance = [], provenance
         full, allowed = self._full, variant.multiplier * budget
         self._note("fp32", full)
         distiller = self.distiller_for(variant)
@@ -190,7 +191,7 @@ class Search:
         """Return whether the int8 file of `model` is small enough."""
         if self.wanted.max_bytes is None:
             return True
-        expected = expected_bytes(model, self.contract)
+        expected = expected_bytes(model, self.contract, self._provenance)
         self._smallest = min(self._smallest, expected)
         return expected <= self.wanted.max_bytes
 

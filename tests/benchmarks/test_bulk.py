@@ -59,9 +59,10 @@ def test_a_row_holds_the_median_and_the_extremes():
 class TestWithKept:
     @pytest.fixture
     def document(self):
-        def make(*sections: str, load: float = 0.5, version: str = "1") -> dict:
+        def make(*sections: str, load: float = 0.5, version: str = "1", variant: str = "edge") -> dict:
             rows = [{"section": section, "load": load} for section in sections]
-            return {"machine": {"versions": {"numpy": version}, "load_average": [load]}, "rows": rows}
+            machine = {"versions": {"numpy": version}, "load_average": [load]}
+            return {"machine": machine, "settings": {"variant": variant}, "rows": rows}
 
         return make
 
@@ -73,9 +74,10 @@ class TestWithKept:
             *(("jpeg", 2.0), ("png", 0.5), ("memory", 2.0), ("peers, jpeg", 0.5)),
         ]
 
-    def test_what_other_versions_gave_does_not(self, document, tmp_path):
+    @pytest.mark.parametrize("other", [{"version": "0"}, {"variant": "tiny"}])
+    def test_what_other_versions_or_settings_gave_does_not(self, document, tmp_path, other):
         earlier = tmp_path / "bulk.json"
-        earlier.write_text(json.dumps(document("png", version="0")))
+        earlier.write_text(json.dumps(document("png", **other)))
         now = document("jpeg")
         assert bulk.with_kept(now, earlier) == now
         assert bulk.with_kept(now, tmp_path / "none.json") == now

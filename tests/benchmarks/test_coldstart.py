@@ -78,6 +78,7 @@ def test_phases_in_their_order():
 
 def test_different_answers_are_not_compared():
     coldstart.same_answer("cat.png\n  cat   98.3 %  ███\n  dog 0.1 %\n", "cat 98.1 %\nfrog 1.0 %\n")
+    coldstart.same_answer("cat.png\n  [cat]   98.3 %  unlike the training pictures\n", "cat 98.1 %\nfrog 1.0 %\n")
     with pytest.raises(EdgecifarError, match=r"dog.*cat"):
         coldstart.same_answer("cat.png\n  dog   98.3 %\n", "cat 98.1 %\n")
 

@@ -17,6 +17,7 @@ from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.errors import EdgecifarError
 from edgecifar.runtime.files import sha256
 from edgecifar.runtime.folder import write_sums
+from edgecifar.runtime.manifest import Familiarity
 from edgecifar.runtime.session import Session
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "add_familiarity.py"
@@ -68,8 +69,21 @@ def test_the_score_is_added_and_all_else_stays(script, before, small, monkeypatc
     assert made.variant().bytes - old.variant().bytes < 8_192
     assert "## None of these" in made.file("README.md").decode()
     row = {"model": "edge", "images": 5, "auroc": 0.9, "passed": 0.2, "known": {"images": 9, "passed": 0.9}}
-    (tmp_path / "found.json").write_text(json.dumps({"rows": [row]}))
-    assert script.rewrite(before, tmp_path / "other", None, tmp_path / "found.json").manifest == made.manifest
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps({"settings": {"kinds": "reported"}, "rows": [row]}))
+    assert script.rewrite(before, tmp_path / "other", None, found).manifest == made.manifest
+    found.write_text(json.dumps({"settings": {"kinds": "tuning"}, "rows": [row]}))
+    with pytest.raises(EdgecifarError, match="reported"):
+        script.rewrite(before, tmp_path / "third", None, found)
+
+
+def test_figures_of_another_score_are_refused(script, bundle):
+    score = Familiarity(-1.0, 0.95, 500, {})
+    variant = replace(bundle.variant("edge"), familiarity=score)
+    row = {"images": 5, "auroc": 0.9, "passed": 0.2, "known": {"images": 9, "passed": 0.9}, "threshold": -1.0}
+    assert script.with_figures(variant, row).familiarity.measured["other"]["passed"] == 0.2
+    with pytest.raises(EdgecifarError, match="another edge"):
+        script.with_figures(variant, {**row, "threshold": -2.0})
 
 
 def test_another_data_set_is_refused(script, before, small, monkeypatch):

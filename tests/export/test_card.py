@@ -54,6 +54,7 @@ def test_every_row_of_the_table_has_the_columns_of_its_head(bundle):
     ("changes", "said"),
     [
         ({}, "fitted on held-out images."),
+        ({"temperature": 1.0}, "Confidence is not calibrated"),  # there was nothing to fit it on
         ({"finished": None}, "Confidence is not calibrated"),
         ({"finished": None, "selection_run": {"temperature": 1.5}}, "Confidence is not calibrated"),
         ({"selection_run": {"temperature": 1.5}}, "images of the selection run"),

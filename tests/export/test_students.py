@@ -172,7 +172,7 @@ class TestSearch:
         assert torch.equal(first.head.weight, second.head.weight)
 
     def test_the_widest_that_fits_is_made(self, searching, tmp_path):
-        allowed = expected_bytes(Residual(10, scaled(24)).deployed(), CONTRACT) + 1_000
+        allowed = expected_bytes(Residual(10, scaled(24)).deployed(), CONTRACT, {}) + 1_000
         found, tuned = searching(residual=True, max_bytes=allowed)
         found.write(tmp_path / "model.onnx", lossy.NANO, 100.0, {})
         ((_, widths, _),) = tuned
@@ -223,18 +223,28 @@ class TestSearch:
             Residual(10, widths)
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(1_999, 1_000), (1_400, 825), (10, 10), (5, 9), (7, 0)])
+def test_images_are_spread_over_all(given, wanted):
+    found = search.spread_over(np.arange(given), wanted)
+    assert len(found) == len(set(found.tolist())) == min(given, wanted)
+    if wanted > 1:
+        assert (found[0], found[-1]) == (0, given - 1)
+        assert np.ptp(np.diff(found)) <= 1
+
+
 class TestSizes:
-    @pytest.mark.parametrize("middle", [16, 40, 96])
-    def test_a_file_is_a_little_smaller_than_expected(self, images, tmp_path, middle):
-        """Both before what an export adds: the familiarity and the provenance."""
+    @pytest.mark.parametrize(("middle", "counts"), [(16, 0), (40, 2_000), (96, 10)])
+    def test_a_file_is_a_little_smaller_than_expected(self, images, tmp_path, middle, counts):
+        """Both before what an export adds: the familiarity."""
+        provenance = {"dataset": {f"class {number}": 100 for number in range(counts)}}
         student = Residual(3, scaled(middle)).eval()
         for norm in student.norms:
             torch.nn.init.normal_(norm.bias)
         model, path = student.deployed(), tmp_path / "model.onnx"
         onnx_format.write(model, path, CONTRACT, {})
-        onnx_format.save(quantize(path, images, CONTRACT, "MinMax"), path, CONTRACT, {})
-        expected = expected_bytes(model, CONTRACT) - 4 * constants(model.head.in_features)
-        assert expected - 6_000 < path.stat().st_size < expected - 3_000
+        onnx_format.save(quantize(path, images, CONTRACT, "MinMax"), path, CONTRACT, provenance)
+        expected = expected_bytes(model, CONTRACT, provenance) - 4 * constants(model.head.in_features)
+        assert expected - 3_500 < path.stat().st_size < expected
 
     def test_scaled_widths_grow(self):
         assert scaled(96) == (16, 32, 64, 96, 96, 96, 192)

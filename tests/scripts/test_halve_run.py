@@ -58,6 +58,11 @@ def test_finished_students_are_rounded_where_they_are(script, tmp_path):
         assert paths[name].read_bytes() == before[name]
 
 
+def test_a_run_without_students_is_named(script, tmp_path):
+    with pytest.raises(RunError, match="no finished students"):
+        script.halve_students(Run(tmp_path))
+
+
 def test_what_is_not_finished_is_refused(script, run, tmp_path):
     going = Run(tmp_path / "going")
     going.folder.mkdir()

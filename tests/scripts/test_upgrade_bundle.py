@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,14 @@ def test_an_old_bundle(old, tmp_path, elsewhere):
     assert "preprocessing of golden.large.png" in {check.name for check in checks}
     assert models(out) == models(FIRST)
     assert not (out / "model.sig").exists()
+
+
+def test_one_with_a_familiarity_keeps_its_golden_values(tmp_path):
+    shipped = ROOT / "runtime" / "default_bundle"
+    assert upgrade(shipped, "--out", tmp_path / "new").returncode == 0
+    before, after = (json.loads((folder / "golden.json").read_text()) for folder in (shipped, tmp_path / "new"))
+    assert after == before
+    assert "familiarity" in json.dumps(after)
 
 
 def test_a_damaged_one_is_left_alone(old):

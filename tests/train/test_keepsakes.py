@@ -40,7 +40,7 @@ def test_what_is_wrong_is_kept_and_said(own, load, tmp_path, caplog):
     dataset = load(own)
     with caplog.at_level(logging.WARNING, "edgecifar"):
         caplog.clear()
-        keepsakes.keep_data(dataset, tmp_path)
+        keepsakes.keep_data(dataset, tmp_path, 0.1)
     report = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
     assert list(report["unreadable"]) == ["train/Katze/bad.png"]
     assert report["counts"]["test"] == {"Katze": 21, "Vögel": 20}
@@ -59,9 +59,20 @@ def test_pictures_in_order_are_passed_in_silence(own, load, tmp_path, caplog):
     dataset = load(own)
     with caplog.at_level(logging.WARNING, "edgecifar"):
         caplog.clear()
-        keepsakes.keep_data(dataset, tmp_path)
+        keepsakes.keep_data(dataset, tmp_path, 0.1)
     assert caplog.text == ""
     assert json.loads((tmp_path / "data.json").read_text())["duplicates"] == []
+
+
+@pytest.mark.parametrize(
+    ("held_out", "said"), [(0.1, "{train} pictures to train on, {val} held out"), (0, "{both} pic")]
+)
+def test_what_is_trained_on_is_said(own, load, tmp_path, caplog, held_out, said):
+    dataset = load(own)
+    with caplog.at_level(logging.INFO, "edgecifar"):
+        keepsakes.keep_data(dataset, tmp_path, held_out)
+    train, val = (sum(dataset.origin["pictures"][split].values()) for split in ("train", "val"))
+    assert said.format(train=train, val=val, both=train + val) in caplog.text
 
 
 def test_mistakes_are_named_the_worst_first(own, load, tmp_path):

@@ -299,9 +299,10 @@ def test_a_full_data_run_follows_a_finished_one_that_held_images_out_of_the_same
         loop.train(recipe, tiny, tmp_path / "cut", TrainingOptions(listener=stopper("epoch", 1)))
     with pytest.raises(RunError, match="cut is not finished"):
         follow(Run(tmp_path / "cut"))
-    loop.train(replace(recipe, epochs=1, held_out=0.0), tiny, tmp_path / "all")
-    with pytest.raises(RunError, match="held no images out"):
-        follow(Run(tmp_path / "all"))
+    for name, share in (("all", 0.0), ("none", 0.01)):
+        loop.train(replace(recipe, epochs=1, held_out=share), tiny, tmp_path / name)
+        with pytest.raises(RunError, match="held no images out"):
+            follow(Run(tmp_path / name))
     full, taken = follow(Run(whole))
     other = data.synthetic(40, 20, seed=1)
     with pytest.raises(RunError, match="other data") as caught:
