@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -174,11 +175,53 @@ def test_who_is_idle_between_requests_is_not_slow(live):
             time.sleep(0.5)
 
 
-def test_a_header_without_end(live):
+LONG = b"y" * 40_000
+CHUNKED = b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+
+
+def test_a_header_or_a_trailer_that_is_too_long(live):
+    server = live(settings(receive_timeout=10))
+    for data in (
+        b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + LONG,  # without end
+        b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + LONG + b"\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 7000 + b"\r\n",
+        b"GET /v2?" + LONG + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        HEAD % (1, b"X: " + LONG + b"\r\n") + b"x",
+        CHUNKED + b"X: " + LONG * 10,  # more than is read at once
+        CHUNKED + b"a:b\r\n" * 7000,
+        CHUNKED + b"a:\r\n" * 9000 + b"\r\n",
+    ):
+        with server.connect() as whole:
+            whole.sendall(data)
+            with contextlib.suppress(ConnectionResetError):  # it was ended before all was sent
+                assert read_answer(whole)[0] == 431, data[:80]
+            assert ended(whole)
+        with server.connect() as pieces, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            for start in range(0, len(data), 9000):
+                pieces.sendall(data[start : start + 9000])
+                time.sleep(0.001)
+            assert read_answer(pieces)[0] == 431, data[:80]
+            assert ended(pieces)
+    refused = server.app.metrics.requests.labels("refused", 431)._value.get()
+    assert refused == 16
+
+
+def test_a_long_body_is_no_long_header(live):
     server = live(settings(receive_timeout=10))
     with server.connect() as connection:
-        connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 70000)
-        assert read_answer(connection)[0] == 431
+        for size in (1, 100_000):
+            chunks = b"%x\r\n%s\r\n" % (size, b"x" * size) * (100_000 // size)
+            connection.sendall(CHUNKED[: CHUNKED.index(b"1\r\nx")] + chunks + b"0\r\n\r\n")
+            assert read_answer(connection)[0] == 400  # no picture
+
+
+def test_a_trailer_is_dropped(live):
+    server = live(settings(receive_timeout=10))
+    with server.connect() as connection:
+        connection.sendall(CHUNKED + b"X-API-Key: late\r\n\r\n")
+        assert read_answer(connection)[0] == 400  # no picture
+        (one,) = server.server.server_state.connections
+        assert one.cycle.scope["headers"] == [(b"host", b"a"), (b"transfer-encoding", b"chunked")]
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01 no http \r\n\r\n", b"GET\r\n\r\n", b"\0" * 100])
