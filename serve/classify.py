@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -15,8 +15,6 @@ from ..runtime.errors import PictureError
 from .errors import RequestError
 
 if TYPE_CHECKING:
-    from ..runtime.contract import Contract
-    from .metrics import Metrics
     from .models import Model
     from .settings import Settings
 
@@ -39,14 +37,19 @@ class Question:
     fit: str | None
 
     @classmethod
-    def parse(cls, query: list[tuple[str, str]]) -> Question:
-        """Read the pairs of a query string.
+    def parse(cls, query: bytes) -> Question:
+        """Read a query string.
 
         Raises:
             RequestError: 400, a name is unknown or comes twice, or a value is not one that it can have.
         """
-        values = dict(query)
-        if len(values) != len(query) or values.keys() - {"model", "top_k", "fit"}:
+        known = ("model", "top_k", "fit")
+        try:
+            pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=len(known))
+        except ValueError:  # there are more
+            pairs = [("", "")]
+        values = dict(pairs)
+        if len(values) != len(pairs) or values.keys() - set(known):
             raise RequestError(400, "The query takes 'model', 'top_k' and 'fit', once each.")
         top_k, fit = values.get("top_k", "3"), values.get("fit")
         if not (top_k.isascii() and top_k.isdigit() and len(top_k) < 5 and int(top_k) >= 1):
@@ -137,24 +140,6 @@ def _parts(body: bytes, content_type: str, limit: int) -> list[tuple[str, bytes]
     if not ended:
         raise RequestError(400, "The form is damaged or incomplete: send it again.")
     return pictures
-
-
-def decode(
-    pictures: list[tuple[str, bytes]], contract: Contract, fit: str | None, settings: Settings, metrics: Metrics
-) -> list[np.ndarray | PictureError]:
-    """Return each picture as uint8 [size, size, 3], or why it cannot be read."""
-    from ..runtime.pictures import load_picture
-
-    found: list[np.ndarray | PictureError] = []
-    for name, content in pictures:
-        began = time.monotonic()
-        try:
-            found.append(load_picture(content, contract, fit=fit, name=name, max_pixels=settings.max_pixels))
-        except PictureError as error:
-            metrics.bad_pictures.inc()
-            found.append(error)
-        metrics.decode_seconds.observe(time.monotonic() - began)
-    return found
 
 
 def document(

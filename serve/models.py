@@ -139,7 +139,8 @@ class Model:
         counts = ModelMetrics(metrics, self.name, self.contract.labels, settings).know(self.threshold)
         self.max_body = min(settings.max_body, protocol.max_body(self.contract, settings.max_images))
         self.reader = protocol.Reader(self.contract, settings.max_images)
-        self.batcher = Batcher(self.run, self.name, settings, counts)
+        # Not `self.run`: Python would have to find that circle to let go of a model that was replaced, and seldom looks.
+        self.batcher = Batcher(self.session.outputs, self.name, settings, counts)
 
     @contextmanager
     def lease(self) -> Iterator[Model]:
