@@ -108,6 +108,11 @@ class App:
         return self._started and not self.draining and all(model.batcher.healthy for model in models)
 
     @property
+    def decoding(self) -> bool:
+        """Whether pictures are being decoded, or wait for it."""
+        return self._decoder.busy
+
+    @property
     def _buffered(self) -> int:
         """Bytes of all bodies that are being received or decoded."""
         return self._received + self._decoder.buffered
@@ -133,7 +138,7 @@ class App:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that the key allows, count it, and turn every failure into an answer."""
-        began, path, status = time.monotonic(), scope["path"], 0
+        began, path, status = time.monotonic(), infer.path_of(scope), 0
         target = infer.target_of(scope["method"], path)
         # CORS, where it is on, adds headers to what is sent the long way.
         direct = scope.get(CONNECTION) if target and not self.settings.allow_origins else None
@@ -286,7 +291,7 @@ class App:
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a file of the page, as ASGI has it; to what is asked for by no route."""
-        file = self.registry.page.get(scope["path"].lstrip("/"))
+        file = self.registry.page.get(infer.path_of(scope).lstrip("/"))
         if file is None or scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
             raise HTTPException(404)
         await self._file(Request(scope), file, scope["path"])(scope, receive, send)

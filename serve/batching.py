@@ -230,9 +230,9 @@ class Batcher:
 
     def _answer(self, tickets: list[Ticket]) -> list[tuple[Ticket, Answer]]:
         now = time.monotonic()
-        late = [ticket for ticket in tickets if ticket.deadline < now]
+        overdue = [ticket for ticket in tickets if ticket.deadline < now]
         tickets = [ticket for ticket in tickets if ticket.deadline >= now]
-        answers: list[tuple[Ticket, Answer]] = [(ticket, late()) for ticket in late]
+        answers: list[tuple[Ticket, Answer]] = [(ticket, late()) for ticket in overdue]
         if not tickets:
             return answers
         for ticket in tickets:

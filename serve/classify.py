@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from ..runtime.classifier import Prediction
+from ..runtime.classifier import Prediction, predictions_from
 from ..runtime.contract import FITS
 from ..runtime.errors import PictureError
 from .errors import RequestError
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 8192
 """Bytes of the header of one part of a form."""
+
+MAX_TOP_K = 9999
+"""The greatest `top_k`; no more classes are listed than there are."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Question:
         if len(values) != len(pairs) or values.keys() - set(known):
             raise RequestError(400, "The query takes 'model', 'top_k' and 'fit', once each.")
         top_k, fit = values.get("top_k", "3"), values.get("fit")
-        if not (top_k.isascii() and top_k.isdigit() and len(top_k) < 5 and int(top_k) >= 1):
-            raise RequestError(400, "'top_k' is how many classes are listed: a number from 1 on.")
+        if not (top_k.isascii() and top_k.isdigit() and len(top_k) < 5 and 1 <= int(top_k) <= MAX_TOP_K):
+            raise RequestError(400, f"'top_k' is how many classes are listed: a number from 1 to {MAX_TOP_K}.")
         if fit is not None and fit not in FITS:
             raise RequestError(400, f"'fit' is one of {', '.join(FITS)}.")
         return cls(values.get("model"), int(top_k), fit)
@@ -168,17 +171,13 @@ def predictions(
     rows: list[np.ndarray],
 ) -> list[Prediction | PictureError]:
     """Return each picture's prediction, or why it has none; `rows`: the outputs for the arrays among `images`."""
-    labels, row = model.contract.labels, 0
-    results: list[Prediction | PictureError] = []
-    for (name, _), image in zip(pictures, images, strict=True):
-        if isinstance(image, PictureError):
-            results.append(image)
-            continue
-        probabilities = rows[0][row]
-        order = np.argsort(-probabilities, kind="stable")[: question.top_k].tolist()
-        top = tuple((labels[index], float(probabilities[index])) for index in order)
-        familiarity = float(rows[2][row]) if model.contract.familiarity_name else None
-        known = None if familiarity is None or model.threshold is None else familiarity >= model.threshold
-        results.append(Prediction(*top[0], top, name, known, familiarity))
-        row += 1
-    return results
+    if not rows:
+        return [image for image in images if isinstance(image, PictureError)]
+    names = [name for (name, _), image in zip(pictures, images, strict=True) if isinstance(image, np.ndarray)]
+    scores = rows[2] if model.contract.familiarity_name else None
+    found = iter(
+        predictions_from(
+            rows[0], scores, names, labels=model.contract.labels, top_k=question.top_k, threshold=model.threshold
+        )
+    )
+    return [image if isinstance(image, PictureError) else next(found) for image in images]

@@ -68,6 +68,11 @@ class Decoder:
         self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
         self._uploads, self.buffered = 0, 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether an upload waits or is being decoded."""
+        return self._uploads > 0
+
     def check_room(self) -> None:
         """Raise what a request is answered that would exceed the queue."""
         if self._uploads >= self._settings.queue:

@@ -160,12 +160,15 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
     with contextlib.closing(address.listen()) as listener:  # first: a port that is taken is said before models are read
         keys = ApiKeys(api_key_file) if api_key_file else None
         _warn(keys, address)
-        server = make_server(App(load_registry(source), settings, keys))
+        app = App(load_registry(source), settings, keys)
+        server = make_server(app)
         gc.collect()
         gc.freeze()  # what is there now stays: no collection has to look at it again
         gc.set_threshold(COLLECT_EVERY)
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_Life(server, source, api_key_file).live(listener))
+    if app.decoding:  # for nobody, and Python would wait for it
+        os._exit(0)
 
 
 def _warn(keys: ApiKeys | None, address: Address) -> None:

@@ -302,6 +302,81 @@ def test_who_leaves_costs_nothing(live, images, ask):
     assert server.app.metrics.left._value.get() == 1
 
 
+@pytest.fixture
+def held(monkeypatch):
+    """Decoding waits until the event `held.gate` is set; `held.began` counts the pictures."""
+    from types import SimpleNamespace
+
+    from edgecifar.runtime import pictures
+
+    found = SimpleNamespace(gate=threading.Event(), began=0)
+    load = pictures.load_picture
+
+    def call(*arguments, **options):
+        found.began += 1
+        found.gate.wait(20)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(pictures, "load_picture", call)
+    yield found
+    found.gate.set()
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_pictures_of_who_leaves_are_not_decoded(live, held, images, png):
+    server = live(settings(receive_timeout=10, decoders=1))
+    body = png(images[0])
+    request = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    left = server.app.metrics.left._value
+    with server.connect() as first:
+        first.sendall(request)
+        wait_until(lambda: held.began == 1)
+    wait_until(lambda: left.get() == 1)
+    assert server.app._decoder.buffered == len(body)  # the thread still holds it
+    for count in (2, 3):
+        with server.connect() as leaves:
+            leaves.sendall(request)
+            wait_until(lambda: server.app._decoder.buffered > len(body))
+        wait_until(lambda count=count: left.get() == count)
+    with server.connect() as stays:
+        stays.sendall(request)
+        wait_until(lambda: server.app._decoder.buffered == 2 * len(body))
+        held.gate.set()
+        assert read_answer(stays)[0] == 200
+    assert held.began == 2
+    assert server.app._decoder.buffered == 0
+
+
+def test_the_end_does_not_wait_for_pictures_that_nobody_wants(live, held, images, png):
+    server = live(settings(receive_timeout=10, decoders=1))
+    body = png(images[0])
+    with server.connect() as leaves:
+        leaves.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        wait_until(lambda: held.began == 1)
+    server.close()
+    assert not held.gate.is_set()
+    assert server.server.all_answered
+
+
+def test_an_end_that_does_not_wait_for_all_says_so(live, caplog):
+    server = live(settings(receive_timeout=10))
+    server.server.config.timeout_graceful_shutdown = 0.1
+    with server.connect() as slow:
+        slow.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
+        wait_until(lambda: server.server.server_state.tasks)
+        server.app.draining = True
+        server.close()
+        assert read_answer(slow)[0] == 503
+    assert not server.server.all_answered
+    assert not any(record.exc_info for record in caplog.records)
+
+
 def test_what_was_begun_is_answered_at_the_end(live, images, ask):
     server = live(settings(receive_timeout=10))
     body = json.dumps(ask(images)).encode()
