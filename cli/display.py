@@ -131,15 +131,12 @@ def _print_jsonl(_classifier: Classifier, _top_k: int, results: Iterable[Result]
 
 
 def _print_csv(_classifier: Classifier, top_k: int, results: Iterable[Result]) -> None:
-    import csv
+    from ..runtime.rows import csv_cells, csv_columns, csv_text
 
-    from ..runtime.rows import csv_cells, csv_columns
-
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(csv_columns(top_k))
+    sys.stdout.write(csv_text([csv_columns(top_k)]))
     on_terminal = sys.stdout.isatty()  # elsewhere the name is data
     for source, result in results:
-        writer.writerow(csv_cells(_shown(source) if on_terminal else source, result, top_k))
+        sys.stdout.write(csv_text([csv_cells(_shown(source) if on_terminal else source, result, top_k)]))
 
 
 PREDICTION_PRINTERS: dict[str, Callable[..., None]] = {

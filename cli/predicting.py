@@ -168,6 +168,8 @@ def _sources(images: list[str], names: str | None, left_out: LeftOut) -> tuple[I
     if names == "-":
         if "-" in images:
             raise typer.BadParameter("standard input is either a picture or a list.")
+        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]: a shell may close it
+            raise PictureError("Standard input is closed: name a file with the list, or pipe one in.")
         listed = read_list(sys.stdin.buffer)  # pyright: ignore[reportArgumentType]: it is buffered
         first = list(itertools.islice(listed, 1))
         if not first and not sources:

@@ -25,7 +25,7 @@ from .files import temporary_folder
 from .machine import usable_cpus
 from .manifest import MANIFEST, SUMS
 from .outputs import open_output
-from .rows import Result, pyarrow_or_refuse, table_of
+from .rows import Result, pyarrow_or_refuse, schema, table_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -265,12 +265,16 @@ class Classify:
             familiarity. Of a picture that cannot be read all of these but the error are null.
 
         Raises:
-            InputError: it has neither column.
+            InputError: it has neither column, or one that is called as one of a prediction.
         """
         if not {"path", "bytes"} & set(batch.column_names):
             raise InputError(
                 f"The columns {', '.join(batch.column_names)} hold no pictures: name those with the files' content "
                 "'bytes', or those with their paths 'path'."
+            )
+        if taken := {*schema().names} & {*batch.column_names}:
+            raise InputError(
+                f"The batch has columns that a prediction has, too ({', '.join(sorted(taken))}): rename them."
             )
         found = table_of(self._classifier.stream(self._pictures(batch), self._top_k, self._fit))
         kept = batch.drop_columns(["bytes"]) if "bytes" in batch.column_names else batch
@@ -322,7 +326,8 @@ def _where(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
     root, _, inside = rest.partition("/")
     if scheme == "file":
         return fs.LocalFileSystem(), "/" + inside
-    return _filesystem(f"{scheme}://{root}"), rest.partition("?")[0]
+    inside, _, options = rest.partition("?")  # such as s3://bucket/picture.jpg?region=eu-central-1
+    return _filesystem(f"{scheme}://{root}" + f"?{options}" * bool(options)), inside
 
 
 @functools.cache
@@ -331,6 +336,9 @@ def _filesystem(uri: str) -> pyarrow.fs.FileSystem:
     from pyarrow import fs
 
     return fs.FileSystem.from_uri(uri)[0]
+
+
+PARQUET_END = b"PAR1"
 
 
 def _threads_of_worker() -> int | None:
@@ -355,7 +363,7 @@ def finished(
         retry_errors: whether pictures that could not be read are not finished. Their rows stay, and there will be two.
 
     Raises:
-        OutputError: pyarrow is not installed.
+        OutputError: pyarrow is not installed, or a file cannot be read or holds other columns.
     """
     arrow = pyarrow_or_refuse()
     from pyarrow import fs, parquet
@@ -366,11 +374,25 @@ def finished(
         if not info.base_name.endswith(".parquet") or info.base_name.startswith(("_", ".")):
             continue
         try:
+            if not _is_whole(info, where):
+                torn = info.path.removesuffix(info.base_name) + "_torn-" + info.base_name
+                log.warning("%s was left half-written and is now %s.", info.path, torn)
+                where.move(info.path, torn)
+                continue
             rows = parquet.read_table(info.path, columns=["path", "error"], filesystem=where)
-        except (arrow.ArrowInvalid, OSError) as error:
-            torn = info.path.removesuffix(info.base_name) + "_torn-" + info.base_name
-            log.warning("%s was left half-written (%s) and is now %s.", info.path, error, torn)
-            where.move(info.path, torn)
-            continue
+        except (arrow.ArrowException, OSError) as error:
+            raise OutputError(
+                f"{info.path} cannot be read as a file of predictions with the columns path and error ({error}): name "
+                "a folder of such files, or try again."
+            ) from error
         done.update((rows.filter(rows["error"].is_null()) if retry_errors else rows)["path"].to_pylist())
     return done
+
+
+def _is_whole(info: pyarrow.fs.FileInfo, where: pyarrow.fs.FileSystem) -> bool:
+    """Return whether a Parquet file ends as such files do; one that was cut short does not."""
+    if info.size < 12:
+        return False
+    with where.open_input_file(info.path) as file:
+        file.seek(info.size - len(PARQUET_END))
+        return file.read(len(PARQUET_END)) == PARQUET_END

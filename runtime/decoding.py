@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import struct
 import threading
 import warnings
 from typing import TYPE_CHECKING
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 Colour = tuple[int, int, int]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+MAX_SCANS = 200
+"""A JPEG of more scans is refused: each takes as long as the whole picture. Encoders make 10 or so."""
 
 _quiet_lock = threading.Lock()
 
@@ -123,11 +129,29 @@ def to_rgb(image: Image.Image, background: Colour) -> Image.Image:
 
 def _open(kind: str, data: bytes, max_pixels: int) -> ImageFile:
     """Read the header of a picture."""
+    if kind == "ICO":
+        _refuse_large_icon(data, max_pixels)
     with _quiet():
         image = reader(kind)(io.BytesIO(data))
     if image.width * image.height > max_pixels:
         raise TooLarge
     return image
+
+
+def _refuse_large_icon(data: bytes, max_pixels: int) -> None:
+    """Refuse an icon one of whose pictures is too large by its own header: Pillow decodes it as it opens the file."""
+    (count,) = struct.unpack_from("<H", data, 4)
+    for entry in range(6, min(6 + 16 * count, len(data) - 15), 16):
+        (place,) = struct.unpack_from("<I", data, entry + 12)
+        if data[place : place + 8] == PNG and len(data) >= place + 24:
+            width, height = struct.unpack_from(">II", data, place + 16)
+        elif len(data) >= place + 12:  # the height is that of the picture and of its mask
+            width, height = struct.unpack_from("<ii", data, place + 4)
+            height //= 2
+        else:
+            continue
+        if abs(width * height) > max_pixels:
+            raise TooLarge
 
 
 def _load(kind: str, data: bytes, max_pixels: int, draft: int | None = None) -> ImageFile:
@@ -200,7 +224,7 @@ def _frame(data: bytes) -> tuple[int, bytes, int]:
 
 def _refuse_jpeg(data: bytes) -> None:
     """Refuse the kinds of JPEG that Pillow or libjpeg does not read."""
-    marker, segment, _ = _frame(data)
+    marker, segment, end = _frame(data)
     if len(segment) < 6:
         return  # Pillow says what is wrong
     bits, height, layers = segment[0], int.from_bytes(segment[1:3], "big"), segment[5]
@@ -217,6 +241,8 @@ def _refuse_jpeg(data: bytes) -> None:
         why = "with two channels"
     elif height == 0:
         why = "whose height follows the picture"
+    elif data.count(b"\xff\xda", end) > MAX_SCANS:
+        why = f"of more than {MAX_SCANS} scans"
     if why:
         raise Unsupported(f"this kind of JPEG ({why}) is not read; {CONVERT}")
 

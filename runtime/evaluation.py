@@ -196,8 +196,9 @@ def _shares(model: Model) -> dict[str, float] | None:
     options = cast("dict[str, Any]", origin).get("options")
     if not isinstance(options, dict) or not {"val", "test"} <= {*cast("dict[str, Any]", options)}:
         return None
-    given = cast("dict[str, Any]", options)
-    return {"val": float(given["val"]), "test": float(given["test"])}
+    shares = {name: cast("dict[str, Any]", options)[name] for name in ("val", "test")}
+    sound = all(isinstance(share, int | float) and share >= 0 for share in shares.values())
+    return {name: float(share) for name, share in shares.items()} if sound and sum(shares.values()) < 1 else None
 
 
 def _of_split(listing: Listing, split: str, shares: dict[str, float] | None) -> Sequence[Entry]:

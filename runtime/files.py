@@ -23,6 +23,9 @@ REPLACED = ".replaced-"
 WINDOWS = os.name == "nt"
 
 
+_in_use: set[Path] = set()  # files that this process is writing, which are nobody's leftovers
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -93,6 +96,7 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
     """
     staged = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
     with explained(path):
+        _in_use.add(staged)
         try:
             if isinstance(content, bytes):
                 staged.write_bytes(content)
@@ -103,6 +107,7 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
             _sync(path.parent)
         finally:
             staged.unlink(missing_ok=True)
+            _in_use.discard(staged)
 
 
 @contextlib.contextmanager
@@ -123,10 +128,10 @@ def lock(path: Path) -> Callable[[], None]:
         BlockingIOError: another process has it.
         OSError: it cannot be opened.
     """
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
+    if WINDOWS:
         return lambda: None
+    import fcntl
+
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks what may be written
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +150,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in list(folder.iterdir()):
         found = re.fullmatch(f"({re.escape(STAGING)}|{re.escape(REPLACED)})([0-9]+)-(.+)", path.name)
-        if not found or _runs(int(found[2])):
+        if not found or _runs(int(found[2])) or path in _in_use or _is_taken(path):
             continue
         if found[1] == REPLACED and not os.path.lexists(folder / found[3]):
             path.rename(folder / found[3])
@@ -153,6 +158,17 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _is_taken(folder: Path) -> bool:
+    """Return whether a process holds a folder's lock, be it in another container, whose numbers mean nothing here."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    try:
+        lock(folder)()
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _runs(pid: int) -> bool:
@@ -207,6 +223,7 @@ def new_folder(path: Path, replace: bool = False) -> Generator[Path]:
             raise OutputError(f"{given} is a file: choose another place for the folder.")
         staged = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
         staged.mkdir()
+        let_go = lock(staged)
         old = path.with_name(f"{REPLACED}{os.getpid()}-{path.name}")
         try:
             yield staged
@@ -224,5 +241,6 @@ def new_folder(path: Path, replace: bool = False) -> Generator[Path]:
                 old.rename(path)
             raise
         finally:
+            let_go()
             shutil.rmtree(staged, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)

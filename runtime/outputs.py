@@ -105,19 +105,20 @@ class _Output:
     def begin(self, settings: dict[str, Any], resume: bool, retry_errors: bool) -> None:
         """Open it, as `open_output` says."""
         make_folder(self.path.parent)
-        if self._is_there():
-            if not resume:
-                raise OutputError(
-                    f"{self.path} exists already: choose another place, or go on with it.", option="resume"
-                )
-            self._compare(settings)
-            self._take()
-            self._read(retry_errors)
-        else:
+        if not self._is_there():
             self._make()
-            write_file(self._settings_path, (json.dumps(settings, indent=2) + "\n").encode())
+            self._settings_path.touch()  # what is locked stays that file: another process may begin at this moment, too
             self._take()
-            self._start()
+            if not self._is_there():
+                self._settings_path.write_text(json.dumps(settings, indent=2) + "\n")
+                self._start()
+                return
+            self.close()
+        if not resume:
+            raise OutputError(f"{self.path} exists already: choose another place, or go on with it.", option="resume")
+        self._compare(settings)
+        self._take()
+        self._read(retry_errors)
 
     def _is_there(self) -> bool:
         raise NotImplementedError
@@ -329,7 +330,9 @@ class Parts(_Output):
         return source.encode("utf-8", "backslashreplace").decode()
 
     def _is_there(self) -> bool:
-        return self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir())
+        """Return whether there is more than settings, which are written before the first part."""
+        entries = self.path.iterdir() if self.path.is_dir() else ()
+        return any(not path.name.startswith(".") and path != self._settings_path for path in entries)
 
     def _make(self) -> None:
         make_folder(self.path)

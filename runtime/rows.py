@@ -48,11 +48,18 @@ def csv_cells(name: str, result: Prediction | PictureError, top_k: int) -> list[
     return [name, "", *top, *[""] * (2 * top_k - len(top)), known, familiarity]
 
 
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as CSV."""
+    text = io.StringIO()
+    for row in rows:  # csv leaves a carriage return without quotes, and takes it for the end of a line
+        quoting = csv.QUOTE_ALL if any("\r" in cell for cell in row) else csv.QUOTE_MINIMAL
+        csv.writer(text, lineterminator="\n", quoting=quoting).writerow(row)
+    return text.getvalue()
+
+
 def csv_lines(rows: Iterable[Sequence[str]]) -> bytes:
     """Return rows as CSV in UTF-8; the bytes of a name that is no text stay as they are."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return csv_text(rows).encode("utf-8", "surrogateescape")
 
 
 def schema() -> pyarrow.Schema:

@@ -118,11 +118,14 @@ def find_pictures(arguments: Sequence[str], left_out: LeftOut | None = None) -> 
         left_out: is told of everything that a folder holds besides.
 
     Raises:
-        PictureError: a folder has no pictures and nothing that looks like one, or a pattern matches no file.
+        PictureError: a folder has no pictures and nothing that looks like one, a pattern matches no file, or there is
+            no picture in all.
     """
     left_out = LeftOut() if left_out is None else left_out
     pictures: list[str] = []
+    nothing: PictureError | None = None
     for argument in arguments:
+        inside: LeftOut | None = None
         # os.path answers False where pathlib raises: on names that are too long, or in folders that may not be read.
         if os.path.isdir(argument):  # noqa: PTH112
             inside = LeftOut()
@@ -137,8 +140,12 @@ def find_pictures(arguments: Sequence[str], left_out: LeftOut | None = None) -> 
         else:
             found, why = [argument], ""
         if not found:
-            raise PictureError(f"There are no pictures in {argument}: {why}; check the path.")
+            nothing = PictureError(f"There are no pictures in {argument}: {why}; check the path.")
+            if not (inside and inside.unread):
+                raise nothing
         pictures += found
+    if nothing and not pictures:
+        raise nothing
     return pictures
 
 

@@ -17,7 +17,7 @@ from .grey import to_grey
 
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _SAMPLES, _PLANAR, _COLOUR_MAP, _TILES = 273, 277, 284, 320, 324
-_INK_SET, _EXTRA, _SAMPLE_FORMAT = 332, 338, 339
+_TILE_WIDTH, _TILE_LENGTH, _INK_SET, _EXTRA, _SAMPLE_FORMAT = 322, 323, 332, 338, 339
 
 _PHOTOMETRICS = {
     0: "grey (0 is white)",
@@ -53,6 +53,7 @@ class _Kind:
     big_endian: bool
     width: int
     length: int
+    tile_pixels: int
     photometric: int
     sample_format: int
     bits: tuple[int, ...]
@@ -91,7 +92,7 @@ def load(data: bytes, max_pixels: int) -> Image.Image:
         Exception: whatever Pillow raises of damaged data.
     """
     kind = _kind(data)
-    if kind.width * kind.length > max_pixels:
+    if max(kind.width * kind.length, kind.tile_pixels) > max_pixels:  # a tile may be larger than its picture
         raise TooLarge
     _check(kind)
     place = kind.photometric_at if kind.photometric == 0 and len(kind.bits) == 1 and kind.bits[0] >= 8 else None
@@ -150,11 +151,13 @@ def _kind(data: bytes) -> _Kind:
             raise ValueError(f"tag {tag} is not a number")
         return value
 
-    width, length, planar, compression, samples, photometric = (
+    width, length, tile_width, tile_length, planar, compression, samples, photometric = (
         (numbers(tag, (default,)) or (default,))[0]
         for tag, default in (
             (_WIDTH, 0),
             (_LENGTH, 0),
+            (_TILE_WIDTH, 0),
+            (_TILE_LENGTH, 0),
             (_PLANAR, 1),
             (_COMPRESSION, 1),
             (_SAMPLES, 1),
@@ -169,6 +172,7 @@ def _kind(data: bytes) -> _Kind:
         big_endian=data[:2] == b"MM",
         width=width,
         length=length,
+        tile_pixels=tile_width * tile_length,
         photometric=photometric,
         sample_format=formats.pop() if len(formats) == 1 else 4,
         bits=bits if len(bits) > 1 else bits * min(max(1, samples), 16),

@@ -237,6 +237,7 @@ class Distiller:
                 "loss": [DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT],
                 "views": [VIEWS, VIEW_BATCH_SIZE],
                 "layout": {name: list(tensor.shape) for name, tensor in student.state_dict().items()},
+                "arrangement": getattr(student, "arrangement", None),
                 "origin": self.origin,
                 "teachers": self.teachers.origin if self.teachers else None,
                 "seed": self.seed,

@@ -35,7 +35,7 @@ EDGE = LossyVariant(
     "edge",
     1,
     candidates=((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)),
-    residual=(scaled(112), scaled(144)),
+    residual=(scaled(128), scaled(144)),
 )
 TINY = LossyVariant(
     "tiny",
@@ -43,7 +43,7 @@ TINY = LossyVariant(
     candidates=((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)),
     residual=(scaled(96),),
 )
-NANO = LossyVariant("nano", 20, candidates=(), residual=(scaled(40),), residual_multiplier=5)
+NANO = LossyVariant("nano", 20, candidates=(), residual=((16, 16, 32, 40, 40, 40, 48),), residual_multiplier=5)
 """A variant for the smallest devices: MLPerf Tiny's reference IC01 has 98,496 bytes, and its int8 file has fewer."""
 
 

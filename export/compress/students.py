@@ -56,9 +56,14 @@ class Residual(nn.Module):
         classes: number of classes.
         widths: output channels of the seven convolutions.
 
+    Attributes:
+        arrangement: what the shapes of its parameters do not tell; a training is kept for nets of this arrangement.
+
     Raises:
         ValueError: there are not seven widths, or the skip cannot be added.
     """
+
+    arrangement = (UNPADDED, POOLED, SKIPPED)
 
     def __init__(self, classes: int, widths: Sequence[int]) -> None:
         super().__init__()

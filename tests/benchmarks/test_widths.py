@@ -16,7 +16,7 @@ from edgecifar.train import data
 
 
 def test_widths_of_an_option():
-    assert widths.widths_of("16-32-64-96-96-96-128") == scaled(96)
+    assert widths.widths_of("16-32-64-96-96-96-192") == scaled(96)
 
 
 @pytest.mark.parametrize("text", ["16-32", "16-32-64-96-96-80-128", "a-b", "16-32-64-96-96-96-0", ""])

@@ -142,6 +142,13 @@ class TestDistiller:
         monkeypatch.setattr(distill, name, getattr(distill, name) / 2)
         assert not made.holds(start, WIDTHS)
 
+    def test_nor_that_of_a_net_arranged_otherwise(self, distiller, monkeypatch):
+        made, student = distiller(recipe=ONE), Residual.untrained(10, (8,) * 7, 0)
+        made.tune(student, student.widths)
+        assert made.holds(student, student.widths)
+        monkeypatch.setattr(Residual, "arrangement", (2, (2, 3), (5, 6)))
+        assert not made.holds(student, student.widths)
+
     def test_it_holds_what_is_finished(self, distiller, start, tmp_path):
         made = distiller()
         assert not made.holds(start, WIDTHS)

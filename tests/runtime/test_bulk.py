@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgecifar.runtime import Classifier
+from edgecifar.runtime import Classifier, bulk
 from edgecifar.runtime.bulk import Classify, Count, Options, PackedBundle, classify_into, finished, results
 from edgecifar.runtime.errors import BundleError, InputError, OutputError, PictureError
 
@@ -254,6 +254,21 @@ class TestClassify:
         with pytest.raises(InputError, match="image"):
             Classify(PackedBundle.of(tiny))(pyarrow.table({"image": [b""]}))
 
+    def test_a_column_that_a_prediction_has_too_is_refused(self, tiny):
+        import pyarrow
+
+        with pytest.raises(InputError, match=r"\(label\): rename"):
+            Classify(PackedBundle.of(tiny))(pyarrow.table({"path": ["a"], "label": ["cat"]}))
+
+    def test_options_of_a_uri_reach_its_file_system(self, monkeypatch):
+        from pyarrow import fs
+
+        asked, local = [], fs.LocalFileSystem()
+        monkeypatch.setattr(bulk, "_filesystem", lambda uri: asked.append(uri) or local)
+        assert bulk._where("s3://bucket/a/b.png?region=here&scheme=http") == (local, "bucket/a/b.png")
+        assert bulk._where("s3://bucket/a/b.png") == (local, "bucket/a/b.png")
+        assert asked == ["s3://bucket?region=here&scheme=http", "s3://bucket"]
+
 
 class TestFinished:
     @pytest.fixture
@@ -279,3 +294,21 @@ class TestFinished:
         assert "2.parquet" in caplog.text
         assert [path.name for path in rows.iterdir() if path.is_file()] == ["_torn-2.parquet"]
         assert finished(rows) == {"a", "b"}
+
+    def test_what_is_whole_stays_where_it_is(self, rows, monkeypatch):
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        other = rows / "3.parquet"
+        parquet.write_table(pyarrow.table({"source": ["a"], "error": ["bad"]}), other)
+        with pytest.raises(OutputError, match=r"3\.parquet"):
+            finished(rows)
+        other.unlink()
+
+        def unreachable(*_, **__):
+            raise OSError("slow down")
+
+        monkeypatch.setattr(parquet, "read_table", unreachable)
+        with pytest.raises(OutputError, match="slow down"):
+            finished(rows)
+        assert sorted(path.name for path in rows.rglob("*.parquet")) == ["1.parquet", "2.parquet"]

@@ -91,6 +91,13 @@ def test_what_the_model_was_trained_on_is_not_measured(model, data):
     assert evaluate(elsewhere, data).pictures == "all"
 
 
+@pytest.mark.parametrize("val", ["a tenth", None, -0.1, 0.9])
+def test_shares_that_make_no_sense_are_none(model, data, val):
+    origin = {"layout": "folders", "options": {"val": val, "test": 0.2}}
+    trained = replace(model, dataset={"name": "lab", "origin": origin})
+    assert evaluate(trained, data).pictures == "all"
+
+
 def test_a_split_that_cannot_be_known(model, data):
     with pytest.raises(DataError, match="no split") as caught:
         evaluate(model, data, split="test")

@@ -464,6 +464,33 @@ with files.new_folder(Path(sys.argv[1]), replace=True) as folder:
         assert contents(tmp_path / "made") == {"a": "old" if steps < replaced else "new"}
 
 
+class TestInUse:
+    def test_what_this_process_is_writing_is_no_leftover(self, tmp_path):
+        def content(staged: Path) -> None:
+            staged.write_text("half")
+            remove_leftovers(tmp_path)
+            staged.write_text("whole")
+
+        with new_folder(tmp_path / "one") as one, new_folder(tmp_path / "other") as other:
+            for folder in (one, other):
+                (folder / "a").write_text("a")
+        write_file(tmp_path / "file", content)
+        assert names(tmp_path) == ["file", "one", "other"]
+        assert contents(tmp_path / "one") == contents(tmp_path / "other") == {"a": "a"}
+
+    def test_what_another_container_is_making_is_no_leftover(self, tmp_path, dead):
+        """Its processes have numbers that mean nothing here."""
+        pytest.importorskip("fcntl")
+        made = tmp_path / f"{files.STAGING}{dead}-bundle"
+        made.mkdir()
+        let_go = files.lock(made)
+        remove_leftovers(tmp_path)
+        assert made.is_dir()
+        let_go()
+        remove_leftovers(tmp_path)
+        assert not made.exists()
+
+
 class TestWindows:
     """As Windows does it: no descriptors of folders, and no flushing through one that may only read."""
 

@@ -15,7 +15,7 @@ import pytest
 from edgecifar.runtime.classifier import Prediction
 from edgecifar.runtime.errors import OutputError, PictureError
 from edgecifar.runtime.files import STAGING
-from edgecifar.runtime.outputs import open_output
+from edgecifar.runtime.outputs import _Output, open_output
 from edgecifar.runtime.rows import csv_cells, csv_columns, json_line
 
 SETTINGS = {"bundle": "ab" * 32, "variant": "edge", "fit": "crop", "top_k": 2, "unknown": "keep"}
@@ -140,6 +140,47 @@ def test_two_processes_do_not_write_at_once(path):
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "is being written by another process" in other.stderr
     open_output(path, SETTINGS, resume=True).close()
+
+
+def test_two_that_begin_at_once(path, monkeypatch):
+    """The second comes after the first has looked, and before it has locked the settings."""
+    pytest.importorskip("fcntl")
+    take, both = _Output._take, []
+
+    def taking(self):
+        monkeypatch.setattr(_Output, "_take", take)
+        both.append(open_output(path, SETTINGS))
+        take(self)
+
+    monkeypatch.setattr(_Output, "_take", taking)
+    with pytest.raises(OutputError, match="another process"):
+        open_output(path, SETTINGS)
+    with both[0] as output:
+        output.write([predicted("a")])
+    assert names(path) == ["a"]
+    open_output(path, SETTINGS, resume=True).close()
+
+
+def test_one_that_ended_meanwhile_is_not_overwritten(path, monkeypatch):
+    take = _Output._take
+
+    def taking(self):
+        monkeypatch.setattr(_Output, "_take", take)
+        begun(path, predicted("a"))
+        take(self)
+
+    monkeypatch.setattr(_Output, "_take", taking)
+    with pytest.raises(OutputError, match="exists already"):
+        open_output(path, SETTINGS)
+    assert names(path) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["a\rb.png", "a\r\nb.png", '"a"\r.png'])
+def test_carriage_returns_in_names(path, name):
+    begun(path, predicted(name), predicted("c"))
+    with open_output(path, SETTINGS, resume=True) as output:
+        assert list(output.remaining([name, "c", "d"])) == ["d"]
+    assert names(path) == [name, "c"]
 
 
 @pytest.mark.parametrize("form", ["rows.jsonl", "rows.csv"])

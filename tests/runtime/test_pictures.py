@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgecifar.runtime import formats, pictures
+from edgecifar.runtime import decoding, formats, pictures
 from edgecifar.runtime.contract import CIFAR10, FITS, Contract
 from edgecifar.runtime.errors import PictureError
 from edgecifar.runtime.pictures import load_picture
@@ -478,6 +478,33 @@ def test_a_bomb_in_an_icon(tmp_path):
     png = png_header(20_000, 20_000)
     entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(png), 22)
     assert "pixels; scale it down first" in refusal(struct.pack("<HHH", 0, 1, 1) + entry + png)
+
+
+def test_an_icon_s_own_limit_holds_before_it_is_decoded(monkeypatch):
+    def decoded(_kind):
+        raise AssertionError
+
+    monkeypatch.setattr(decoding, "reader", decoded)
+    png = png_header(5_000, 5_001)  # Pillow's own limit is higher
+    bitmap = struct.pack("<IiiHHIIIIII", 40, 5_000, 2 * 5_001, 1, 32, 0, 0, 0, 0, 0, 0)
+    for inner in (png, bitmap):
+        entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(inner), 22)
+        with pytest.raises(PictureError, match="25 million pixels"):
+            load_picture(struct.pack("<HHH", 0, 1, 1) + entry + inner, CIFAR10, max_pixels=25_000_000)
+
+
+def test_a_tile_larger_than_its_tiff():
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16_384, 323: 16_384, 324: 200, 325: 100}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(300)
+    assert "pixels; scale it down first" in refusal(data)
+
+
+def test_a_jpeg_of_too_many_scans():
+    data = encoded(Image.new("L", (16, 16)), "JPEG", progressive=True)
+    last = data[data.rfind(b"\xff\xda") : -2]
+    assert_is_picture(load(data[:-2] + 10 * last + data[-2:]))
+    assert "of more than 200 scans" in refusal(data[:-2] + 200 * last + data[-2:])
 
 
 def test_too_many_pixels_in_every_format(monkeypatch):

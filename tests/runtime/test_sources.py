@@ -66,6 +66,17 @@ def test_a_folder_without_pictures_is_named():
         find_pictures(["album/nothing"])
 
 
+@pytest.mark.usefixtures("album")
+def test_a_folder_of_unread_pictures_does_not_keep_others_from_being_read():
+    Path("album/drawings").mkdir()
+    Path("album/drawings/a.svg").touch()
+    found = LeftOut()
+    assert find_pictures(["album/b.png", "album/drawings"], found) == ["album/b.png"]
+    assert found.unread == 1
+    with pytest.raises(PictureError, match=r"album/drawings: .*1 \.svg"):
+        find_pictures(["album/drawings"])
+
+
 def left_out(folder: str) -> LeftOut:
     found = LeftOut()
     find_pictures([folder], found)
