@@ -264,18 +264,8 @@ class Classifier:
     def _predictions(self, images: np.ndarray, names: list[str], top_k: int) -> list[Prediction]:
         """Classify `images`, uint8 [N, size, size, 3], whose sources are `names`."""
         rows, scores = self._session.scores(images)
-        trained = self.variant.familiarity
-        order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
-        probabilities: list[list[float]] = np.take_along_axis(rows, order, axis=1).tolist()
-        indices: list[list[int]] = order.tolist()
-        familiarity: list[float | None] = [None] * len(rows) if scores is None else scores.tolist()
-        labels = self.contract.labels
-        found: list[Prediction] = []
-        for name, best, likely, score in zip(names, indices, probabilities, familiarity, strict=True):
-            top = tuple(zip([labels[index] for index in best], likely, strict=True))
-            known = None if score is None or trained is None else score >= trained.threshold
-            found.append(Prediction(*top[0], top, name, known, score))
-        return found
+        threshold = self.variant.familiarity.threshold if self.variant.familiarity else None
+        return predictions_from(rows, scores, names, labels=self.contract.labels, top_k=top_k, threshold=threshold)
 
     def _warn(self, fit: str | None) -> None:
         """Say once that pictures are made square in another way than those of the training."""
@@ -287,6 +277,37 @@ class Classifier:
         logging.getLogger("edgecifar").warning(
             "The fit is %r, and the model was trained with %r: it may be less accurate.", fit, self.contract.fit
         )
+
+
+def predictions_from(
+    rows: np.ndarray,
+    scores: np.ndarray | None,
+    names: list[str],
+    *,
+    labels: tuple[str, ...],
+    top_k: int,
+    threshold: float | None,
+) -> list[Prediction]:
+    """Return a prediction for each picture of what a model gave.
+
+    Args:
+        rows: the probabilities, float32 [N, classes].
+        scores: the familiarity, float32 [N]; None where the model has none.
+        names: the sources of the N pictures.
+        labels: of the classes.
+        top_k: how many classes `Prediction.top` lists.
+        threshold: the familiarity below which a picture is not known; None where the model cannot tell.
+    """
+    order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
+    probabilities: list[list[float]] = np.take_along_axis(rows, order, axis=1).tolist()
+    indices: list[list[int]] = order.tolist()
+    familiarity: list[float | None] = [None] * len(rows) if scores is None else scores.tolist()
+    found: list[Prediction] = []
+    for name, best, likely, score in zip(names, indices, probabilities, familiarity, strict=True):
+        top = tuple(zip([labels[index] for index in best], likely, strict=True))
+        known = None if score is None or threshold is None else score >= threshold
+        found.append(Prediction(*top[0], top, name, known, score))
+    return found
 
 
 def _check_top_k(top_k: int) -> None:

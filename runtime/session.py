@@ -28,6 +28,16 @@ MAX_THREADS = 256
 """Threads of one call; onnxruntime makes them all when the model is loaded, 100,000 of them for minutes."""
 
 
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that a call cannot have; None is as many as suit.
+
+    Raises:
+        ProviderError: it is below 1, or above `MAX_THREADS`.
+    """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ProviderError(f"A call cannot have {threads} threads: choose 1 to {MAX_THREADS}.")
+
+
 class Session:
     """A loaded model: pictures in, probabilities out. Safe to use from several threads, of one process.
 
@@ -63,8 +73,7 @@ class Session:
             ModelError: the model is damaged, or its graph or its metadata is not that of the contract; or the file has
                 none and none is given.
         """
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise ProviderError(f"A call cannot have {threads} threads: choose 1 to {MAX_THREADS}.")
+        check_threads(threads)
         self.threads = threads or usable_cpus()
         asked = providers.Request(model, self.threads, name, settings or {})
         self._session, self.provider = providers.first_that_runs(

@@ -10,11 +10,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 import orjson
@@ -27,7 +25,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..runtime.errors import PictureError
 from . import classify, infer, openapi, protocol
-from .errors import ClientLeft, RequestError, overloaded
+from .decoding import Decoder, Upload
+from .errors import ClientLeft, RequestError, late, overloaded
 from .infer import Headers, Target
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Model, PageFile, Registry
@@ -65,9 +64,9 @@ class App:
         """
         self.registry, self.settings, self.keys = registry, settings or Settings(), keys
         self.metrics, self.draining, self._started = Metrics(), False, False
-        self._buffered, self._decoding, self._retiring = 0, 0, set()
+        self._decoder = Decoder(self.settings, self.metrics)
+        self._received, self._retiring = 0, set()
         self.metrics.buffered.set_function(lambda: self._buffered)
-        self._pool = ThreadPoolExecutor(self.settings.decoders, thread_name_prefix="decode")
         routes = [
             Route("/", self._index),
             Route("/v2", self._server),
@@ -108,6 +107,16 @@ class App:
         models = self.registry.models
         return self._started and not self.draining and all(model.batcher.healthy for model in models)
 
+    @property
+    def decoding(self) -> bool:
+        """Whether pictures are being decoded, or wait for it."""
+        return self._decoder.busy
+
+    @property
+    def _buffered(self) -> int:
+        """Bytes of all bodies that are being received or decoded."""
+        return self._received + self._decoder.buffered
+
     def replace(self, registry: Registry) -> None:
         """Put `registry` in the place of the present one, which answers what it has accepted; on the event loop."""
         registry.start(self.metrics, self.settings)
@@ -125,11 +134,11 @@ class App:
         yield
         self._started = False
         await asyncio.gather(self.registry.retire(), *self._retiring)
-        self._pool.shutdown()
+        self._decoder.close()
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that the key allows, count it, and turn every failure into an answer."""
-        began, path, status = time.monotonic(), scope["path"], 0
+        began, path, status = time.monotonic(), infer.path_of(scope), 0
         target = infer.target_of(scope["method"], path)
         # CORS, where it is on, adds headers to what is sent the long way.
         direct = scope.get(CONNECTION) if target and not self.settings.allow_origins else None
@@ -162,6 +171,11 @@ class App:
         except ClientLeft:
             self.metrics.left.inc()
             return
+        except asyncio.CancelledError:
+            if not self.draining:
+                raise
+            if not status:  # the server's time to end is over
+                await answer(*RequestError(503, "The server has ended: ask again.").answer())
         except Exception as error:
             refused = self.refusal(scope, error)
             if not status:
@@ -220,7 +234,7 @@ class App:
         if not message.get("more_body") and len(body) <= limit:
             return body
         parts, count = [body], len(body)
-        self._buffered += count
+        self._received += count
         try:
             while message.get("more_body") and count <= limit:
                 if self._buffered > self.settings.max_buffered:
@@ -230,28 +244,16 @@ class App:
                     raise ClientLeft
                 parts.append(message.get("body", b""))
                 count += len(parts[-1])
-                self._buffered += len(parts[-1])
+                self._received += len(parts[-1])
         finally:
-            self._buffered -= count
+            self._received -= count
         if count > limit:
             raise infer.too_long(limit)
         return b"".join(parts)
 
     async def _outputs(self, scope: Scope, model: Model, images: np.ndarray, timeout: float | None) -> list[np.ndarray]:
         """Return the model's outputs for `images`; they are not computed where the client leaves before their turn."""
-        future = model.batcher.submit(images, self.allowed(timeout))
-        connection = scope.get(CONNECTION)
-        if connection is None:
-            return await future
-        connection.awaited = future
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if future.cancelled() and connection.lost:
-                raise ClientLeft from None
-            raise
-        finally:
-            connection.awaited = None
+        return await _unless_left(scope, model.batcher.submit(images, self.allowed(timeout)))
 
     async def _infer(self, target: Target, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
         """Return status, headers and body of the answer."""
@@ -267,34 +269,29 @@ class App:
         raise RequestError(404, f"There is no model called {request.path_params['model'][:100]!r}.")
 
     async def _classify(self, request: Request) -> Response:
-        question = classify.Question.parse(parse_qsl(request.url.query, keep_blank_values=True, max_num_fields=10))
+        scope, allowed = request.scope, self.settings.timeout
+        question = classify.Question.parse(scope["query_string"])
         found = self.registry.find(question.model) if question.model else self.registry.default
         with found.lease() as model:
             model.batcher.check_room()
-            if self._decoding >= self.settings.queue:
-                raise overloaded("Too many pictures wait to be decoded")
-            body = await self._body(request.scope, request.receive, self.settings.max_body)
-            self._decoding += 1
-            self._buffered += len(body)
+            self._decoder.check_room()
+            body = await self._body(scope, request.receive, self.settings.max_body)
+            deadline = time.monotonic() + allowed
+            upload = Upload(body, request.headers.get("content-type", ""), question.fit, deadline)
             try:
-                pictures, images = await asyncio.get_running_loop().run_in_executor(
-                    self._pool, self._decode, body, request.headers.get("content-type", ""), model, question
-                )
-            finally:
-                self._decoding -= 1
-                self._buffered -= len(body)
+                async with asyncio.timeout(allowed):
+                    pictures, images = await _unless_left(scope, self._decoder.submit(upload, model.contract))
+            except TimeoutError:
+                raise late() from None
             good = [image for image in images if not isinstance(image, PictureError)]
-            rows = await self._outputs(request.scope, model, np.stack(good), None) if good else []
+            left = deadline - time.monotonic()
+            rows = await self._outputs(scope, model, np.stack(good), left) if good else []
             results = classify.predictions(model, question, pictures, images, rows)
             return _json(classify.document(model, pictures, results), 200 if good else 400)
 
-    def _decode(self, body: bytes, kind: str, model: Model, question: classify.Question) -> tuple[Any, Any]:
-        pictures = classify.split(body, kind, self.settings)
-        return pictures, classify.decode(pictures, model.contract, question.fit, self.settings, self.metrics)
-
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a file of the page, as ASGI has it; to what is asked for by no route."""
-        file = self.registry.page.get(scope["path"].lstrip("/"))
+        file = self.registry.page.get(infer.path_of(scope).lstrip("/"))
         if file is None or scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
             raise HTTPException(404)
         await self._file(Request(scope), file, scope["path"])(scope, receive, send)
@@ -345,6 +342,29 @@ class App:
 
     async def _openapi(self, _: Request) -> Response:
         return _json(openapi.document(self.registry, self.settings, version("edgecifar"), with_key=bool(self.keys)))
+
+
+async def _unless_left(scope: Scope, future: asyncio.Future[Any]) -> Any:
+    """Return the result of `future`, which is cancelled where the client leaves.
+
+    Raises:
+        ClientLeft: it did.
+    """
+    connection = scope.get(CONNECTION)
+    if connection is None:
+        return await future
+    if connection.lost:  # a moment ago
+        future.cancel()
+        raise ClientLeft
+    connection.awaited = future
+    try:
+        return await future
+    except asyncio.CancelledError:
+        if future.cancelled() and connection.lost:
+            raise ClientLeft from None
+        raise
+    finally:
+        connection.awaited = None
 
 
 def _endpoint(path: str) -> str:

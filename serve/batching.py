@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..runtime.errors import EdgecifarError
-from .errors import RequestError, overloaded
+from .errors import RequestError, late, overloaded
 
 if TYPE_CHECKING:
     from .metrics import ModelMetrics
@@ -180,7 +180,7 @@ class Batcher:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        self._deliver([(ticket, _late()) for ticket in self._tickets if ticket.deadline < now])
+        self._deliver([(ticket, late()) for ticket in self._tickets if ticket.deadline < now])
 
     # What follows runs on the thread.
 
@@ -230,9 +230,9 @@ class Batcher:
 
     def _answer(self, tickets: list[Ticket]) -> list[tuple[Ticket, Answer]]:
         now = time.monotonic()
-        late = [ticket for ticket in tickets if ticket.deadline < now]
+        overdue = [ticket for ticket in tickets if ticket.deadline < now]
         tickets = [ticket for ticket in tickets if ticket.deadline >= now]
-        answers: list[tuple[Ticket, Answer]] = [(ticket, _late()) for ticket in late]
+        answers: list[tuple[Ticket, Answer]] = [(ticket, late()) for ticket in overdue]
         if not tickets:
             return answers
         for ticket in tickets:
@@ -261,7 +261,3 @@ class Batcher:
             parts.append(self._run(part))
             self._metrics.ran(parts[-1], len(part), time.monotonic() - began)
         return parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
-
-
-def _late() -> RequestError:
-    return RequestError(504, "The time for this request is over: send fewer at once, or allow it more time.")

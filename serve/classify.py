@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 
-from ..runtime.classifier import Prediction
+from ..runtime.classifier import Prediction, predictions_from
 from ..runtime.contract import FITS
 from ..runtime.errors import PictureError
 from .errors import RequestError
 
 if TYPE_CHECKING:
-    from ..runtime.contract import Contract
-    from .metrics import Metrics
     from .models import Model
     from .settings import Settings
 
 MAX_HEADER = 8192
 """Bytes of the header of one part of a form."""
+
+MAX_TOP_K = 9999
+"""The greatest `top_k`; no more classes are listed than there are."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,23 @@ class Question:
     fit: str | None
 
     @classmethod
-    def parse(cls, query: list[tuple[str, str]]) -> Question:
-        """Read the pairs of a query string.
+    def parse(cls, query: bytes) -> Question:
+        """Read a query string.
 
         Raises:
             RequestError: 400, a name is unknown or comes twice, or a value is not one that it can have.
         """
-        values = dict(query)
-        if len(values) != len(query) or values.keys() - {"model", "top_k", "fit"}:
+        known = ("model", "top_k", "fit")
+        try:
+            pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=len(known))
+        except ValueError:  # there are more
+            pairs = [("", "")]
+        values = dict(pairs)
+        if len(values) != len(pairs) or values.keys() - set(known):
             raise RequestError(400, "The query takes 'model', 'top_k' and 'fit', once each.")
         top_k, fit = values.get("top_k", "3"), values.get("fit")
-        if not (top_k.isascii() and top_k.isdigit() and len(top_k) < 5 and int(top_k) >= 1):
-            raise RequestError(400, "'top_k' is how many classes are listed: a number from 1 on.")
+        if not (top_k.isascii() and top_k.isdigit() and len(top_k) < 5 and 1 <= int(top_k) <= MAX_TOP_K):
+            raise RequestError(400, f"'top_k' is how many classes are listed: a number from 1 to {MAX_TOP_K}.")
         if fit is not None and fit not in FITS:
             raise RequestError(400, f"'fit' is one of {', '.join(FITS)}.")
         return cls(values.get("model"), int(top_k), fit)
@@ -139,24 +145,6 @@ def _parts(body: bytes, content_type: str, limit: int) -> list[tuple[str, bytes]
     return pictures
 
 
-def decode(
-    pictures: list[tuple[str, bytes]], contract: Contract, fit: str | None, settings: Settings, metrics: Metrics
-) -> list[np.ndarray | PictureError]:
-    """Return each picture as uint8 [size, size, 3], or why it cannot be read."""
-    from ..runtime.pictures import load_picture
-
-    found: list[np.ndarray | PictureError] = []
-    for name, content in pictures:
-        began = time.monotonic()
-        try:
-            found.append(load_picture(content, contract, fit=fit, name=name, max_pixels=settings.max_pixels))
-        except PictureError as error:
-            metrics.bad_pictures.inc()
-            found.append(error)
-        metrics.decode_seconds.observe(time.monotonic() - began)
-    return found
-
-
 def document(
     model: Model, pictures: list[tuple[str, bytes]], results: list[Prediction | PictureError]
 ) -> dict[str, Any]:
@@ -183,17 +171,13 @@ def predictions(
     rows: list[np.ndarray],
 ) -> list[Prediction | PictureError]:
     """Return each picture's prediction, or why it has none; `rows`: the outputs for the arrays among `images`."""
-    labels, row = model.contract.labels, 0
-    results: list[Prediction | PictureError] = []
-    for (name, _), image in zip(pictures, images, strict=True):
-        if isinstance(image, PictureError):
-            results.append(image)
-            continue
-        probabilities = rows[0][row]
-        order = np.argsort(-probabilities, kind="stable")[: question.top_k].tolist()
-        top = tuple((labels[index], float(probabilities[index])) for index in order)
-        familiarity = float(rows[2][row]) if model.contract.familiarity_name else None
-        known = None if familiarity is None or model.threshold is None else familiarity >= model.threshold
-        results.append(Prediction(*top[0], top, name, known, familiarity))
-        row += 1
-    return results
+    if not rows:
+        return [image for image in images if isinstance(image, PictureError)]
+    names = [name for (name, _), image in zip(pictures, images, strict=True) if isinstance(image, np.ndarray)]
+    scores = rows[2] if model.contract.familiarity_name else None
+    found = iter(
+        predictions_from(
+            rows[0], scores, names, labels=model.contract.labels, top_k=question.top_k, threshold=model.threshold
+        )
+    )
+    return [image if isinstance(image, PictureError) else next(found) for image in images]

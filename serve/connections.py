@@ -25,7 +25,7 @@ CYCLE = "edgecifar.cycle"
 """Key of a request's scope under which uvicorn's state of it is found; `self.cycle` may be of a later one."""
 
 MAX_HEADER = 32768
-"""Bytes of a request's header."""
+"""Bytes of a request's header, its URL and the trailer that may follow its body taken together."""
 
 MIN_RATE = 16384
 """Bytes a second that a body must come with, on average, beyond the time that any request has."""
@@ -35,6 +35,10 @@ LAST_CHANCE = 1.0
 
 SWEEP = 1.0
 """Seconds between two looks for connections whose time is over."""
+
+
+class _TooLong(Exception):  # noqa: N818 - it ends the parsing, and nobody sees it
+    """The header or the trailer has more than `MAX_HEADER` bytes."""
 
 
 class Connection(HttpToolsProtocol):
@@ -52,7 +56,9 @@ class Connection(HttpToolsProtocol):
         self.awaited: asyncio.Future[Any] | Whole | None = None
         self._whole: Whole | None = None  # the present request, as long as it may turn out to come whole
         self.lost = False
-        self._in_header, self._header_bytes, self._received = False, 0, 0
+        self._fields, self._in_body = 0, False  # bytes of URL, header and trailer; whether the header is complete
+        self._silent = 0  # bytes that came since a header, a part of a body or a message ended: the parser keeps them
+        self._received = 0
         self._receiving_since: float | None = time.monotonic()  # what opens a connection and says nothing is slow too
         self._blocked_since: float | None = None
         self._ending_since: float | None = None
@@ -72,19 +78,18 @@ class Connection(HttpToolsProtocol):
             self.awaited = None
 
     def data_received(self, data: bytes) -> None:
-        """Take data, of which a header may have only so much."""
+        """Take data, of which the parser may keep only so much to itself."""
         if self.transport.is_closing():
             return
         if self._receiving_since is None:
             self._receiving_since, self._received = time.monotonic(), 0
-        if self._in_header or not self._received:  # else the data may begin with the end of another request
-            self._header_bytes += len(data)
         self._received += len(data)
+        self._silent += len(data)
         super().data_received(data)
         if self._whole:
             self._go_the_long_way(self._whole)
-        if self._in_header and self._header_bytes > MAX_HEADER:
-            self._refuse(431, f"The header is longer than {MAX_HEADER:,} bytes.")
+        if self._silent > MAX_HEADER and not self.transport.is_closing():  # a field without end
+            self._refuse_field()
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -93,11 +98,27 @@ class Connection(HttpToolsProtocol):
             self._receiving_since, self._received = time.monotonic(), 1
         self._unset_keepalive_if_required()  # of an answer in the same data
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
-        self._in_header = True
+        self._fields, self._in_body = 0, False
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of its URL."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of its header. Those of a trailer are dropped: nothing here reads one."""
+        self._count(len(name) + len(value) + 4)  # and a colon, a space, and the end of the line
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._fields += size
+        if self._fields > MAX_HEADER:
+            raise _TooLong  # uvicorn calls `send_400_response`
 
     def on_headers_complete(self) -> None:
         """Begin its body."""
-        self._in_header, self._header_bytes = False, 0
+        self._in_body, self._silent = True, 0
         found = _INFER.fullmatch(self.url)
         if found and self._may_come_whole():
             parser: Any = self.parser
@@ -166,6 +187,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of its body."""
+        self._silent = 0
         if self._whole:
             self._whole.body += body
             return
@@ -175,6 +197,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End it: from now on the client waits, not the server."""
+        self._silent = 0
         whole, self._whole = self._whole, None
         if whole:
             self.cycle = whole  # type: ignore[assignment]
@@ -194,8 +217,14 @@ class Connection(HttpToolsProtocol):
         self._blocked_since = None
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP as the protocol answers errors; called by uvicorn."""
-        self._refuse(400, msg)
+        """Answer what is not HTTP as the protocol answers errors; called by uvicorn, also where a limit was passed."""
+        if self._fields > MAX_HEADER:
+            self._refuse_field()
+        else:
+            self._refuse(400, msg)
+
+    def _refuse_field(self) -> None:
+        self._refuse(431, f"The header, or the trailer behind the body, is longer than {MAX_HEADER:,} bytes.")
 
     def shutdown(self) -> None:
         """End the connection once what it has begun to send is answered; called by uvicorn at its end."""

@@ -32,3 +32,8 @@ class ClientLeft(Exception):  # noqa: N818 - nothing went wrong
 def overloaded(what: str) -> RequestError:
     """Return the answer to a request for which there is no room."""
     return RequestError(429, f"{what}: try again later.", headers=((b"retry-after", b"1"),))
+
+
+def late() -> RequestError:
+    """Return the answer to a request whose time is over."""
+    return RequestError(504, "The time for this request is over: send fewer at once, or allow it more time.")

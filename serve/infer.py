@@ -29,6 +29,12 @@ Target = tuple[str, str | None]
 """A model's name and its version, if one is asked for."""
 
 
+def path_of(scope: Scope) -> str:
+    """Return the path of a request below the prefix at which a server, or another application, has put this one."""
+    path, prefix = scope["path"], scope.get("root_path", "")
+    return path[len(prefix) :] if path.startswith(f"{prefix}/") else path
+
+
 def target_of(method: str, path: str) -> Target | None:
     """Return the model and the version that a request of `infer` names; None for any other request."""
     if method != "POST" or not path.startswith("/v2/models/") or not path.endswith("/infer"):

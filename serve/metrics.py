@@ -82,7 +82,8 @@ class Metrics:
 
     def expose(self, models: list[Model]) -> bytes:
         """Return the text that Prometheus reads, after a look at the models in service."""
-        self.info.clear()
+        for gauge in (self.info, self.queue_requests, self.queue_images):
+            gauge.clear()  # of models that an update removed
         for model in models:
             dataset = model.bundle.manifest.dataset
             self.info.labels(model.name, model.version, model.session.provider, dataset).set(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,8 +17,9 @@ import numpy as np
 from ..runtime import choice
 from ..runtime.bundle import Bundle
 from ..runtime.errors import BundleError, EdgecifarError, InputError, ProviderError, VariantError
+from ..runtime.session import check_threads
 from . import protocol
-from .batching import Batcher, Outputs
+from .batching import Batcher
 from .errors import RequestError
 from .metrics import Metrics, ModelMetrics
 from .page import page_files
@@ -116,10 +117,6 @@ class Model:
         known = self.contract.familiarity_name is not None and self.variant.familiarity is not None
         return self.variant.familiarity.threshold if known and self.variant.familiarity else None
 
-    def run(self, images: np.ndarray) -> Outputs:
-        """Return all outputs of `images`, uint8 [N, size, size, 3], in the contract's order."""
-        return self.session.outputs(images)
-
     def check(self) -> str:
         """Run the golden vectors, which also warms the model up; return what differs too much, "" where nothing does.
 
@@ -131,7 +128,7 @@ class Model:
             raise BundleError(f"The golden vectors of {self.bundle.folder} have none of {self.variant.name}.")
         exact = self.session.provider == "cpu"
         tolerance = self.variant.golden_tolerance if exact else max(self.variant.golden_tolerance, GPU_TOLERANCE)
-        difference = float(np.abs(self.run(images)[0] - expected[self.variant.name]).max(initial=0.0))
+        difference = float(np.abs(self.session.outputs(images)[0] - expected[self.variant.name]).max(initial=0.0))
         return "" if difference <= tolerance else f"{difference:.1e}, more than {tolerance:.1e}"  # nan is refused too
 
     def start(self, metrics: Metrics, settings: Settings) -> None:
@@ -139,7 +136,9 @@ class Model:
         counts = ModelMetrics(metrics, self.name, self.contract.labels, settings).know(self.threshold)
         self.max_body = min(settings.max_body, protocol.max_body(self.contract, settings.max_images))
         self.reader = protocol.Reader(self.contract, settings.max_images)
-        self.batcher = Batcher(self.run, self.name, settings, counts)
+        # Nothing of this object is handed over: Python would have to look for that circle, which it seldom does, before
+        # the memory of a model that was replaced is free.
+        self.batcher = Batcher(self.session.outputs, self.name, settings, counts)
 
     @contextmanager
     def lease(self) -> Iterator[Model]:
@@ -242,12 +241,15 @@ def load_registry(source: Source) -> Registry:
     variant that the provider cannot run is left out with a warning, unless it was asked for or no other is left.
 
     Raises:
-        EdgecifarError: a bundle or a variant cannot be served; the message says why.
+        EdgecifarError: a bundle or a variant cannot be served, no bundle has a variant of that name, or there are too
+            many threads; the message says why.
     """
+    check_threads(source.threads)
+    bundles = {name: Bundle.open(folder, key=source.key) for name, folder in source.bundles.items()}
+    _check_variants(source, bundles.values())
     models: list[Model] = []
     chosen: dict[str, Model] = {}
-    for name, folder in source.bundles.items():
-        bundle = Bundle.open(folder, key=source.key)
+    for name, bundle in bundles.items():
         found = [model for variant in _wanted(bundle, source) if (model := _load(name, bundle, variant, source))]
         if not found:
             raise ProviderError(
@@ -261,8 +263,22 @@ def load_registry(source: Source) -> Registry:
     return Registry(models, chosen, page)
 
 
+def _check_variants(source: Source, bundles: Iterable[Bundle]) -> None:
+    """Refuse a variant that no bundle has; one that is lacking in some of them is served from the others."""
+    has = dict.fromkeys(variant.name for bundle in bundles for variant in _servable(bundle))
+    missing = [name for name in source.variants if name not in has]
+    if missing:
+        raise VariantError(
+            f"No bundle has an ONNX variant called {missing[0]!r} to serve: choose from {', '.join(has) or 'none'}."
+        )
+
+
+def _servable(bundle: Bundle) -> list[Variant]:
+    return [variant for variant in bundle.manifest.variants if variant.is_onnx]
+
+
 def _wanted(bundle: Bundle, source: Source) -> list[Variant]:
-    variants = [variant for variant in bundle.manifest.variants if variant.is_onnx]
+    variants = _servable(bundle)
     wanted = [variant for variant in variants if not source.variants or variant.name in source.variants]
     if not wanted:
         has = ", ".join(variant.name for variant in variants) or "none"

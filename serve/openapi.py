@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.contract import FITS
+from .classify import MAX_TOP_K
 
 if TYPE_CHECKING:
+    from ..runtime.contract import Contract
     from .models import Registry
     from .settings import Settings
 
@@ -15,13 +19,13 @@ Schema = dict[str, Any]
 
 def document(registry: Registry, settings: Settings, version: str, *, with_key: bool) -> Schema:
     """Return the document; `with_key`: whether requests need an API key."""
-    names, contract = registry.names, registry.default.contract
+    names, contracts = registry.names, [model.contract for model in registry.models]
     versions = sorted({model.version for model in registry.models})
     model = _parameter("path", "model", {"type": "string", "enum": names})
     pinned = _parameter("path", "version", {"type": "string", "enum": versions})
     question = [
         _parameter("query", "model", {"type": "string", "enum": names}),
-        _parameter("query", "top_k", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 3}),
+        _parameter("query", "top_k", {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": 3}),
         _parameter("query", "fit", {"type": "string", "enum": list(FITS)}),
     ]
     length = _parameter("header", "Inference-Header-Content-Length", {"type": "integer", "minimum": 0})
@@ -73,7 +77,7 @@ def document(registry: Registry, settings: Settings, version: str, *, with_key: 
             "description": "The Open Inference Protocol, version 2, with binary tensors, and pictures by upload.",
         },
         "paths": paths,
-        "components": {"schemas": _schemas(contract, settings.max_images)},
+        "components": {"schemas": _schemas(contracts, settings.max_images)},
     }
     if with_key:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -85,21 +89,34 @@ def document(registry: Registry, settings: Settings, version: str, *, with_key: 
     return found
 
 
-def _schemas(contract: Any, max_images: int) -> Schema:
-    shape = [{"const": size} for size in contract.picture_shape]
+def _input(contract: Contract, max_images: int) -> Schema:
+    """Return the schema of the input tensor of a model of `contract`."""
     pixel: Schema = {"type": "integer", "minimum": 0, "maximum": 255}
+    count: Schema = {"type": "integer", "minimum": 0, "maximum": max_images}
+    nested = pixel
+    for size in reversed(contract.picture_shape):
+        nested = {"type": "array", "items": nested, "minItems": size, "maxItems": size}
+    sizes = [count, *({"const": size} for size in contract.picture_shape)]
+    return _object(
+        name={"const": contract.input_name},
+        datatype={"const": "UINT8"},
+        shape={"type": "array", "prefixItems": sizes, "minItems": len(sizes), "maxItems": len(sizes)},
+        data={
+            "description": "Flat or nested, row-major.",
+            "anyOf": [{"type": "array", "items": pixel}, {"type": "array", "items": nested, "maxItems": max_images}],
+        },
+    )
+
+
+def _schemas(contracts: list[Contract], max_images: int) -> Schema:
     text: Schema = {"type": "string"}
     parameters: Schema = {"type": "object"}
     tensor = _object(name=text, datatype=text, shape={"type": "array", "items": {"type": "integer"}})
-    count: Schema = {"type": "integer", "minimum": 0, "maximum": max_images}
-    given = _object(
-        name={"const": contract.input_name},
-        datatype={"const": "UINT8"},
-        shape={"type": "array", "prefixItems": [count, *shape], "minItems": 4, "maxItems": 4},
-        data={"type": "array", "description": "Flat or nested, row-major.", "items": pixel},
-    )
+    inputs = [_input(contract, max_images) for contract in contracts]
+    inputs = [schema for index, schema in enumerate(inputs) if schema not in inputs[:index]]
+    given = inputs[0] if len(inputs) == 1 else {"anyOf": inputs}
     flag: Schema = {"type": "boolean"}
-    wanted = _object(name={"enum": list(contract.output_names)})
+    wanted = _object(name={"enum": _united(contract.output_names for contract in contracts)})
     wanted["properties"]["parameters"] = {
         "type": "object",
         "properties": {"binary_data": flag, "classification": {"type": "integer", "minimum": 0}},
@@ -120,7 +137,7 @@ def _schemas(contract: Any, max_images: int) -> Schema:
     picture = _object(source=text)
     picture["properties"] |= {
         "error": text,
-        "label": {"enum": list(contract.labels)},
+        "label": {"enum": _united(contract.labels for contract in contracts)},
         "probability": {"type": "number", "minimum": 0, "maximum": 1},
         "top": {"type": "array", "items": _object(label=text, probability={"type": "number"})},
     }
@@ -135,6 +152,11 @@ def _schemas(contract: Any, max_images: int) -> Schema:
         "InferResponse": answer,
         "Predictions": _object(bundle=text, variant=text, predictions={"type": "array", "items": picture}),
     }
+
+
+def _united(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Return all that is in one of `lists`, once each."""
+    return list(dict.fromkeys(chain.from_iterable(lists)))
 
 
 def _object(**properties: Schema) -> Schema:

@@ -83,11 +83,16 @@ class Address:
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which end the process by the signal, not with exit code 0."""
+    """uvicorn without its signal handlers, which end the process by the signal, not with exit code 0.
+
+    Attributes:
+        app: what is served.
+        all_answered: whether the end came when all that was accepted was answered, not when the time for that was over.
+    """
 
     def __init__(self, config: uvicorn.Config, app: App) -> None:
         super().__init__(config)
-        self.app = app
+        self.app, self.all_answered = app, False
         self._last: list[asyncio.Task[Any]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -105,6 +110,10 @@ class Server(uvicorn.Server):
         await asyncio.gather(*self._last, return_exceptions=True)  # so that they are told of the end with the others
         await super().shutdown(sockets)
         self._sweeper.cancel()
+
+    async def _wait_tasks_to_complete(self) -> None:
+        await super()._wait_tasks_to_complete()  # uvicorn cancels it when the time is over
+        self.all_answered = True
 
     def _accept_last(self, listener: socket.socket) -> None:
         """Take every connection that the system has made already: it would reset those that are not taken."""
@@ -142,7 +151,7 @@ def _refuse_new(listener: socket.socket) -> None:
 
 
 def run(source: Source, address: Address, settings: Settings, api_key_file: Path | None = None) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT; a signal more ends the process at once, with exit code 1.
 
     Raises:
         EdgecifarError: a bundle or a key file cannot be used, or the address is taken.
@@ -151,14 +160,15 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
     with contextlib.closing(address.listen()) as listener:  # first: a port that is taken is said before models are read
         keys = ApiKeys(api_key_file) if api_key_file else None
         _warn(keys, address)
-        server = make_server(App(load_registry(source), settings, keys))
+        app = App(load_registry(source), settings, keys)
+        server = make_server(app)
         gc.collect()
         gc.freeze()  # what is there now stays: no collection has to look at it again
         gc.set_threshold(COLLECT_EVERY)
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_Life(server, source, api_key_file).live(listener))
-    if server.force_exit:
-        raise EdgecifarError("The server was ended before all was answered.")
+    if app.decoding:  # for nobody, and Python would wait for it
+        os._exit(0)
 
 
 def _warn(keys: ApiKeys | None, address: Address) -> None:
@@ -220,7 +230,10 @@ class _Life:
         await self._server.serve(sockets=[listener])
         for task in self._tasks:
             task.cancel()
-        log.info("Stopped: all that was accepted is answered.", extra={"event": "stopped"})
+        if self._server.all_answered:
+            log.info("Stopped: all that was accepted is answered.", extra={"event": "stopped"})
+        else:
+            log.warning("Stopped, though requests were not complete or answers not taken.", extra={"event": "stopped"})
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -255,9 +268,11 @@ class _Life:
     def _end_now(self) -> None:
         """On SIGINT: answer what was accepted, then end; the second time, end."""
         if self._server.should_exit:
-            self._server.force_exit = True
+            log.error("Ended at once, before all was answered, by a second signal.", extra={"event": "forced"})
+            os._exit(1)  # Python would wait for threads that decode, load bundles or run models
         self._app.draining = True
         _notify("STOPPING=1")
+        log.info("Ending: what was accepted is answered first. Once more ends at once.", extra={"event": "ending"})
         self._stop()
 
     def _stop(self) -> None:

@@ -65,10 +65,10 @@ def open_client():
 
     with ExitStack() as stack:
 
-        def call(settings=None, keys=None, bundles=None, **source) -> TestClient:
+        def call(settings=None, keys=None, bundles=None, prefix="", **source) -> TestClient:
             registry = load_registry(Source(bundles or {"tiny": TINY}, provider="cpu", threads=1, **source))
             app = App(registry, settings or Settings(), keys)
-            client = stack.enter_context(TestClient(app, raise_server_exceptions=True))
+            client = stack.enter_context(TestClient(app, raise_server_exceptions=True, root_path=prefix))
             client.app = app
             return client
 

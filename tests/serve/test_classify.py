@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -51,12 +52,43 @@ def test_nothing_but_bad_pictures_is_a_bad_request(client, png, images):
 
 @pytest.mark.parametrize(
     ("query", "word"), [("top_k=0", "top_k"), ("top_k=a", "top_k"), ("fit=round", "fit"), ("x=1", "query"),
-                        ("top_k=1&top_k=2", "once")]
+                        ("top_k=1&top_k=2", "once"), ("&".join(f"a{n}=1" for n in range(11)), "query"),
+                        ("top_k=10000", "9999")]
 )  # fmt: skip
 def test_a_query_that_is_not_one(client, png, images, query, word):
     answer = client.post(f"/classify?{query}", content=png(images[0]))
     assert answer.status_code == 400
     assert word in answer.json()["error"]
+
+
+def test_the_query_is_not_taken_from_the_host(client, png, images):
+    answer = client.post("/classify?top_k=1", content=png(images[0]), headers={"host": "a?top_k=2#"})
+    assert len(answer.json()["predictions"][0]["top"]) == 1
+
+
+def test_the_deadline_covers_the_decoding(open_client, png, images, monkeypatch):
+    from edgecifar.runtime import pictures
+    from edgecifar.serve import Settings
+
+    gate, began = threading.Event(), []
+    load = pictures.load_picture
+
+    def held(content, *arguments, name, **options):
+        began.append(name)
+        gate.wait(10)
+        return load(content, *arguments, name=name, **options)
+
+    monkeypatch.setattr(pictures, "load_picture", held)
+    client = open_client(Settings(timeout=0.1, decoders=1))
+    files = [("a", (name, png(images[0]))) for name in ("first", "second")]
+    assert client.post("/classify", files=files).status_code == 504  # while the picture is held
+    assert client.post("/classify", content=png(images[0])).status_code == 504  # it never got a thread
+    gate.set()
+    decoder = client.app._decoder
+    decoder._pool.shutdown()  # what was begun has ended
+    assert began == ["first"]
+    client.get("/v2")  # a round of the event loop
+    assert (decoder.buffered, decoder._uploads) == (0, 0)
 
 
 def test_top_k_lists_no_more_than_there_are(client, png, images, labels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -174,11 +175,53 @@ def test_who_is_idle_between_requests_is_not_slow(live):
             time.sleep(0.5)
 
 
-def test_a_header_without_end(live):
+LONG = b"y" * 40_000
+CHUNKED = b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+
+
+def test_a_header_or_a_trailer_that_is_too_long(live):
+    server = live(settings(receive_timeout=10))
+    for data in (
+        b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + LONG,  # without end
+        b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + LONG + b"\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 7000 + b"\r\n",
+        b"GET /v2?" + LONG + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        HEAD % (1, b"X: " + LONG + b"\r\n") + b"x",
+        CHUNKED + b"X: " + LONG * 10,  # more than is read at once
+        CHUNKED + b"a:b\r\n" * 7000,
+        CHUNKED + b"a:\r\n" * 9000 + b"\r\n",
+    ):
+        with server.connect() as whole:
+            whole.sendall(data)
+            with contextlib.suppress(ConnectionResetError):  # it was ended before all was sent
+                assert read_answer(whole)[0] == 431, data[:80]
+            assert ended(whole)
+        with server.connect() as pieces, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            for start in range(0, len(data), 9000):
+                pieces.sendall(data[start : start + 9000])
+                time.sleep(0.001)
+            assert read_answer(pieces)[0] == 431, data[:80]
+            assert ended(pieces)
+    refused = server.app.metrics.requests.labels("refused", 431)._value.get()
+    assert refused == 16
+
+
+def test_a_long_body_is_no_long_header(live):
     server = live(settings(receive_timeout=10))
     with server.connect() as connection:
-        connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 70000)
-        assert read_answer(connection)[0] == 431
+        for size in (1, 100_000):
+            chunks = b"%x\r\n%s\r\n" % (size, b"x" * size) * (100_000 // size)
+            connection.sendall(CHUNKED[: CHUNKED.index(b"1\r\nx")] + chunks + b"0\r\n\r\n")
+            assert read_answer(connection)[0] == 400  # no picture
+
+
+def test_a_trailer_is_dropped(live):
+    server = live(settings(receive_timeout=10))
+    with server.connect() as connection:
+        connection.sendall(CHUNKED + b"X-API-Key: late\r\n\r\n")
+        assert read_answer(connection)[0] == 400  # no picture
+        (one,) = server.server.server_state.connections
+        assert one.cycle.scope["headers"] == [(b"host", b"a"), (b"transfer-encoding", b"chunked")]
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01 no http \r\n\r\n", b"GET\r\n\r\n", b"\0" * 100])
@@ -257,6 +300,81 @@ def test_who_leaves_costs_nothing(live, images, ask):
         assert read_answer(stays)[0] == 200
     assert ran == [1]
     assert server.app.metrics.left._value.get() == 1
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Decoding waits until the event `held.gate` is set; `held.began` counts the pictures."""
+    from types import SimpleNamespace
+
+    from edgecifar.runtime import pictures
+
+    found = SimpleNamespace(gate=threading.Event(), began=0)
+    load = pictures.load_picture
+
+    def call(*arguments, **options):
+        found.began += 1
+        found.gate.wait(20)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(pictures, "load_picture", call)
+    yield found
+    found.gate.set()
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_pictures_of_who_leaves_are_not_decoded(live, held, images, png):
+    server = live(settings(receive_timeout=10, decoders=1))
+    body = png(images[0])
+    request = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    left = server.app.metrics.left._value
+    with server.connect() as first:
+        first.sendall(request)
+        wait_until(lambda: held.began == 1)
+    wait_until(lambda: left.get() == 1)
+    assert server.app._decoder.buffered == len(body)  # the thread still holds it
+    for count in (2, 3):
+        with server.connect() as leaves:
+            leaves.sendall(request)
+            wait_until(lambda: server.app._decoder.buffered > len(body))
+        wait_until(lambda count=count: left.get() == count)
+    with server.connect() as stays:
+        stays.sendall(request)
+        wait_until(lambda: server.app._decoder.buffered == 2 * len(body))
+        held.gate.set()
+        assert read_answer(stays)[0] == 200
+    assert held.began == 2
+    assert server.app._decoder.buffered == 0
+
+
+def test_the_end_does_not_wait_for_pictures_that_nobody_wants(live, held, images, png):
+    server = live(settings(receive_timeout=10, decoders=1))
+    body = png(images[0])
+    with server.connect() as leaves:
+        leaves.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        wait_until(lambda: held.began == 1)
+    server.close()
+    assert not held.gate.is_set()
+    assert server.server.all_answered
+
+
+def test_an_end_that_does_not_wait_for_all_says_so(live, caplog):
+    server = live(settings(receive_timeout=10))
+    server.server.config.timeout_graceful_shutdown = 0.1
+    with server.connect() as slow:
+        slow.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
+        wait_until(lambda: server.server.server_state.tasks)
+        server.app.draining = True
+        server.close()
+        assert read_answer(slow)[0] == 503
+    assert not server.server.all_answered
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_what_was_begun_is_answered_at_the_end(live, images, ask):

@@ -164,6 +164,28 @@ def test_metrics_count_what_happened(open_client, images, ask, labels, png):
     assert "_created" not in text
 
 
+def test_a_model_that_was_removed_has_no_queue(open_client, three_classes):
+    client = open_client(variants=("edge",))
+    assert 'edgecifar_queue_requests{model="tiny-edge"}' in client.get("/metrics").text
+    other = open_client(bundles={"other": three_classes}).app.registry
+    client.app.registry = other
+    text = client.get("/metrics").text
+    assert re.findall(r'^edgecifar_queue_(\w+){model="(\w+)-', text, re.MULTILINE) == [
+        (kind, "other") for kind in ("requests", "images") for _ in other.models
+    ]
+
+
+def test_below_a_prefix(open_client, keys, images, ask):
+    client = open_client(keys=keys, prefix="/ml")
+    key = {"X-API-Key": KEY}
+    assert client.get("/ml/v2/health/ready").status_code == 200
+    assert client.get("/ml/v2").status_code == 401
+    assert client.get("/ml/v2/models/tiny", headers=key).status_code == 200
+    assert client.post(f"/ml{INFER}", json=ask(images[:1]), headers=key).status_code == 200
+    assert client.get("/ml/nothing", headers=key).status_code == 404
+    assert 'code="200",endpoint="infer"' in client.get("/ml/metrics", headers=key).text
+
+
 def test_unsure_and_unknown_answers_are_counted():
     import numpy as np
 
@@ -222,3 +244,19 @@ def test_the_openapi_document_names_every_route(open_client, keys):
     assert secured["security"] == [{"key": []}]
     assert secured["paths"]["/v2/health/live"]["get"]["security"] == []
     assert "401" in secured["paths"]["/classify"]["post"]["responses"]
+
+
+def test_the_openapi_document_is_right_for_all_models(open_client, three_classes, tiny, labels, three_colours):
+    document = open_client(bundles={"tiny": tiny, "three": three_classes}).get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    inputs = schemas["InferRequest"]["properties"]["inputs"]["items"]["anyOf"]
+    sizes = [[size.get("const") for size in one["properties"]["shape"]["prefixItems"][1:]] for one in inputs]
+    assert sizes == [[32, 32, 3], [40, 40, 3]]
+    flat, nested = inputs[1]["properties"]["data"]["anyOf"]
+    assert flat["items"]["maximum"] == 255
+    assert nested["items"]["minItems"] == nested["items"]["items"]["minItems"] == 40
+    assert nested["items"]["items"]["items"]["items"] == flat["items"]
+    picture = schemas["Predictions"]["properties"]["predictions"]["items"]["properties"]
+    assert set(picture["label"]["enum"]) == {*labels, *three_colours}
+    wanted = schemas["InferRequest"]["properties"]["outputs"]["items"]["properties"]["name"]["enum"]
+    assert wanted == ["probabilities", "logits", "familiarity"]

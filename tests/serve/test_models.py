@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,23 @@ def test_variants_can_be_chosen(tiny):
     assert registry.names == ["a-fp32", "a"]
     with pytest.raises(VariantError, match="edge"):
         load_registry(source({"a": tiny}, variants=("nano",)))
+    with pytest.raises(VariantError, match="'typo'"):
+        load_registry(source({"a": tiny}, variants=("fp32", "typo")))
+
+
+def test_a_variant_that_one_bundle_has_is_enough(tiny, own_tiny):
+    def without_edge(values):
+        values["variants"] = [entry for entry in values["variants"] if entry["name"] != "edge"]
+        values["default_variant"] = "fp32"
+
+    change_manifest(own_tiny, without_edge)
+    registry = load_registry(source({"a": own_tiny, "b": tiny}, variants=("fp32", "edge")))
+    assert {model.name for model in registry.models} == {"a-fp32", "b-fp32", "b-edge"}
+
+
+def test_too_many_threads_are_called_that(tiny):
+    with pytest.raises(ProviderError, match="1000 threads"):
+        load_registry(source({"a": tiny}, threads=1000))
 
 
 def test_the_version_is_the_bundles_content(tiny, own_tiny):
@@ -130,6 +149,24 @@ def test_a_new_registry_takes_over_and_the_old_answers_what_it_has(tiny, own_tin
         assert not new.batcher.healthy
 
     asyncio.run(scenario())
+
+
+def test_a_model_that_was_replaced_is_let_go_of_at_once(tiny, images):
+    async def scenario():
+        app = App(load_registry(source({"a": tiny}, variants=("edge",))))
+        async with app._lifespan(None):
+            await app.registry.default.batcher.submit(images, 5)
+            old = weakref.ref(app.registry.default.session)
+            app.replace(load_registry(source({"a": tiny}, variants=("edge",))))
+            await asyncio.gather(*app._retiring)
+            await asyncio.sleep(0)
+            return old()
+
+    gc.disable()
+    try:
+        assert asyncio.run(scenario()) is None
+    finally:
+        gc.enable()
 
 
 def test_a_dead_thread_is_not_ready(open_client):

@@ -203,6 +203,17 @@ def test_systemd_is_told_others_are_warned_of_and_ctrl_c_ends_it(tiny, monkeypat
         assert manager.recv(100) == b"STOPPING=1"
 
 
+def test_a_second_ctrl_c_ends_it_at_once(serve, tiny):
+    server = serve("--bundle", f"tiny={tiny}")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+        slow.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for("ending")
+        assert server.end("SIGINT") == 1
+    server.wait_for("forced")
+    assert not any(line.get("event") == "stopped" or "traceback" in line for line in server.events)
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -211,6 +222,7 @@ def test_systemd_is_told_others_are_warned_of_and_ctrl_c_ends_it(tiny, monkeypat
         (["--bundle", "tiny={tiny}", "--api-key-file", "missing"], "API key file"),
         (["--bundle", "tiny={tiny}", "--host", "192.0.2.1"], "listen"),
         (["--bundle", "a b={tiny}"], "NAME=FOLDER"),
+        (["--bundle", "tiny={tiny}", "--threads", "1000"], "256"),
     ],
 )
 def test_what_cannot_be_served_is_said_at_once(refused, tiny, arguments, word):
