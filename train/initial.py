@@ -58,10 +58,11 @@ def describe(earlier: Run, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
         for origin, held_out in ((dataset.origin, recipe.held_out), (record.dataset.origin, record.recipe.held_out))
     )
     same = record.dataset.name == dataset.name and None not in (mine, its)
-    if same and (its or 0) < (mine or 0):
+    mine, its = mine or 0.0, its or 0.0
+    if same and its < mine:
         raise RunError(
             f"{earlier.folder} was trained on pictures that the new run would be judged on: it tested on and held out "
-            f"{100 * (its or 0):g} % of {dataset.name}, not {100 * (mine or 0):g} %; give the new run shares no larger.",
+            f"{100 * its:g} % of {dataset.name}, not {100 * mine:g} %; give the new run shares no larger.",
             option="from",
         )
     shared = {*record.contract.labels} & {*dataset.contract.labels}
