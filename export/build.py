@@ -16,7 +16,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import DataError, ModelError, OutputError, ParityError
 from ..runtime.folder import write_sums
 from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, ONNX, PARITY, Manifest, Variant
-from ..train.data import SYNTHETIC, Dataset, other_data, synthetic
+from ..train.data import SYNTHETIC, Dataset, synthetic
 from ..train.inference import Function, in_batches, logits_with
 from ..train.run import Run
 from . import card, familiarity, models, parity
@@ -76,7 +76,7 @@ def export(
             option="without_data",
         )
     if dataset is not None and dataset.digest != run.record.dataset.sha256:
-        raise DataError(f"{run.folder} {other_data(name, dataset.name)}", option="data")
+        raise DataError(f"{run.folder} {run.record.dataset.is_other_than(dataset.name)}", option="data")
     source = Source(run, dataset, options)
     wanted = targets(source)
     with files.new_folder(out, options.replace) as folder:

@@ -248,21 +248,6 @@ def load_for_export(
         return None
 
 
-def other_data(trained_on: str, given: str) -> str:
-    """Return what is wrong with a data set whose digest is not the run's, and what to do, without the run's name.
-
-    Args:
-        trained_on: the name of what the run was trained on.
-        given: the name of what is at hand.
-    """
-    if trained_on == given:
-        return (
-            f"was trained on {trained_on} as it was then, and pictures were added, removed or changed since, or are "
-            "split otherwise: restore them, or train again."
-        )
-    return f"was trained on other data ({trained_on}): name those."
-
-
 def _cifar10_names() -> tuple[str, str]:
     """Return what CIFAR-10's folder and its archive are called."""
     from torchvision.datasets import CIFAR10 as TORCHVISION

@@ -22,7 +22,7 @@ from ..runtime.metrics import Evaluation, evaluate
 from . import initial, keepsakes, plots
 from .answers import ANSWERS, Teachers, Views, describe_distillation
 from .calibration import fit_temperature
-from .data import Dataset, other_data
+from .data import Dataset
 from .devices import describe_device, enough_memory, precision, searched_algorithms
 from .distributed import Group
 from .epochs import Loss, Material, Steps
@@ -137,7 +137,7 @@ def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -
     with _alone(run, options), _enough_memory(recipe):
         state, record = run.resume_state(), run.record
         if record.dataset.sha256 != dataset.digest:
-            raise RunError(f"{run.folder} {other_data(record.dataset.name, dataset.name)}", option="data")
+            raise RunError(f"{run.folder} {record.dataset.is_other_than(dataset.name)}", option="data")
         if options.group.is_main and not (run.folder / keepsakes.DATA).exists():  # it was stopped that early
             keepsakes.keep_data(dataset, run.folder, recipe.held_out)
         training = _Training(dataset, run, record, options)

@@ -34,6 +34,15 @@ class DatasetRecord:
     trained_on: int
     origin: Mapping[str, Any] = field(default_factory=dict)
 
+    def is_other_than(self, given: str) -> str:
+        """Return what is wrong with a data set called `given` whose digest is another, and what to do: "was ..."."""
+        if self.name != given:
+            return f"was trained on other data ({self.name}): name those."
+        return (
+            f"was trained on {given} as it was then, and pictures were added, removed or changed since, or are split "
+            "otherwise: restore them, or train again."
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON values; an origin only where there is one."""
         values = {"name": self.name, "sha256": self.sha256, "trained_on": self.trained_on}
