@@ -108,9 +108,11 @@ def test_resume_says_what_it_cannot_do(whole, tmp_path, recipe, tiny, no_plots, 
     with pytest.raises(KeyboardInterrupt):
         loop.train(recipe, tiny, run.folder, TrainingOptions(listener=stopper("epoch", 1)))
     before = digest(run.folder)
-    with pytest.raises(RunError, match="trained on other data") as caught:
-        loop.resume(run, data.synthetic(40, 20, seed=1))
-    assert caught.value.option == "data"
+    changed = data.synthetic(40, 20, seed=1)
+    for other, said in ((changed, "changed since"), (replace(changed, name="lab"), r"other data \(synthetic\)")):
+        with pytest.raises(RunError, match=said) as caught:
+            loop.resume(run, other)
+        assert caught.value.option == "data"
     assert digest(run.folder) == before
     record = json.loads((run.folder / "run.json").read_text())
     record["recipe"]["colour"] = "blue"
