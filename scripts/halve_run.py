@@ -61,7 +61,7 @@ def halve_students(run: Run) -> list[Path]:
     finished = []
     for path in sorted((run.folder / FOLDER).glob("*.state")):
         state = stored(path)
-        if state is None or "net" not in state or state["optimizers"]:  # a teacher's answers, or not finished
+        if state is None or state["optimizers"]:  # damaged, or not finished
             continue
         check(state["net"], path)
         halves = {name: t.half() if t.is_floating_point() else t for name, t in state["net"].items()}

@@ -38,7 +38,7 @@ RUN_VIEWS = 24
 """A run that learns from teachers shows each image in so many ways; how many pay has not been measured."""
 
 ANSWERS = "teacher_logits"
-"""The teachers' logits are kept in this folder of a run that learns from them, until it is finished."""
+"""The logits of teachers are kept in this folder of the first one's run, for all that learn from them."""
 
 VIEW_BATCH_SIZE = 250
 """So many images are augmented and shown to the teachers at once; another number gives other views."""
@@ -68,6 +68,11 @@ def distillation_loss(
 
 class Answering(Protocol):
     """Nets whose mean logits others learn from."""
+
+    @property
+    def folder(self) -> Path:
+        """Where answers are kept."""
+        ...
 
     @property
     def flips(self) -> bool:
@@ -176,6 +181,11 @@ class Teachers:
         return teachers
 
     @property
+    def folder(self) -> Path:
+        """Where answers are kept: in the first run's folder."""
+        return self.runs[0].folder / ANSWERS
+
+    @property
     def origin(self) -> str:
         """A digest of all that decides the answers: the runs' weights, and whether flips are averaged."""
         return digest({"weights": [run.record.weights_sha256 for run in self.runs], "flips": self.flips})
@@ -213,8 +223,7 @@ class Views:
     one before it, as the logits are the same.
 
     Attributes:
-        folder: where logits are kept.
-        teachers: what answers.
+        teachers: what answers; their logits are kept in their folder.
         images: uint8 [N, size, size, 3], what is learnt from.
         recipe: its `flip`, `translate`, `cutout` and `bfloat16` are used.
         seed: what the views derive from.
@@ -222,7 +231,6 @@ class Views:
         count: number of views; one is shown an epoch, in turn.
     """
 
-    folder: Path
     teachers: Answering
     images: np.ndarray
     recipe: Recipe
@@ -244,7 +252,7 @@ class Views:
             RunError: as `Teachers.recorded` says.
         """
         teachers = Teachers.recorded(record.distillation or {}, folder)
-        return cls(folder / ANSWERS, teachers, images, record.recipe, record.seed, device)
+        return cls(teachers, images, record.recipe, record.seed, device)
 
     def view(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return what a student sees in an epoch: the images, uint8 [N, size, size, 3], and float32 [N, classes].
@@ -266,11 +274,12 @@ class Views:
             [augment(some, number, first, recipe, plan.generator) for some, first in zip(parts, firsts, strict=True)]
         )
         key = self._key(number)
-        path = self.folder / f"teacher_logits.{number}-{key[:12]}.state"
+        folder = self.teachers.folder
+        path = folder / f"{number}-{key[:12]}.state"
         state = stored(path, key)
         if not state:
-            make_folder(self.folder)
-            remove_leftovers(self.folder)
+            make_folder(folder)
+            remove_leftovers(folder)
             started, nets = time.perf_counter(), teachers.nets(self.device)
             with autocast(recipe, self.device):
                 answers = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import shutil
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from ..runtime import machine
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation, evaluate
 from . import initial, keepsakes, plots
-from .answers import ANSWERS, Teachers, Views, describe_distillation
+from .answers import Teachers, Views, describe_distillation
 from .calibration import fit_temperature
 from .data import Dataset
 from .devices import describe_device, enough_memory, precision, searched_algorithms
@@ -315,7 +314,6 @@ class _Training:
                 classify = classify_with(self.net, temperature)
                 keepsakes.keep_mistakes(self.dataset, in_batches(classify, self.dataset.test_images), self.run.folder)
             self.run.finish(self.net, self.record, self.metrics)
-            shutil.rmtree(self.run.folder / ANSWERS, ignore_errors=True)
         return result
 
     def _validate(self) -> tuple[str, Evaluation]:

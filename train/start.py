@@ -147,7 +147,7 @@ def start(
             device=device,
             processes=group.size,
             resume_command=_resume_command(request, run, data, group.size),
-            next_command=_next_command(recipe, run, data),
+            next_command=_next_command(recipe, run, dataset, data),
         )
         listeners: list[Listener] = [events] if events else []
         if group.is_main:
@@ -223,11 +223,11 @@ def _resume_command(request: TrainingRequest, run: Run, data: str | None, proces
     return _command(*program, "train", "--resume", "--out", run.folder, data=data, options=options)
 
 
-def _next_command(recipe: Recipe, run: Run, data: str | None) -> str:
+def _next_command(recipe: Recipe, run: Run, dataset: Dataset, data: str | None) -> str:
     if is_teacher(recipe.net):
         return _command("edgecifar", "train", "--recipe", "best", "--teacher", run.folder, data=data)
     variants = ["--variant", "fp32"]
-    if run.record.temperature != 1:  # what was fitted on held-out images, on which edge is decided
+    if len(dataset.hold_out(recipe.held_out)[1]):  # edge is decided on held-out images
         variants += ["--variant", "edge"]
     return _command("edgecifar", "export", run.folder, *variants, data=data)
 

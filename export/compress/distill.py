@@ -20,6 +20,7 @@ from ...runtime.errors import RunError
 from ...runtime.files import make_folder, remove_leftovers
 from ...train.adapting import with_smaller_batches
 from ...train.answers import (
+    ANSWERS,
     DISTILLATION_TEMPERATURE,
     DISTILLATION_WEIGHT,
     VIEW_BATCH_SIZE,
@@ -51,7 +52,7 @@ STUDENT_CUTOUT = 8
 """A square of so many pixels is cut out of the pictures that an untrained student learns from."""
 
 FOLDER = "students"
-"""Students and the teacher's logits are kept in this folder of a run."""
+"""Students are kept in this folder of a run."""
 
 
 def recipe(epochs: int) -> Recipe:
@@ -85,11 +86,13 @@ class Itself:
     """The run's own net as the teacher, asked about each picture as it is.
 
     Attributes:
+        folder: where its answers are kept.
         origin: digest of its weights.
         net: in eval mode; it is not changed.
         flips: whether the mirror image is asked about, too.
     """
 
+    folder: Path
     origin: str
     net: nn.Module
     flips: bool = False
@@ -218,8 +221,8 @@ class Distiller:
 
     def _view(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the images of an epoch, uint8 [N, size, size, 3], and their teacher logits, float32 [N, classes]."""
-        teachers = self.teachers or Itself(self.origin, self.teacher)
-        views = Views(self.folder / FOLDER, teachers, self.images, self.recipe, self.seed, self.device, VIEWS)
+        teachers = self.teachers or Itself(self.folder / ANSWERS, self.origin, self.teacher)
+        views = Views(teachers, self.images, self.recipe, self.seed, self.device, VIEWS)
         return views.view(epoch)
 
     def _path(self, widths: Mapping[str, int], key: str) -> Path:

@@ -359,6 +359,12 @@ def test_the_next_command_names_the_data_that_were_named(small, monkeypatch, giv
     assert result.stderr.endswith(f"Next: edgecifar export run --variant fp32 --variant edge {named}".rstrip() + "\n")
 
 
+def test_the_next_command_leaves_out_what_needs_held_out_images(small):
+    result = train("--epochs", 1, "--batch-size", 8, "--held-out", 0, "--out", "run")
+    assert "export run --variant fp32" in result.stderr
+    assert "edge" not in result.stderr.splitlines()[-1].removeprefix("Next: edgecifar")
+
+
 def test_a_run_begins_with_another(small):
     assert train("--epochs", 1, "--batch-size", 8, "--held-out", 0.25, "--out", "first").exit_code == 0
     options = ("--epochs", 1, "--batch-size", 8, "--held-out", 0.25, "--out", "second")

@@ -22,7 +22,7 @@ from edgecifar.export.graph import Deployed
 from edgecifar.export.options import ExportOptions
 from edgecifar.runtime.errors import OutputError, ParityError, RunError
 from edgecifar.train import devices
-from edgecifar.train.answers import Teachers
+from edgecifar.train.answers import ANSWERS, Teachers
 from edgecifar.train.calibration import fit_temperature
 from edgecifar.train.inference import logits_with
 from edgecifar.train.net import LAYERS
@@ -70,7 +70,7 @@ def tuned(net, start, small, tmp_path_factory):
 
 def student_in(folder: Path) -> Path:
     """The only file of a student in a run's folder."""
-    (path,) = (path for path in (folder / distill.FOLDER).iterdir() if not path.name.startswith("teacher_logits."))
+    (path,) = (folder / distill.FOLDER).iterdir()
     return path
 
 
@@ -177,6 +177,7 @@ class TestDistiller:
         assert list(kept.glob("8-8-8-8-8-8-8-*.state"))
         assert not (tmp_path / "one").exists()
         shutil.rmtree(kept)
+        shutil.rmtree(run.folder / ANSWERS)
 
     def test_memory_that_runs_out(self, distiller, start, monkeypatch):
         def hungry(self, *_):
@@ -232,7 +233,7 @@ class TestDistiller:
 
 class TestViews:
     def stored(self, folder):
-        return sorted((folder / distill.FOLDER).glob("teacher_logits.*"))
+        return sorted((folder / ANSWERS).iterdir())
 
     def test_the_teacher_s_logits_are_computed_once_a_view(self, distiller, start, tmp_path, monkeypatch, lines):
         monkeypatch.setattr(distill, "VIEWS", 2)
@@ -257,9 +258,9 @@ class TestViews:
         assert not torch.equal(made._view(0)[0], made._view(1)[0])
         assert torch.equal(made._view(1)[0], images)
 
-    def test_another_teacher_answers_for_the_run_s_net(self, distiller, start, net):
+    def test_another_teacher_answers_for_the_run_s_net(self, distiller, start, net, tmp_path):
         class Doubled:
-            flips, origin = True, "another"
+            flips, origin, folder = True, "another", tmp_path / "teacher"
 
             def nets(self, device):
                 return [lambda x: 2 * net(x)]

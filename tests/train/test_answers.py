@@ -29,11 +29,16 @@ def digest(folder: Path) -> str:
 
 
 @pytest.fixture
-def views(whole, recipe, tiny, tmp_path):
+def master(whole, tmp_path) -> Run:
+    """A teacher whose folder has no answers yet."""
+    return Run(Path(shutil.copytree(whole, tmp_path / "master")))
+
+
+@pytest.fixture
+def views(master, recipe, tiny):
     def make(**changes) -> Views:
         given = {
-            "folder": tmp_path / "answers",
-            "teachers": Teachers((Run(whole),)),
+            "teachers": Teachers((master,)),
             "images": tiny.train_images[:24],
             "recipe": recipe,
             "seed": 3,
@@ -67,9 +72,9 @@ class TestDistillationLoss:
 
 
 class TestViews:
-    def test_logits_are_the_mean_over_runs_and_sides_of_the_images_shown(self, views, whole, recipe, tiny, tmp_path):
+    def test_logits_are_the_mean_over_runs_and_sides_of_the_images_shown(self, views, master, recipe, tiny, tmp_path):
         loop.train(recipe, tiny, tmp_path / "other", TrainingOptions(seed=1))
-        both = Teachers((Run(whole), Run(tmp_path / "other")))
+        both = Teachers((master, Run(tmp_path / "other")))
         images, logits = views(teachers=both).view(0)
         assert images.dtype == torch.uint8
         shown = normalise(images)
@@ -85,30 +90,30 @@ class TestViews:
         assert not torch.equal(made.view(0)[0], even)
         assert torch.equal(made.view(4)[0], made.view(0)[0])
 
-    def test_where_flips_are_not_averaged_each_view_has_answers_of_its_own(self, views, whole):
-        made = views(teachers=Teachers((Run(whole),), flips=False))
+    def test_where_flips_are_not_averaged_each_view_has_answers_of_its_own(self, views, master):
+        made = views(teachers=Teachers((master,), flips=False))
         assert not torch.equal(made.view(0)[1], made.view(1)[1])
 
-    def test_what_is_kept_is_not_computed_again(self, views, monkeypatch, tmp_path):
+    def test_what_is_kept_is_not_is_not_computed_again(self, views, monkeypatch, master):
         _, logits = views().view(1)
         monkeypatch.setattr(Teachers, "nets", lambda *_: pytest.fail("computed again"))
         assert torch.equal(views().view(0)[1], logits)
-        assert len(list((tmp_path / "answers").iterdir())) == 1
+        assert len(list((master.folder / answers.ANSWERS).iterdir())) == 1
 
     @pytest.mark.parametrize("change", ["seed", "teachers", "recipe"])
-    def test_answers_to_others_are_not_taken(self, views, whole, recipe, tmp_path, change):
+    def test_answers_to_others_are_not_taken(self, views, master, recipe, change):
         other = {
             "seed": 4,
-            "teachers": Teachers((Run(whole), Run(whole))),
+            "teachers": Teachers((master, master)),
             "recipe": replace(recipe, translate=1),
         }
         views().view(0)
         views(**{change: other[change]}).view(0)
-        assert len(list((tmp_path / "answers").iterdir())) == 2
+        assert len(list((master.folder / answers.ANSWERS).iterdir())) == 2
 
-    def test_damaged_answers_are_computed_anew(self, views, tmp_path):
+    def test_damaged_answers_are_computed_anew(self, views, master):
         _, whole = views().view(0)
-        (path,) = (tmp_path / "answers").iterdir()
+        (path,) = (master.folder / answers.ANSWERS).iterdir()
         path.write_bytes(path.read_bytes()[:-9])
         assert torch.equal(views().view(0)[1], whole)
 
@@ -152,11 +157,11 @@ class TestTeachers:
 
 
 @pytest.fixture
-def taught(whole, recipe, tiny, tmp_path, no_plots):
-    """Train into a folder of this name what `whole` teaches."""
+def taught(master, recipe, tiny, tmp_path, no_plots):
+    """Train into a folder of this name what `master` teaches."""
 
     def train(name: str, **options) -> Path:
-        loop.train(recipe, tiny, tmp_path / name, TrainingOptions(teachers=Teachers((Run(whole),)), **options))
+        loop.train(recipe, tiny, tmp_path / name, TrainingOptions(teachers=Teachers((master,)), **options))
         return tmp_path / name
 
     return train
@@ -169,10 +174,17 @@ class TestTaughtRun:
         assert digest(folder) != digest(whole)
         assert [teacher["weights_sha256"] for teacher in record.distillation["teachers"]] == [digest(whole)]
         assert record.distillation["views"] == answers.RUN_VIEWS
-        assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}  # no answers left
+        assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
 
-    def test_the_teacher_decides(self, taught, monkeypatch):
+    def test_answers_are_kept_with_the_teacher_for_all(self, taught, master, monkeypatch):
+        first = taught("taught")
+        monkeypatch.setattr(answers, "mean_logits", None)
+        assert digest(taught("again")) == digest(first)
+        assert (master.folder / answers.ANSWERS).is_dir()
+
+    def test_the_teacher_decides(self, taught, master, monkeypatch):
         folder = taught("taught")
+        shutil.rmtree(master.folder / answers.ANSWERS)
         monkeypatch.setattr(answers, "mean_logits", lambda nets, pictures, flips: torch.zeros(len(pictures), 10))
         assert digest(taught("other")) != digest(folder)
 
