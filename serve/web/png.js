@@ -4,6 +4,9 @@
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const CHANNELS = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }; // by colour type: grey, RGB, palette, grey and alpha, RGBA
 const PIXEL_CHUNKS = ["IHDR", "PLTE", "IDAT", "tRNS", "gAMA", "sRGB", "iCCP", "cICP"];
+const EXIF_TEXT = "Raw profile type exif\0";
+const ORIENTED = { iTXt: "XML:com.adobe.xmp\0\0", zTXt: EXIF_TEXT, tEXt: EXIF_TEXT }; // text that may hold an orientation
+const MOST_TEXT = 2 ** 20; // bytes of text that are looked at for one, as Python has it
 const PASSES = [ // Adam7: first column, first row, column step, row step
   [0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2],
 ];
@@ -22,9 +25,10 @@ export async function decodePng(bytes, maxPixels) {
   if (!isPng(bytes) || header?.length !== 13 || !chunks.IDAT) throw new Error("it is damaged or incomplete");
   const view = new DataView(header.buffer, header.byteOffset);
   const [width, height] = [view.getUint32(0), view.getUint32(4)];
-  const [depth, colour, , , interlaced] = header.subarray(8);
+  const [depth, colour, , filters, interlaced] = header.subarray(8);
   const channels = CHANNELS[colour];
-  if (!width || !height || !channels || ![1, 2, 4, 8, 16].includes(depth)) throw new Error("it is damaged or incomplete");
+  const depths = { 0: [1, 2, 4, 8, 16], 3: [1, 2, 4, 8] }[colour] ?? [8, 16];
+  if (!width || !height || !channels || filters || !depths.includes(depth)) throw new Error("it is damaged or incomplete");
   if (width * height > maxPixels) throw new Error(`it has more than ${maxPixels / 1e6} million pixels; scale it down first`);
   const bits = channels * depth;
   const parts = (interlaced ? PASSES : [[0, 0, 1, 1]]).map(([left, top, across, down]) => ({
@@ -49,27 +53,45 @@ export async function decodePng(bytes, maxPixels) {
       above = line;
     }
   }
-  return { width, height, data, orientation: orientationOf(chunks) };
+  return { width, height, data, orientation: await orientationOf(chunks) };
 }
 
+/** The chunks that count, by type, as `runtime/png.py` keeps them: damaged metadata is left out. */
 function readChunks(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const chunks = {};
-  for (let place = 8; place + 12 <= bytes.length; ) {
+  let ended = false; // whether another chunk that counts has followed IDAT, which then goes on no more
+  for (let place = 8; place + 8 <= bytes.length; ) {
     const size = view.getUint32(place);
     const type = String.fromCharCode(...bytes.subarray(place + 4, place + 8));
     const end = place + 12 + size;
     if (type === "CgBI") throw new Error("it is a PNG that Xcode changed, which is not read");
-    if (end > bytes.length && type !== "IDAT") break; // of an IDAT without its end the pixels may be complete
-    if (end <= bytes.length && PIXEL_CHUNKS.includes(type) && crc32(bytes.subarray(place + 4, end - 4)) !== view.getUint32(end - 4)) {
-      throw new Error(`it is damaged: the checksum of ${type} is wrong`);
+    const body = bytes.subarray(place + 8, place + 8 + size);
+    const ofPixels = PIXEL_CHUNKS.includes(type);
+    if (ofPixels || type === "eXIf" || isOriented(type, body)) {
+      const whole = end <= bytes.length;
+      const intact = whole && crc32(bytes.subarray(place + 4, end - 4)) === view.getUint32(end - 4);
+      if (ofPixels && !intact && (whole || type !== "IDAT")) { // of an IDAT without its end the pixels may be complete
+        throw new Error(`it is damaged: the checksum of ${type} is wrong`);
+      }
+      if (type === "IDAT" ? !ended : ofPixels || intact) (chunks[type] ??= []).push(body);
+      if (chunks.IDAT && type !== "IDAT" && type !== "iCCP" && (ofPixels || intact)) ended = true;
     }
-    (chunks[type] ??= []).push(bytes.subarray(place + 8, place + 8 + size));
     if (type === "IEND") break;
     place = end;
   }
+  const short = { gAMA: 4, sRGB: 1, tRNS: { 0: 2, 2: 6 }[chunks.IHDR?.[0][9]] ?? 0 };
+  const lacks = ([type, least]) => chunks[type]?.some((body) => body.length < least);
+  if (Object.entries(short).some(lacks)) throw new Error("it is damaged or incomplete");
   return chunks;
 }
+
+function isOriented(type, body) {
+  const keyword = ORIENTED[type];
+  return Boolean(keyword) && body.length <= MOST_TEXT && latin1(body.subarray(0, keyword.length)) === keyword;
+}
+
+const latin1 = (bytes) => new TextDecoder("latin1").decode(bytes);
 
 const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? 0xedb88320 ^ (byte >>> 1) : byte >>> 1;
@@ -82,24 +104,47 @@ function crc32(bytes) {
   return (crc ^ 0xffffffff) >>> 0;
 }
 
+/** Yield what `parts` unpack to, piece by piece. */
+async function* unpacked(parts, format) {
+  const reader = new Blob(parts).stream().pipeThrough(new DecompressionStream(format)).getReader();
+  try {
+    for (let read = await reader.read(); !read.done; read = await reader.read()) yield read.value;
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
 /** Unpack `parts` into exactly `size` bytes; what comes after them is ignored, and never kept. */
 export async function inflate(parts, format, size) {
   const out = new Uint8Array(size);
-  const reader = new Blob(parts).stream().pipeThrough(new DecompressionStream(format)).getReader();
   let filled = 0;
   try {
-    while (filled < size) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      out.set(value.subarray(0, size - filled), filled);
-      filled += value.length;
+    for await (const piece of unpacked(parts, format)) {
+      out.set(piece.subarray(0, size - filled), filled);
+      filled += piece.length;
+      if (filled >= size) break;
     }
   } catch {
     filled = 0;
   }
-  reader.cancel().catch(() => {});
   if (filled < size) throw new Error("it is damaged or incomplete");
   return out;
+}
+
+/** Unpack text. Returns null if it is damaged, or longer than what is looked at. */
+async function inflateText(part) {
+  const pieces = [];
+  let size = 0;
+  try {
+    for await (const piece of unpacked([part], "deflate")) {
+      size += piece.length;
+      if (size > MOST_TEXT) return null;
+      pieces.push(latin1(piece));
+    }
+  } catch {
+    return null;
+  }
+  return pieces.join("");
 }
 
 /** Undo a row's filter in place; `above` is the row before it, `step` the bytes of a pixel. */
@@ -179,6 +224,7 @@ function toSrgb(chunks) {
 function gammaOf(chunks) {
   if (chunks.cICP) {
     const [, transfer, matrix, full] = chunks.cICP[0];
+    if (chunks.cICP[0].length !== 4) throw new Error("it is damaged or incomplete");
     const power = { 4: 1 / 2.2, 5: 1 / 2.8, 8: 1 }[transfer];
     const likeSrgb = [1, 2, 6, 13, 14, 15].includes(transfer);
     if (matrix || !full || !(power || likeSrgb)) throw new Error("its colours are of a kind that is not read; convert it to sRGB");
@@ -190,30 +236,76 @@ function gammaOf(chunks) {
   return gamma === 0 || Math.abs(gamma * 2.2 - 1) <= 0.05 ? null : gamma;
 }
 
-/** The orientation, 1 to 8: EXIF's, or else XMP's. */
-function orientationOf(chunks) {
-  if (chunks.eXIf) return exifOrientation(chunks.eXIf[0]);
-  for (const chunk of chunks.iTXt ?? []) {
-    const text = new TextDecoder("latin1").decode(chunk);
-    const found = text.startsWith("XML:com.adobe.xmp\0") && /tiff:Orientation(?:="|>)([1-8])/.exec(text);
-    if (found) return Number(found[1]);
+/**
+ * The orientation, 1 to 8, as Python finds it: EXIF's, or else XMP's. EXIF is that of eXIf; without one that can be read
+ * at all, that of a text. Of several chunks of a kind the last counts.
+ */
+async function orientationOf(chunks) {
+  let found = null;
+  if (chunks.eXIf) found = exifOrientation(withoutPrefix(chunks.eXIf.at(-1)));
+  if (found === null) {
+    const exif = await exifText(chunks);
+    if (exif) found = exifOrientation(withoutPrefix(withoutPrefix(exif)));
   }
-  return 1;
+  found ||= xmpOrientation(chunks.iTXt ?? []);
+  return found >= 1 && found <= 8 ? found : 1;
 }
 
-/** The orientation, 1 to 8, in EXIF data (a TIFF header and its first directory). */
-function exifOrientation(exif) {
-  const view = new DataView(exif.buffer, exif.byteOffset, exif.length);
-  try {
-    const little = view.getUint16(0) === 0x4949;
-    const start = view.getUint32(4, little);
-    for (let entry = start + 2, left = view.getUint16(start, little); left > 0; left--, entry += 12) {
-      if (view.getUint16(entry, little) !== 0x0112) continue;
-      const value = view.getUint16(entry + 2, little) === 4 ? view.getUint32(entry + 8, little) : view.getUint16(entry + 8, little);
-      return value >= 1 && value <= 8 ? value : 1;
-    }
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error; // it ends too early
+const withoutPrefix = (exif) => (latin1(exif.subarray(0, 6)) === "Exif\0\0" ? exif.subarray(6) : exif);
+
+/** The EXIF data in text, where ImageMagick stores it: three lines, then hexadecimal digits. Null without any. */
+async function exifText({ tEXt = [], zTXt = [] }) {
+  let text = null;
+  for (const chunk of [...tEXt, ...zTXt].sort((one, other) => one.byteOffset - other.byteOffset)) {
+    const content = chunk.subarray(EXIF_TEXT.length);
+    text = (zTXt.includes(chunk) ? await inflateText(content.subarray(1)) : latin1(content)) ?? text;
   }
-  return 1;
+  const groups = text?.split("\n").slice(3).join("").split(/[ \t-\r]+/) ?? [];
+  if (text === null || !groups.every((group) => group.length % 2 === 0 && /^[0-9a-f]*$/i.test(group))) return null;
+  return Uint8Array.from(groups.join("").match(/../g) ?? [], (digits) => parseInt(digits, 16));
+}
+
+/** The first orientation that XMP names, 0 to 9; 1 if it names none. */
+function xmpOrientation(texts) {
+  let xmp = "";
+  for (const chunk of texts) {
+    const language = chunk.indexOf(0, ORIENTED.iTXt.length + 1);
+    const start = chunk.indexOf(0, language + 1) + 1;
+    if (language > 0 && start > 0) xmp = latin1(chunk.subarray(start)) || xmp;
+  }
+  return Number(/tiff:Orientation(?:="|>)([0-9])/.exec(xmp)?.[1] ?? 1);
+}
+
+const TIFF_SIZES = { 1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8 }; // by type
+const TIFF_NUMBERS = { 3: "getUint16", 4: "getUint32", 6: "getInt8", 8: "getInt16", 9: "getInt32", 13: "getUint32" };
+
+/**
+ * The orientation in EXIF data (a TIFF header and its first directory), read as Pillow reads it.
+ *
+ * Returns a number that is no orientation, such as -1, if it is stored as one; 0 if there is none; null if these are no
+ * EXIF data at all. A directory that ends too early counts up to there.
+ */
+function exifOrientation(exif) {
+  if (!exif.length) return 0;
+  const view = new DataView(exif.buffer, exif.byteOffset, exif.length);
+  if (exif.length < 8 || !/^(MM\0\*|II\*\0|MM\*\0|II\0\*|MM\0\+)/.test(latin1(exif.subarray(0, 4)))) return null;
+  const little = exif[0] === 0x49;
+  const start = view.getUint32(4, little);
+  if (start + 2 > exif.length) return 0;
+  let away = 0; // bytes of values that are stored apart
+  for (let entry = start + 2, left = view.getUint16(start, little); left > 0 && entry + 12 <= exif.length; left--, entry += 12) {
+    const type = view.getUint16(entry + 2, little);
+    const size = TIFF_SIZES[type] * view.getUint32(entry + 4, little);
+    if (!size) continue; // of an unknown type, or empty
+    let place = entry + 8;
+    if (size > 4) {
+      away += size;
+      if (away > exif.length) continue;
+      place = view.getUint32(place, little);
+      if (place + size > exif.length) return 0;
+    }
+    if (view.getUint16(entry, little) !== 0x0112) continue;
+    return (TIFF_NUMBERS[type] && view[TIFF_NUMBERS[type]](place, little)) || -1;
+  }
+  return 0;
 }

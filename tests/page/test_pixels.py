@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 import subprocess
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,3 +93,44 @@ def test_every_kind_of_png(in_javascript, tmp_path, monkeypatch):
         elif np.abs(made.astype(int) - expected).max() > 1:
             wrong.append((variant.name, int(np.abs(made.astype(int) - expected).max())))
     assert wrong == [], wrong
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+ROWS = zlib.compress(bytes(32 * (1 + 3 * 32)))
+HEADER, PIXELS, END = struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0), chunk(b"IDAT", ROWS), chunk(b"IEND", b"")
+FIRST, SECOND = chunk(b"IDAT", ROWS[:20]), chunk(b"IDAT", ROWS[20:])
+EXIF = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+
+
+DAMAGED = {
+    "an unknown kind of filters": (HEADER[:11] + b"\1\0", PIXELS),
+    "RGB of 4 bits": (struct.pack(">IIBBBBB", 32, 32, 4, 2, 0, 0, 0), PIXELS),
+    "gAMA cut short": (HEADER, chunk(b"gAMA", b"\0\0") + PIXELS),
+    "tRNS cut short": (HEADER, chunk(b"tRNS", b"\0\0") + PIXELS),
+    "an empty sRGB": (HEADER, chunk(b"sRGB", b"") + PIXELS),
+    "cICP too long": (HEADER, chunk(b"cICP", b"\1\15\0\1\0") + PIXELS),
+    "EXIF between the pixels": (HEADER, FIRST + chunk(b"eXIf", EXIF) + SECOND),
+    "a second tRNS without its checksum": (HEADER, PIXELS + chunk(b"tRNS", bytes(6))[:-4] + bytes(4)),
+}
+INTACT = {
+    "whole": (HEADER, PIXELS),
+    "text between the pixels": (HEADER, FIRST + chunk(b"tEXt", b"Comment\0a car") + SECOND),
+    "damaged EXIF between the pixels": (HEADER, FIRST + chunk(b"eXIf", EXIF)[:-4] + bytes(4) + SECOND),
+}
+
+
+def test_damaged_where_python_says_so(in_javascript, tmp_path):
+    files = {}
+    for name, (header, chunks) in {**DAMAGED, **INTACT}.items():
+        files[name] = tmp_path / f"{name}.png"
+        files[name].write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunks + END)
+    found = dict(zip(files, in_javascript([(file, CIFAR10) for file in files.values()]), strict=True))
+    for name, made in found.items():
+        expected = in_python(files[name], CIFAR10)
+        assert isinstance(expected, str) == (name in DAMAGED), name
+        assert isinstance(made, str) == (name in DAMAGED), (name, made)
+        if name in DAMAGED:
+            assert "damaged" in made, name

@@ -17,7 +17,7 @@ RAW = "raw bytes"
 
 
 def variants() -> Iterator[Variant]:
-    for part in (png_kinds, png_transparency, png_colours, png_metadata, png_other, gifs, bmps):
+    for part in (png_kinds, png_transparency, png_colours, png_metadata, png_orientations, png_other, gifs, bmps):
         yield from part()
 
 
@@ -159,6 +159,38 @@ def png_metadata() -> Iterator[Variant]:
             yield Variant("PNG", name, RAW, raw.png(turned, 8, 2, **{place: chunk}), RGB)
         chunk = raw.chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + raw.xmp(orientation))
         yield Variant("PNG", f"orientation {orientation} in XMP", RAW, raw.png(turned, 8, 2, before=chunk), RGB)
+
+
+def png_orientations() -> Iterator[Variant]:
+    """Where an orientation may stand, and which counts of several; 6 where it counts, else 1."""
+    exif = lambda data: raw.chunk(b"eXIf", data)  # noqa: E731
+    xmp = lambda orientation: raw.chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + raw.xmp(orientation))  # noqa: E731
+    damaged = lambda chunk: chunk[:-4] + b"\1\2\3\4"  # noqa: E731
+    entry = struct.pack("<HHI", 0x0112, 3, 1)
+    as_byte = raw.exif(6).replace(entry, struct.pack("<HHI", 0x0112, 1, 1))
+    without = raw.exif(6).replace(entry, struct.pack("<HHI", 0x0131, 3, 1))
+    whole = b"Exif\0\0" + raw.exif(6)
+    text = f"\nexif\n{len(whole):8}\n{whole[:20].hex()}\n{whole[20:].hex()}\n".encode()
+    keyword = b"Raw profile type exif\0"
+    profile = raw.chunk(b"tEXt", keyword + text)
+    for name, chunks, orientation in (
+        ("EXIF in text", profile, 6),
+        ("EXIF in compressed text", raw.chunk(b"zTXt", keyword + b"\0" + zlib.compress(text)), 6),
+        ("EXIF in text that is not hexadecimal", raw.chunk(b"tEXt", keyword + text.replace(b"4578", b"45xy")), 1),
+        ("EXIF with the prefix that JPEG has", exif(whole), 6),
+        ("EXIF with a wrong checksum", damaged(exif(raw.exif(6))), 1),
+        ("XMP with a wrong checksum", damaged(xmp(6)), 1),
+        ("EXIF's orientation as a BYTE", exif(as_byte), 1),
+        ("EXIF without an orientation, then XMP", exif(without) + xmp(6), 6),
+        ("EXIF that is none, then XMP", exif(b"nonsense") + xmp(6), 6),
+        ("EXIF that is none, then EXIF in text", exif(b"nonsense") + profile, 6),
+        ("EXIF without an orientation, then EXIF in text", exif(without) + profile, 1),
+        ("EXIF before XMP", xmp(3) + exif(raw.exif(6)), 6),
+        ("the last of two EXIF chunks", exif(raw.exif(3)) + exif(raw.exif(6)), 6),
+        ("XMP of an orientation that is none", xmp(9), 1),
+    ):
+        turned = corpus.stored(RGB, orientation).astype(np.uint32)
+        yield Variant("PNG", name, RAW, raw.png(turned, 8, 2, before=chunks), RGB)
 
 
 def png_other() -> Iterator[Variant]:
