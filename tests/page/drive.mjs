@@ -102,6 +102,7 @@ seen.bad = await choose(page, bad);
 await shot(page, "error");
 seen.violations.error = await violations(page);
 seen.again = await choose(page, ship);
+seen.wider = await choose(page, given.pictures.wider);
 
 // By keyboard alone: from the top to the camera's button; then Enter.
 await page.evaluate(() => {

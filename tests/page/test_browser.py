@@ -108,6 +108,8 @@ def seen(server, files, node, modules, chromium, tmp_path_factory):
     (folder / "oriented.jpg").write_bytes(Bundle.open().file("golden.orientation.jpg"))
     for name, colour in {"known.png": (200, 25, 20), "unknown.png": (255, 255, 255)}.items():
         Image.new("RGB", (90, 60), colour).save(folder / name)
+    noise = np.random.default_rng(5).integers(0, 256, (40, 60_000, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "wider.bmp")
     shots = Path(os.environ.get("EDGECIFAR_SHOTS") or folder)
     shots.mkdir(exist_ok=True)
     pictures = {
@@ -117,6 +119,7 @@ def seen(server, files, node, modules, chromium, tmp_path_factory):
         "bad": folder / "notes.txt",
         "known": folder / "known.png",
         "unknown": folder / "unknown.png",
+        "wider": folder / "wider.bmp",
     }
     given = {
         "modules": str(modules),
@@ -131,7 +134,7 @@ def seen(server, files, node, modules, chromium, tmp_path_factory):
     driver = Path(__file__).with_name("drive.mjs")
     ran = subprocess.run([node, driver, json.dumps(given)], capture_output=True, text=True, check=False, timeout=600)
     assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+    return {**json.loads(ran.stdout), "folder": folder}
 
 
 @cache
@@ -178,6 +181,10 @@ def test_a_picture_on_its_side(seen, tmp_path):
     path = tmp_path / "oriented.jpg"
     path.write_bytes(Bundle.open().file("golden.orientation.jpg"))
     assert_right(seen["oriented"], path, tolerance=4)
+
+
+def test_a_picture_much_wider_than_a_screen(seen):
+    assert_right(seen["wider"], seen["folder"] / "wider.bmp")
 
 
 def test_what_is_no_picture_is_named(seen):

@@ -134,3 +134,19 @@ def test_damaged_where_python_says_so(in_javascript, tmp_path):
         assert isinstance(made, str) == (name in DAMAGED), (name, made)
         if name in DAMAGED:
             assert "damaged" in made, name
+
+
+@pytest.mark.parametrize(("width", "height"), [(60_000, 3), (3, 9_000), (4097, 2), (30, 20)])
+def test_a_picture_larger_than_the_canvas(node, width, height):
+    """Browsers limit a canvas, phones to 4096 x 4096, and read one beyond that as transparent."""
+    assert grabbed(node, width=width, height=height, limit=4096) == {"right": True}
+
+
+def test_a_canvas_that_cannot_be_read_is_named(node):
+    assert "so many pixels" in grabbed(node, width=30, height=20, limit=10)["error"]
+
+
+def grabbed(node, **job):
+    script = Path(__file__).with_name("grab.mjs")
+    ran = subprocess.run([node, script], input=json.dumps(job), capture_output=True, text=True, check=True)
+    return json.loads(ran.stdout)
