@@ -66,6 +66,7 @@ async function classifyFile(file) {
   stopCamera();
   const turn = ++turnOf;
   const name = file.name || "pasted picture";
+  at("error").hidden = true; // so that the same sentence is read aloud again
   try {
     const began = performance.now();
     const picture = await bundle.decode(file);
@@ -78,13 +79,22 @@ async function classifyFile(file) {
     at("original").hidden = false;
     at("shown-name").textContent = name;
     await show(picture, turn, time);
-    at("error").hidden = true;
+    if (turn === turnOf) announce(`${name}: ${at("answer").textContent}`);
   } catch (error) {
     if (turn !== turnOf) return;
     at("error").textContent = `${name} cannot be classified: ${error.message}.`;
     at("error").hidden = false;
     at("result").hidden = true;
   }
+}
+
+/** Have a screen reader say a sentence, also if it is the one that it said last. */
+function announce(sentence) {
+  const turn = turnOf;
+  at("announced").textContent = "";
+  setTimeout(() => {
+    if (turn === turnOf) at("announced").textContent = sentence;
+  }, 100); // milliseconds, within which screen readers notice that it was empty
 }
 
 /** Classify an RGB picture and show everything about it. `decoding`: milliseconds that it took, null for a camera. */
@@ -102,7 +112,8 @@ async function show(picture, turn, decoding) {
       : camera // whose answers would be read aloud ten times a second
         ? bundle.labels[top]
         : `${bundle.labels[top]}, ${percent(probabilities[top])}`;
-  if (at("answer").textContent !== answer) at("answer").textContent = answer;
+  if (camera && at("answer").textContent !== answer) announce(answer);
+  at("answer").textContent = answer;
   drawInput(input);
   drawScores(probabilities);
   const times = [["preprocessing", prepared - began], ["net", done - prepared]];

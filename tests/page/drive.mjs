@@ -80,6 +80,20 @@ let page = await open(`${given.origin}/intact/`);
 seen.badge = await badge(page);
 seen.chosen = await choose(page, cat);
 seen.oriented = await choose(page, oriented);
+
+// What a screen reader is given to say, when the same picture is chosen twice.
+await page.waitForFunction(() => document.getElementById("announced").textContent.startsWith("oriented.jpg"));
+await page.evaluate(() => {
+  const region = document.getElementById("announced");
+  window.said = [];
+  new MutationObserver(() => window.said.push(region.textContent)).observe(region, { childList: true });
+});
+seen.said = [];
+for (let time = 0; time < 2; time++) {
+  await choose(page, cat);
+  await page.waitForFunction(() => window.said.at(-1));
+  seen.said.push(...(await page.evaluate(() => window.said.splice(0))));
+}
 const devtools = await page.context().newCDPSession(page);
 seen.dropped = await after(page, async () => {
   const data = { items: [], files: [ship], dragOperationsMask: 1 };
@@ -116,6 +130,9 @@ seen.focus = [];
 for (let step = 0; step < 3; step++) {
   await page.keyboard.press("Tab");
   seen.focus.push(await page.evaluate(() => document.activeElement.id || document.activeElement.tagName));
+  if (seen.focus.at(-1) === "file") {
+    seen.outline = await page.evaluate(() => getComputedStyle(document.querySelector("label[for=file]")).outlineStyle);
+  }
 }
 seen.camera = await after(page, () => page.keyboard.press("Enter"));
 await page.waitForFunction(() => document.getElementById("video").currentTime > 0.3);

@@ -206,6 +206,7 @@ def test_a_bundle_of_another_kind(seen, three_colours):
 
 def test_the_camera_by_keyboard(seen):
     assert seen["focus"] == ["SUMMARY", "file", "camera"]
+    assert seen["outline"] == "solid"
     assert seen["camera"]["answer"]
     assert "decoding" not in seen["camera"]["times"]
     assert len(set(seen["camera"]["input"])) > 2  # the fake camera's picture, not an empty frame
@@ -246,6 +247,12 @@ def test_nothing_leaves_the_page(seen, server):
 
 def test_accessible(seen):
     assert seen["violations"] == {"wide": [], "error": [], "phone": [], "broken": [], "unknown": []}
+
+
+def test_the_same_answer_is_said_again(seen):
+    assert [bool(sentence) for sentence in seen["said"]] == [False, True, False, True]
+    assert seen["said"][1] == seen["said"][3]
+    assert seen["said"][1].startswith("cat.png: cat")
 
 
 def test_a_phone_needs_no_scrolling_sideways(seen):

@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from hashlib import sha256
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,39 @@ def test_one_file_holds_all_and_its_policy_names_its_own_code(wasm):
     assert unpacked == {name: files[name] for name in files if name.startswith("bundle/") or name == "ort.wasm"}
     assert not re.search("^(import|export) ", html, re.MULTILINE)
     assert single_file(files) == single_file(page_files(Bundle.open(TINY), wasm=wasm))  # the same bytes every time
+
+
+class Hidden(HTMLParser):
+    """Whether each live region, which screen readers say, lies in an element that is hidden."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.regions = [], {}
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if given.get("role") in ("status", "alert"):
+            self.regions[given["id"]] = any(self.open)
+        if tag not in ("meta", "link", "input", "img", "col"):
+            self.open.append("hidden" in given)
+
+    def handle_endtag(self, tag):
+        self.open.pop()
+
+
+def test_what_screen_readers_say_is_never_in_a_hidden_part():
+    parser = Hidden()
+    parser.feed((page.WEB / "index.html").read_text())
+    assert parser.open == []
+    assert parser.regions == {"badge": False, "error": False, "announced": False}
+
+
+def test_the_focus_is_seen_in_every_browser_that_is_named():
+    """Firefox has `:has()` since 121, and older ones drop a whole list of selectors that holds it."""
+    css, html = ((page.WEB / name).read_text() for name in ("page.css", "index.html"))
+    assert ":has(" not in css
+    assert re.search(r"#file:focus-visible \+ \.button[^{]*\{ outline: 3px", css)
+    assert re.search(r'<input id="file"[^>]*>\s*<label class="button" for="file">', html)
 
 
 def test_without_onnxruntime_web():
