@@ -26,7 +26,7 @@ UNKNOWN = "unknown"
 
 def frames(source: str, retry: float) -> Iterator[np.ndarray]:
     """Yield a source's frames, uint8 [height, width, 3] RGB; open it again `retry` seconds after it ends, 0: never."""
-    reported = False
+    reported = opened = False
     while True:
         capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
         try:
@@ -36,11 +36,13 @@ def frames(source: str, retry: float) -> Iterator[np.ndarray]:
                     break
                 if reported:
                     print(f"{source} is back.", file=sys.stderr)
-                reported = False
+                reported, opened = False, True
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         finally:
             capture.release()
         if not retry:
+            if not opened:
+                raise SystemExit(f"{source} gives no picture: see whether it is there and no other program has it.")
             return
         if not reported:
             print(f"{source} gives no picture; trying again every {retry:g} s.", file=sys.stderr)

@@ -12,23 +12,29 @@ import zlib from "node:zlib";
 import * as ort from "onnxruntime-web";
 
 const BITS = 22; // of a filter weight's fraction
+const refuse = (sentence) => (console.error(sentence), process.exit(1));
 const clip = (value) => Math.min(Math.max(value, 0), 255);
 
 /** Decode a PNG over `behind`. Returns {width, height, data}, data R, G, B of each pixel. */
 function decode(file, behind) {
   const bytes = fs.readFileSync(file);
   const chunks = {};
-  for (let at = 8; at < bytes.length; at += 12 + bytes.readUInt32BE(at)) {
+  if (bytes.toString("latin1", 0, 8) !== "\x89PNG\r\n\x1a\n") refuse(`${file} is no PNG, which is all that this example reads.`);
+  for (let at = 8; at < bytes.length && !chunks.IEND; at += 12 + bytes.readUInt32BE(at)) {
     const type = bytes.toString("latin1", at + 4, at + 8);
     (chunks[type] ??= []).push(bytes.subarray(at + 8, at + 8 + bytes.readUInt32BE(at)));
   }
   const [header] = chunks.IHDR;
   const [width, height] = [header.readUInt32BE(0), header.readUInt32BE(4)];
   const channels = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }[header[9]];
-  const unread = header[8] !== 8 || header[12] || (chunks.tRNS && header[9] !== 3) || chunks.gAMA || chunks.eXIf;
-  if (unread) throw new Error(`${file} is a kind of PNG that this example does not read`);
+  const turned = chunks.eXIf || /Raw profile type exif\0|tiff:Orientation/.test(bytes.toString("latin1"));
+  const curved = chunks.gAMA || chunks.cICP || (chunks.tRNS && header[9] !== 3);
+  if (header[8] !== 8 || header[11] || header[12] || !channels || turned || curved) {
+    refuse(`${file} is a kind of PNG that this example does not read.`);
+  }
   const raw = zlib.inflateSync(Buffer.concat(chunks.IDAT));
   const stride = width * channels;
+  if (raw.length < height * (stride + 1)) refuse(`${file} is damaged: it lacks pixels.`);
   const data = new Uint8Array(width * height * 3);
   let above = new Uint8Array(stride);
   for (let y = 0; y < height; y++) {
@@ -39,7 +45,7 @@ function decode(file, behind) {
       const c = at < channels ? 0 : above[at - channels];
       const [pa, pb, pc] = [Math.abs(b - c), Math.abs(a - c), Math.abs(a + b - 2 * c)];
       const paeth = pa <= pb && pa <= pc ? a : pb <= pc ? b : c;
-      line[at] += [0, a, b, (a + b) >> 1, paeth][filter];
+      line[at] += [0, a, b, (a + b) >> 1, paeth][filter] ?? refuse(`${file} is damaged: it has an unknown filter.`);
     }
     for (let x = 0; x < width; x++) {
       const s = line.subarray(x * channels, (x + 1) * channels);

@@ -31,6 +31,12 @@ TURN = {  # by EXIF orientation
 def decode(file: Path, behind: list[int]) -> np.ndarray:
     """Return the picture upright and over `behind`, int64 [height, width, 3]."""
     with Image.open(file) as image:
+        known = image.format in ("PNG", "JPEG", "MPO") and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
+        image.load()
+        key = "transparency" in image.info and image.mode != "P"  # Pillow compares it at another depth than the file's
+        curved = abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.05
+        if not known or key or curved:
+            raise SystemExit(f"This example does not read this kind of picture: make {file} an 8-bit PNG or JPEG.")
         orientation = image.getexif().get(0x0112, 1)
         rgba = np.array(image.convert("RGBA"), np.int64)
     alpha = rgba[..., 3:]

@@ -19,6 +19,7 @@ import ctrl_c
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from edgecifar.runtime.bundle import DEFAULT
 from edgecifar.runtime.contract import CIFAR10, FITS
@@ -83,6 +84,23 @@ class TestPython:
                 classify.prepare(file, contract.as_json()), load_picture(file, contract), err_msg=f"{width}x{height}"
             )
 
+    def test_what_it_would_read_wrongly_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        import classify  # pyright: ignore[reportMissingImports]
+
+        grey, exif = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64, Image.Exif()
+        exif[0x0112] = 6
+        colour, gamma = Image.new("RGB", (32, 32), "red"), PngInfo()
+        gamma.add(b"gAMA", (100_000).to_bytes(4, "big"))
+        Image.fromarray(grey).save(tmp_path / "deep.png")
+        colour.save(tmp_path / "turned.tif", exif=exif)
+        colour.convert("CMYK").save(tmp_path / "cmyk.jpg")
+        colour.save(tmp_path / "gamma.png", pnginfo=gamma)
+        colour.convert("L").save(tmp_path / "key.png", transparency=76)
+        for file in tmp_path.iterdir():
+            with pytest.raises(SystemExit, match=file.name):
+                classify.prepare(file, CIFAR10.as_json())
+
     def test_a_difference_is_seen(self, bundle):
         spoil(bundle)
         ran = self.example(bundle)
@@ -117,6 +135,24 @@ class TestNode:
     def test_pictures(self, example):
         ran = example(DEFAULT, SAMPLES / "cat.png", SAMPLES / "dog.png")
         assert [line.split(": ")[1].split()[0] for line in ran.stdout.splitlines()] == ["cat", "dog"]
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
+def test_node_refuses_what_it_would_read_wrongly(tmp_path):
+    shutil.copy(EXAMPLES / "classify.mjs", tmp_path)
+    runtime = tmp_path / "node_modules" / "onnxruntime-web"  # that never runs: it comes to no model
+    runtime.mkdir(parents=True)
+    (runtime / "package.json").write_text('{"type": "module", "exports": "./index.js"}')
+    (runtime / "index.js").write_text("export const InferenceSession = { create: () => ({}) };")
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "turned.png", pnginfo=text)
+    for file in (tmp_path / "turned.png", SAMPLES / "ship.jpg"):
+        ran = run("node", tmp_path / "classify.mjs", DEFAULT, file)
+        assert ran.returncode == 1
+        assert ran.stdout == ""
+        assert file.name in ran.stderr
+        assert len(ran.stderr.splitlines()) == 1
 
 
 class TestCamera:
@@ -154,6 +190,10 @@ class TestCamera:
         lines = [json.loads(line) for line in ran.stdout.splitlines()]
         assert [(line["class"], line["frame"]) for line in lines] == [("cat", 2), ("horse", 10), ("truck", 26)]
         assert all(0 < line["probability"] <= 1 for line in lines)
+
+    def test_a_source_that_never_gives_a_picture(self, camera, tmp_path):
+        with pytest.raises(SystemExit, match=r"missing.mp4 gives no picture"):
+            list(camera.frames(str(tmp_path / "missing.mp4"), 0))
 
     def test_it_goes_on_when_the_source_comes_back(self, cv2, tmp_path):
         path = tmp_path / "video.avi"
