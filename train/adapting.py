@@ -48,7 +48,7 @@ def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
     if not dataset.is_own:
         return recipe
     if "held_out" in given and recipe.held_out and dataset.validation is not None:
-        raise RecipeError("held_out is for CIFAR-10, and own pictures have a validation split: give its share as val")
+        raise RecipeError("held_out is for CIFAR-10: of own pictures, give the share of the validation split as val")
     trained_on, held_out = dataset.hold_out(recipe.held_out)
     images, changed = len(trained_on), []
     if "batch_size" not in given:
