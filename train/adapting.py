@@ -102,6 +102,6 @@ def held_out_remark(images: int, budget: float) -> str:
     if 100 / images <= budget:
         return ""
     return (
-        f"Only {images:,} pictures are held out for decisions. One of them is {100 / images:.1f} points of accuracy, and "
-        f"the budget of an export is {budget:g}: its decisions are chance to a good part."
+        f"Only {images:,} pictures are held out for decisions. One of them is {100 / images:.1f} points of accuracy, "
+        f"and the budget of an export is {budget:g}: its decisions are chance to a good part."
     )
