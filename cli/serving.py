@@ -61,7 +61,9 @@ def serve(
     provider: Provider = "auto",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Of one run on the CPU. Default: one less than there are cores.", show_default=False),
+        typer.Option(
+            min=1, help="CPU threads of one inference. Default: one less than there are cores.", show_default=False
+        ),
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Images that are run at once.")] = 64,
     max_delay: Annotated[
