@@ -88,17 +88,31 @@ def decode(data: bytes, kind: str, draft: int, max_pixels: int, background: Colo
     return to_rgb(image, background)
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its orientation (EXIF 2.3, tag 274)."""
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Turn a picture as its EXIF data, or else its XMP data, says; damaged metadata turns nothing."""
     if not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}:
         return image
-    from PIL import ExifTags, ImageOps
+    from PIL import ExifTags
 
     for damaged in ("exif", "Raw profile type exif", ""):
         try:
             with _quiet():
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-                return ImageOps.exif_transpose(image) if turned else image
+                orientation = image.getexif().get(ExifTags.Base.Orientation)
+            # Not by ImageOps.exif_transpose: it writes the EXIF data anew, which fails on tags of odd kinds.
+            method = _TURNS.get(orientation) if isinstance(orientation, int) else None
+            return image if method is None else image.transpose(method)
         except Exception:  # as in pictures.load_picture: Pillow's parser raises nearly everything
             image.info.pop(damaged, None)
             image = image.copy()  # which forgets what was parsed

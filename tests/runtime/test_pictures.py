@@ -320,6 +320,16 @@ def test_exif_orientation_of_a_big_jpeg_is_applied(orientation, order):
         np.testing.assert_allclose(loaded[where], colour, atol=3)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation_beside_tags_that_pillow_cannot_write(kind):
+    """A description that is a number is odd, and no reason to show the picture lying down."""
+    entries = struct.pack("<HHIIHHII", 274, 3, 1, 6, 270, 11, 1, 30)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(44)
+    lying = Image.fromarray(noise(32, 32))
+    turned = load(encoded(lying.transpose(Image.Transpose.ROTATE_270), kind, quality=95)).astype(int)
+    assert np.abs(load(encoded(lying, kind, quality=95, exif=exif)) - turned).mean() < 5
+
+
 @pytest.mark.parametrize(
     "exif",
     [
