@@ -47,7 +47,7 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
         _input(contract),
         _output(contract, contract.probabilities_name),
         "",
-        f"{'variant':<12} {'file':<22} {'precision':<9} {'bytes':>11} {'accuracy':>9}  arg-max as the net",
+        f"{'variant':<12} {'file':<22} {'precision':<9} {'bytes':>11} {'accuracy':>9}  same class as the net",
     ]
     for v in manifest.variants:
         accuracy = "—" if v.accuracy is None else f"{100 * v.accuracy:.2f} %"

@@ -64,7 +64,8 @@ def export(
     variants: Annotated[
         list[VariantName],
         typer.Option(
-            "--variant", help="Of ONNX: fp32 exact, fp16 for GPUs; edge, tiny, nano: ever smaller; all: all but nano."
+            "--variant",
+            help="ONNX models to make: fp32 exact, fp16 for GPUs; edge, tiny, nano: ever smaller; all: all but nano.",
         ),
     ] = [VariantName.fp32],  # noqa: B006
     layout: Annotated[
@@ -87,7 +88,7 @@ def export(
         typer.Option(
             min=0,
             callback=finite,
-            help="Points of validation accuracy that edge may lose; tiny 5, nano 20 times.",
+            help="Percentage points of validation accuracy that edge may lose; tiny 5 times, nano 20 times as many.",
         ),
     ] = 0.2,
     max_bytes: Annotated[
@@ -103,13 +104,15 @@ def export(
         int,
         typer.Option(
             min=0,
-            help="Epochs of training for edge; tiny 5 times; residual nets 3 times, nano 5 times. 0: no training, but "
-            "layers of low rank.",
+            help="Epochs to train edge for; tiny 5 times as many (residual nets 3 times, nano 5 times). 0: nothing is "
+            "trained, and large layers get a low rank.",
         ),
     ] = 0,
     students: Annotated[
         Students,
-        typer.Option(help="What is fine-tuned: the net narrowed, or a small residual net that begins untrained."),
+        typer.Option(
+            help="What is trained: the net with fewer channels, or a small residual net that begins untrained."
+        ),
     ] = Students.narrowed,
     teachers: Annotated[
         list[Path],

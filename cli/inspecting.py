@@ -29,6 +29,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Report on labelled pictures before training: unreadable ones, duplicates, leaks, wrong labels, imbalance."""
+    from ..train.adapting import DEFAULT_BUDGET, held_out_remark
     from ..train.data import CACHE
     from ..train.folders import FolderOptions
     from ..train.inspection import draw_sheet
@@ -39,8 +40,10 @@ def inspect(
     with Progress(None) as progress:
         report, pictures = look(data, options, CACHE.expanduser(), progress.update_of)
     problems = report.problems()
+    few = held_out_remark(sum(report.counts.get("val", {}).values()), DEFAULT_BUDGET)
+    notes = [*report.notes, *([few] if few else [])]
     if as_json:
-        print(json.dumps(report.as_json(), indent=2))
+        print(json.dumps({**report.as_json(), "notes": notes}, indent=2))
     else:
         width = max(map(len, report.labels))
         splits = [split for split in ("train", "val", "test") if split in report.counts]
@@ -50,6 +53,8 @@ def inspect(
         exact = sum(pair.exact for pair in report.pairs)
         print(f"\n{exact:,} exact and {len(report.pairs) - exact:,} near duplicates")
         print("\n".join(f"- {problem}" for problem in problems) or "Nothing is wrong.")
+        for note in notes:
+            print(f"Note: {note}")
     if sheet:  # last: where the picture cannot be written, the report is not lost
         draw_sheet(pictures, sheet)
         say(f"The pictures as the net sees them: {sheet}")

@@ -29,7 +29,8 @@ def page(
         ),
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of the bundle. Default: the bundle's own choice.", show_default=False)
+        str | None,
+        typer.Option(help="Variant of the bundle to show. Default: the bundle's own choice.", show_default=False),
     ] = None,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="One file, which opens from the disk and needs no server.")

@@ -46,7 +46,8 @@ def predict(
     ] = None,
     bundle: BundleFolder = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of the bundle. Default: what suits the provider.", show_default=False)
+        str | None,
+        typer.Option(help="Variant of the bundle to run. Default: what suits the provider.", show_default=False),
     ] = None,
     provider: Provider = "auto",
     threads: Threads = None,

@@ -61,7 +61,9 @@ def serve(
     provider: Provider = "auto",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Of one run on the CPU. Default: one less than there are cores.", show_default=False),
+        typer.Option(
+            min=1, help="CPU threads of one inference. Default: one less than there are cores.", show_default=False
+        ),
     ] = None,
     decoders: Annotated[
         int | None,

@@ -72,7 +72,7 @@ def train(
     lr: Annotated[
         float | None, typer.Option(min=0, help="Learning rate; Muon's changes in proportion. Default: the recipe's.")
     ] = None,
-    momentum: Annotated[float | None, typer.Option(min=0, max=1, help="Of SGD. Default: the recipe's.")] = None,
+    momentum: Annotated[float | None, typer.Option(min=0, max=1, help="SGD's momentum. Default: the recipe's.")] = None,
     corrupted: Annotated[
         float | None,
         typer.Option(
@@ -104,7 +104,7 @@ def train(
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into the run's folder, too.")
     ] = False,
     cuda_graph: Annotated[
-        bool, typer.Option(help="On CUDA, record a step once and replay it: the host need not launch its parts.")
+        bool, typer.Option(help="On CUDA, replay each training step as a CUDA graph, which is faster.")
     ] = True,
 ) -> None:
     """Train a net and leave a run folder: weights, settings, metrics, pictures."""
@@ -184,12 +184,14 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A run folder, .pt (TorchScript), .pt2, .onnx or a bundle.")],
     data: Data = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of a bundle. Default: what suits provider and processor.")
+        str | None, typer.Option(help="Variant of a bundle to measure. Default: what suits provider and processor.")
     ] = None,
     provider: Provider = "auto",
     split: Annotated[
         Split | None,
-        typer.Option(help="Of own pictures, which are measured. Default: test, or all where there is no split."),
+        typer.Option(
+            help="Which split of your own pictures to measure. Default: test, or all where there is no split."
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this PNG.")] = None,
     as_json: Json = False,

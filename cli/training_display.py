@@ -81,7 +81,7 @@ class TrainingDisplay:
         self._say(
             f"Recipe {recipe.name}: {recipe.epochs} epochs of {len(dataset.train_labels):,} {dataset.name} images"
             f"{held_out}, batch size {recipe.batch_size}, on {plan.hardware} ({plan.device}){processes}. "
-            "Ctrl-C stops; --resume goes on."
+            f"Ctrl-C stops; '{plan.resume_command}' goes on."
         )
 
     def _say(self, text: str) -> None:

@@ -267,7 +267,7 @@ def _over_budget(logits: np.ndarray, eager: np.ndarray, labels: np.ndarray, budg
 def table(results: dict[str, Parity]) -> str:
     """Return the results as lines of text, a model a line, the verdict first."""
     lines = [
-        f"{'':4}  {'model':<12}  {'arg-max agrees':>17}  {'max |Δ|':>9}  {'relative':>9}  {'accuracy':>9}  batch sizes"
+        f"{'':4}  {'model':<12}  {'same class':>17}  {'largest |Δ|':>9}  {'relative':>9}  {'accuracy':>9}  batch sizes"
     ]
     for name, parity in results.items():
         accuracy = "—" if parity.accuracy is None else f"{100 * parity.accuracy:.2f} %"

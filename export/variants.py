@@ -162,7 +162,7 @@ class Source:
                 "tenth of the images held out."
             )
         if remark := held_out_remark(len(held_out), self.options.budget):
-            log.warning("%s Allow more, or train with more held out.", remark)
+            log.warning("%s Allow a larger --budget, or train with more pictures held out.", remark)
         images, labels = self.dataset.train_images[held_out], self.dataset.train_labels[held_out]
         distiller = None
         if self.options.fine_tune:
@@ -207,7 +207,7 @@ def lossy(source: Source, variant: LossyVariant) -> Target:
     distiller = search.distiller_for(variant)
     if not distiller and not variant.candidates:
         raise RunError(
-            f"{variant.name} is a net of its own shape that must learn: fine-tune it, or leave it out.",
+            f"{variant.name} must be trained: fine-tune it for some epochs, such as 20, or leave it out.",
             option="fine_tune",
         )
     tuning = {"fine_tuning": distiller.describe()} if distiller else {}

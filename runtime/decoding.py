@@ -69,8 +69,7 @@ def decode(data: bytes, kind: str, draft: int, max_pixels: int, background: Colo
     if kind == "TIFF":
         from . import tiff
 
-        with _quiet():  # whole, as Pillow reads tags when it is opened, and again at the end
-            return to_rgb(tiff.load(data, max_pixels), background)
+        return to_rgb(tiff.load(data, max_pixels, _quiet), background)
     if kind == "JPEG":
         return to_rgb(_jpeg(data, draft, max_pixels), background)
     if kind == "GIF":
@@ -187,6 +186,7 @@ def _png(data: bytes, max_pixels: int, background: Colour) -> Image.Image:
 
 _NOISE = b"\x5a\x33\x96\x69\xa5\x0f\x3c\xc3" * 8
 _END = b"\xff\xd9"
+_SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # a marker that begins a segment, or ends the picture
 
 
 def _jpeg(data: bytes, draft: int, max_pixels: int) -> Image.Image:
@@ -222,6 +222,15 @@ def _frame(data: bytes) -> tuple[int, bytes, int]:
     return 0, b"", 0
 
 
+def _scans(data: bytes, place: int) -> int:
+    """Return how many scans a JPEG has from `place`, where a segment ends, to its end marker; more may follow that."""
+    scans = 0
+    while (found := _SEGMENT.search(data, place)) and found[0] != _END:
+        scans += found[0] == b"\xff\xda"
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans
+
+
 def _refuse_jpeg(data: bytes) -> None:
     """Refuse the kinds of JPEG that Pillow or libjpeg does not read."""
     marker, segment, end = _frame(data)
@@ -241,7 +250,7 @@ def _refuse_jpeg(data: bytes) -> None:
         why = "with two channels"
     elif height == 0:
         why = "whose height follows the picture"
-    elif data.count(b"\xff\xda", end) > MAX_SCANS:
+    elif data.count(b"\xff\xda", end) > MAX_SCANS and _scans(data, end) > MAX_SCANS:
         why = f"of more than {MAX_SCANS} scans"
     if why:
         raise Unsupported(f"this kind of JPEG ({why}) is not read; {CONVERT}")

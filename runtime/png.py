@@ -80,7 +80,11 @@ def parse(data: bytes) -> Png:
             if not intact and (end <= len(data) or kind != b"IDAT"):  # an IDAT without its end: Pillow says if it lacks
                 raise ValueError(f"the checksum of {kind.decode()} is wrong")
             found.setdefault(kind, b"" if kind == b"IDAT" else bytes(body))
-        if (kind in _PIXELS - {b"iCCP"}) or (intact and (kind == b"eXIf" or _is_oriented(kind, body))):
+        if kind == b"IDAT" and end > len(data):  # what is appended must not be read as its content
+            kept.append(
+                struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
+            )
+        elif (kind in _PIXELS - {b"iCCP"}) or (intact and (kind == b"eXIf" or _is_oriented(kind, body))):
             kept.append(whole[place:end])
         if kind == b"IEND":
             break

@@ -142,7 +142,8 @@ def _remedy(provider: str) -> str:
         return "it is not built for this system, choose another provider"
     if package.startswith("onnxruntime"):
         replaced = ", which replaces " + " and ".join(installed) if installed else ""
-        return f"it comes with {package}{replaced}: {_reinstall(package)}"
+        wanted = f'"{package}[cuda,cudnn]"' if package == "onnxruntime-gpu" else package  # with CUDA's own libraries
+        return f"it comes with {package}{replaced}: {_reinstall(wanted)}"
     return f"it needs {package}"
 
 

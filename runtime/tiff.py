@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
 from .formats import CONVERT, TooLarge, Unsupported, reader
 from .grey import to_grey
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+Quiet = Callable[[], contextlib.AbstractContextManager[None]]
 
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _SAMPLES, _PLANAR, _COLOUR_MAP, _TILES = 273, 277, 284, 320, 324
@@ -78,7 +84,7 @@ class _Kind:
         return Unsupported(f"this kind of TIFF ({self}) is not read; {CONVERT}, or to 8-bit RGB")
 
 
-def load(data: bytes, max_pixels: int) -> Image.Image:
+def load(data: bytes, max_pixels: int, quiet: Quiet) -> Image.Image:
     """Decode the first picture of a TIFF, turned upright.
 
     By hand, because Pillow gets it wrong without a word or refuses it: 16-bit WhiteIsZero (not inverted), 8-bit with
@@ -86,12 +92,18 @@ def load(data: bytes, max_pixels: int) -> Image.Image:
     of 32 bits that are compressed (bytes swapped), uncompressed planes of 16 bits (misread), unsigned integers of 32
     bits (negative), YCbCr that is not compressed (taken for not subsampled).
 
+    Args:
+        data: the content of the file.
+        max_pixels: more are refused from the header.
+        quiet: keeps Pillow from warning of damaged tags, one thread at a time.
+
     Raises:
         Unsupported: the kind is not read.
         TooLarge: there are more than `max_pixels`.
         Exception: whatever Pillow raises of damaged data.
     """
-    kind = _kind(data)
+    with quiet():
+        kind = _kind(data)
     if max(kind.width * kind.length, kind.tile_pixels) > max_pixels:  # a tile may be larger than its picture
         raise TooLarge
     _check(kind)
@@ -100,8 +112,8 @@ def load(data: bytes, max_pixels: int) -> Image.Image:
     if place is not None:  # Pillow knows these as BlackIsZero only: told so, it gives the stored numbers
         data = data[:place] + struct.pack(">H" if kind.big_endian else "<H", 1) + data[place + 2 :]
     try:
-        with _libtiff(kind.planar == 2 or kind.photometric == 6):
-            image = reader("TIFF")(io.BytesIO(data))
+        with quiet(), _libtiff(kind.planar == 2 or kind.photometric == 6):
+            image = _reader(quiet)(io.BytesIO(data))
     except SyntaxError:  # "unknown pixel mode": the tags were found to be whole above
         raise kind.refusal() from None
     try:
@@ -125,6 +137,23 @@ def load(data: bytes, max_pixels: int) -> Image.Image:
         values = values.byteswap()
     grey = to_grey(values, bits=12 if kind.bits == (12,) else 16)
     return Image.fromarray(255 - grey if inverted else grey)
+
+
+@functools.cache
+def _reader(quiet: Quiet) -> type[ImageFile]:
+    """Return Pillow's reader, which is quiet where it reads tags; other threads need not wait while it decodes."""
+    base: Any = reader("TIFF")
+
+    class Reader(base):
+        def load_prepare(self) -> None:
+            with quiet():
+                super().load_prepare()  # pyright: ignore[reportUnknownMemberType]
+
+        def load_end(self) -> None:
+            with quiet():
+                super().load_end()  # pyright: ignore[reportUnknownMemberType]
+
+    return cast("type[ImageFile]", Reader)
 
 
 def _kind(data: bytes) -> _Kind:
@@ -207,6 +236,7 @@ def _check(kind: _Kind) -> None:
         or kind.planar not in (1, 2)
         or (kind.sample_format != _UNSIGNED and not (grey and (signed_is_read or float_is_read)))
         or (kind.photometric == 5 and kind.inks != 1)
+        or (kind.planar == 2 and (kind.photometric == 8 or (kind.photometric in (0, 1) and len(kind.bits) > 1)))
         or (kind.photometric == 0 and max(kind.bits) > 8 and kind.photometric_at is None)
     ):
         raise kind.refusal()

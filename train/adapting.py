@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..runtime.metrics import wilson_interval
 from .data import Dataset
 from .inspection import MAX_IMBALANCE
 from .recipes import Recipe, RecipeError
@@ -28,9 +27,6 @@ MIN_STEPS = 500
 DEFAULT_BUDGET = 0.2
 """Points of held-out accuracy, in per cent, that an export's `edge` may lose unless told otherwise."""
 
-TYPICAL_ACCURACY = 0.9
-"""The interval of a figure that is not known yet is said for this accuracy."""
-
 
 def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
     """Return `recipe` with what depends on the number of pictures set for `dataset`, and log what was changed and why.
@@ -48,7 +44,7 @@ def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
     if not dataset.is_own:
         return recipe
     if "held_out" in given and recipe.held_out and dataset.validation is not None:
-        raise RecipeError("held_out is for CIFAR-10, and own pictures have a validation split: give its share as val")
+        raise RecipeError("held_out is for CIFAR-10: of own pictures, give the share of the validation split as val")
     trained_on, held_out = dataset.hold_out(recipe.held_out)
     images, changed = len(trained_on), []
     if "batch_size" not in given:
@@ -105,9 +101,7 @@ def held_out_remark(images: int, budget: float) -> str:
         return "No pictures are held out: there are none to decide on."
     if 100 / images <= budget:
         return ""
-    low, high = wilson_interval(round(TYPICAL_ACCURACY * images), images)
     return (
-        f"Only {images:,} pictures are held out for decisions: one of them is {100 / images:.1f} points, and the 95 % "
-        f"interval of some {100 * TYPICAL_ACCURACY:.0f} % accuracy is {100 * (high - low):.0f} points wide, while an "
-        f"export's --budget allows a loss of {budget:g}."
+        f"Only {images:,} pictures are held out for decisions. One of them is {100 / images:.1f} points of accuracy, "
+        f"and the budget of an export is {budget:g}: its decisions are chance to a good part."
     )

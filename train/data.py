@@ -145,7 +145,7 @@ def load(
     if root.name in _cifar10_names():  # what the folder holds was named
         root = root.parent
     if named and not root.exists():  # most likely mistyped
-        raise DataError(f"{root} is not there: check the path, or make the folder to have CIFAR-10 downloaded there.")
+        raise DataError(f"{root} is not there: check the path. (CIFAR-10 is downloaded only into an empty folder.)")
     if root.is_file():
         if root.suffix.lower() != ".csv":
             raise DataError(f"{root} is a file: name a folder with a folder of pictures for each class, or a CSV.")
@@ -165,7 +165,7 @@ def require_named(data: str | None, trained_on: str, origin: Mapping[str, Any]) 
         DataError: neither does, and `trained_on`, the name of the data set, is none that has a default place.
     """
     if origin and not (data or os.environ.get("EDGECIFAR_DATA")):
-        raise DataError(f"{trained_on}, on which it was trained, is a data set of your own: name it.", option="data")
+        raise DataError(f"The run was trained on pictures of your own ({trained_on}): name them.", option="data")
 
 
 def load_labelled(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import labelled
+from ..runtime.labelled import Listing
 from . import folders, plots
 from .duplicates import near_duplicates
 from .folders import FolderOptions, Pictures
@@ -71,7 +72,8 @@ class Report:
         pairs: exact and near duplicates.
         small: pictures with a side shorter than the net's input.
         long: pictures that are far from square.
-        remarks: sentences on the folder itself.
+        remarks: sentences on what is wrong with the folder itself.
+        notes: sentences on what is not wrong, such as other files that it holds.
     """
 
     source: str
@@ -83,6 +85,7 @@ class Report:
     small: tuple[str, ...]
     long: tuple[str, ...]
     remarks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def problems(self) -> list[str]:
         """Return a sentence for each thing that is wrong, with what to do."""
@@ -149,6 +152,7 @@ class Report:
             "small": list(self.small),
             "long": list(self.long),
             "problems": self.problems(),
+            "notes": list(self.notes),
         }
 
 
@@ -174,9 +178,7 @@ def inspect(
     contract = folders.contract_of(listing.labels(), options.fit)
     pictures = folders.decode(listing, contract, cache, progress=progress)
     splits = folders.splits_of(pictures, options)
-    remarks = list(listing.remarks)
-    if listing.left_out.reasons:
-        remarks.append(f"{listing.left_out}.")
+    remarks, notes = remarks_on(listing)
     small, long = _odd_shapes(pictures, contract.size)
     report = Report(
         source=str(listing.source),
@@ -187,9 +189,18 @@ def inspect(
         pairs=tuple(_pairs(pictures, splits)),
         small=tuple(small),
         long=tuple(long),
-        remarks=tuple(remarks),
+        remarks=remarks,
+        notes=notes,
     )
     return report, pictures
+
+
+def remarks_on(listing: Listing) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return sentences on what is wrong with a folder or a CSV itself, and on what it holds besides pictures."""
+    left_out = (f"{listing.left_out}.",) if listing.left_out.reasons else ()
+    if listing.left_out.unread:  # some of it looks like pictures
+        return (*listing.remarks, *left_out), ()
+    return tuple(listing.remarks), left_out
 
 
 def _pairs(pictures: Pictures, splits: Sequence[str | None]) -> list[Pair]:

@@ -13,7 +13,7 @@ import numpy as np
 from ..runtime.files import write_file
 from . import plots
 from .data import Dataset
-from .inspection import Report, draw_sheet, exact_pairs
+from .inspection import Report, draw_sheet, exact_pairs, remarks_on
 
 log = logging.getLogger("edgecifar")
 
@@ -63,9 +63,7 @@ def keep_data(dataset: Dataset, folder: Path, held_out: float) -> None:
     duplicates = exact_pairs(pictures, [*dataset.pictures.splits])
     pairs = tuple(pair for pair in duplicates if pair.is_leak or pair.is_contradiction)
     unreadable = {pictures.entries[row].path: error for row, error in pictures.errors.items()}
-    remarks = list(pictures.listing.remarks)
-    if pictures.listing.left_out.reasons:
-        remarks.append(f"{pictures.listing.left_out}.")
+    remarks, notes = remarks_on(pictures.listing)
     report = Report(
         source=str(pictures.listing.source),
         layout=pictures.listing.layout,
@@ -75,7 +73,8 @@ def keep_data(dataset: Dataset, folder: Path, held_out: float) -> None:
         pairs=pairs,
         small=(),
         long=(),
-        remarks=tuple(remarks),
+        remarks=remarks,
+        notes=notes,
     )
     sums = {split: sum(found.values()) for split, found in report.counts.items()}
     train, val = sums.get("train", 0), sums.get("val", 0)

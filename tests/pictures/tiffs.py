@@ -241,6 +241,14 @@ def refused() -> Iterator[Variant]:
             both.astype(np.uint16) * 257,
             {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"},
         ),
+        "grey with alpha in planes": (
+            np.stack([GREY, ALPHA]),
+            {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "separate"},
+        ),
+        "L*a*b* in planes": (
+            np.ascontiguousarray(np.moveaxis(RGB, -1, 0)),
+            {"photometric": "cielab", "planarconfig": "separate"},
+        ),
         "raw sensor data": (GREY, {"photometric": "cfa"}),
         "five inks": (np.dstack([both, RGB]), {"photometric": "minisblack", "planarconfig": "contig"}),
         "JPEG 2000 inside": (RGB, {"photometric": "rgb", "compression": "jpeg2000"}),

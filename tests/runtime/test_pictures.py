@@ -505,6 +505,37 @@ def test_a_jpeg_of_too_many_scans():
     last = data[data.rfind(b"\xff\xda") : -2]
     assert_is_picture(load(data[:-2] + 10 * last + data[-2:]))
     assert "of more than 200 scans" in refusal(data[:-2] + 200 * last + data[-2:])
+    assert_is_picture(load(data + 300 * last))  # what is behind the end is not the picture
+
+
+def test_a_png_that_was_cut_is_right_or_refused():
+    pixels = noise(40, 40)
+    data = encoded(Image.fromarray(pixels), "PNG")
+    whole, right = load(data), 0
+    for cut in range(len(data) - 60, len(data)):
+        try:
+            found = load(data[:cut])
+        except PictureError:
+            continue
+        assert (found == whole).all()
+        right += 1
+    assert right >= 12  # the end chunk may be missing
+
+
+def test_a_slow_tiff_does_not_hold_up_others(monkeypatch):
+    """While one is decoded the lock that keeps Pillow quiet is free."""
+    from PIL import TiffImagePlugin
+
+    free, decode = [], TiffImagePlugin.TiffImageFile._load_libtiff
+
+    def watched(self):
+        free.append(decoding._quiet_lock.acquire(blocking=False))
+        decoding._quiet_lock.release()
+        return decode(self)
+
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "_load_libtiff", watched)
+    assert_is_picture(load(encoded(Image.new("RGB", (40, 40)), "TIFF", compression="tiff_lzw")))
+    assert free == [True]
 
 
 def test_too_many_pixels_in_every_format(monkeypatch):

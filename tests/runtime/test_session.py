@@ -470,7 +470,7 @@ class TestProvider:
                 "cuda",
                 ["onnxruntime"],
                 "it comes with onnxruntime-gpu, which replaces onnxruntime: 'pip uninstall -y onnxruntime' and then "
-                "'pip install onnxruntime-gpu'",
+                "'pip install \"onnxruntime-gpu[cuda,cudnn]\"'",
             ),
             (
                 "cuda",
@@ -486,7 +486,7 @@ class TestProvider:
             ),
             ("cuda", ["onnxruntime-gpu"], "it is not built for this system, choose another provider"),
             ("coreml", ["onnxruntime"], "it is not built for this system, choose another provider"),
-            ("tensorrt", [], "it comes with onnxruntime-gpu: 'pip install onnxruntime-gpu'"),
+            ("tensorrt", [], "it comes with onnxruntime-gpu: 'pip install \"onnxruntime-gpu[cuda,cudnn]\"'"),
             ("xnnpack", ["onnxruntime"], "it needs an onnxruntime built with XNNPACK"),
         ],
     )

@@ -181,6 +181,22 @@ def test_the_command(edgecifar, planted, tmp_path, monkeypatch):
     assert (tmp_path / "s.png").exists()
 
 
+def test_what_is_not_wrong_is_a_note(edgecifar, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    for number, picture in enumerate(np.random.default_rng(5).integers(0, 256, (80, 40, 40, 3), dtype=np.uint8)):
+        label = "cat" if number % 2 else "dog"
+        (tmp_path / "set" / label).mkdir(parents=True, exist_ok=True)
+        save(picture, tmp_path / "set" / label / f"{number}.png")
+    (tmp_path / "set" / "cat" / "notes.txt").touch()
+    document = json.loads(edgecifar("inspect", tmp_path / "set", "--json").stdout)
+    assert document["problems"] == []
+    assert any("1 .txt" in note for note in document["notes"])
+    assert any("held out for decisions" in note for note in document["notes"])
+    assert edgecifar("inspect", tmp_path / "set", "--strict").exit_code == 0
+    (tmp_path / "set" / "cat" / "drawing.svg").touch()  # may be a picture of the class
+    assert edgecifar("inspect", tmp_path / "set", "--strict").exit_code == 1
+
+
 def test_the_command_on_what_is_no_data_set(refused, tmp_path):
     (tmp_path / "only" / "cat").mkdir(parents=True)
     save(smooth(1)[0], tmp_path / "only" / "cat" / "1.png")
