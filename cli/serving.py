@@ -65,6 +65,16 @@ def serve(
             min=1, help="CPU threads of one inference. Default: one less than there are cores.", show_default=False
         ),
     ] = None,
+    decoders: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=256,
+            help="Uploads that are decoded at once, which takes memory. Default: one less than there are cores, 4 at "
+            "most.",
+            show_default=False,
+        ),
+    ] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Images that are run at once.")] = 64,
     max_delay: Annotated[
         float, typer.Option(min=0, max=60_000, callback=finite, help="Milliseconds to wait for more images to run.")
@@ -74,6 +84,15 @@ def serve(
         float, typer.Option(min=0.001, callback=finite, help="Seconds within which a request is answered.")
     ] = 10.0,
     max_body: Annotated[int, typer.Option(min=1, max=1024, help="MiB of a request's body.")] = 32,
+    max_buffered: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="MiB of all bodies that are received or decoded; what is beyond is answered 429. Default: 256, or "
+            "--max-body if that is more.",
+            show_default=False,
+        ),
+    ] = None,
     max_pixels: Annotated[float, typer.Option(min=0.001, max=64, help="Millions of pixels of a picture.")] = 25.0,
     max_connections: Annotated[int, typer.Option(min=1, help="Connections that may be open.")] = 512,
     drain: Annotated[
@@ -86,8 +105,10 @@ def serve(
     from ..runtime.machine import usable_cpus
     from ..serve import logs, server
     from ..serve.models import Source
-    from ..serve.settings import Settings
+    from ..serve.settings import Settings, default_decoders
 
+    if max_buffered is not None and max_buffered < max_body:
+        raise typer.BadParameter(f"--max-buffered {max_buffered}: a single body may take --max-body {max_body} MiB.")
     settings = Settings(
         max_batch=max_batch,
         max_delay=max_delay / 1000,
@@ -95,8 +116,9 @@ def serve(
         queue_images=max(1024, queue),
         timeout=timeout,
         max_body=max_body * MIB,
+        max_buffered=(max_buffered or max(256, max_body)) * MIB,
         max_pixels=int(max_pixels * 1e6),
-        decoders=max(1, usable_cpus() - 1),
+        decoders=decoders or default_decoders(usable_cpus()),
         max_connections=max_connections,
         drain=drain,
         open_metrics=open_metrics,

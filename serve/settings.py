@@ -14,6 +14,15 @@ from ..runtime.errors import InputError
 MIN_KEY_LENGTH = 16
 """Characters of an API key: fewer can be guessed over a network."""
 
+MOST_DECODERS = 4
+"""Threads that decode unless an operator asks for more: each takes as much memory as the largest picture, so that a
+machine of many cores would need tens of gigabytes."""
+
+
+def default_decoders(cpus: int) -> int:
+    """Return how many threads decode on a machine of `cpus` cores: one is left to HTTP."""
+    return max(1, min(MOST_DECODERS, cpus - 1))
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -29,7 +38,7 @@ class Settings:
         max_body: bytes of a request's body.
         max_buffered: bytes of all bodies that are being received or decoded.
         max_pixels: width times height of a picture that is decoded.
-        decoders: threads that decode pictures.
+        decoders: threads that decode pictures; docs/deploy.md says how much memory each takes.
         timeout: within which an answer is given once a request is complete; a request may ask for less.
         receive_timeout: within which a request's header must be complete; a body gets a second more for each
             `MIN_RATE` bytes that came.

@@ -37,6 +37,77 @@ def test_four_boards():
     assert "Raspberry Pi 3" in ran.stdout
 
 
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not here")
+@pytest.mark.skipif(bool(shutil.which("qemu-aarch64-static")), reason="this machine's own qemu is taken")
+class TestQemu:
+    """How scripts/arm gets qemu, from an apt that serves the packages made here and nothing else."""
+
+    @pytest.fixture
+    def arm(self, tmp_path):
+        fake = tmp_path / "bin" / "apt-get"
+        fake.parent.mkdir()
+        # What asks to download a package comes to `download NAME`, in the folder where it is to be.
+        fake.write_text(
+            '#!/bin/bash\nset -- "${@: -2}"\n[ "${2:-}" = update ] && exit\n'
+            f'[ "$1" = download ] && cp {tmp_path}/"$2"_*.deb . && exit\necho "no such package" >&2\nexit 100\n'
+        )
+        fake.chmod(0o755)
+
+        def call():
+            environment = os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}", "PYTHON": "true"}  # not used
+            command = [SCRIPTS / "arm", tmp_path / "home"]
+            return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+
+        return call
+
+    @pytest.fixture
+    def package(self, tmp_path):
+        def make(name: str, files: dict[str, str]) -> None:
+            folder = tmp_path / name
+            (folder / "DEBIAN").mkdir(parents=True)
+            control = f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n"
+            (folder / "DEBIAN" / "control").write_text(control)
+            (folder / "usr" / "bin").mkdir(parents=True)
+            for file, text in files.items():
+                (folder / "usr" / "bin" / file).write_text(text)
+                (folder / "usr" / "bin" / file).chmod(0o755)
+            command = ["dpkg-deb", "-Znone", "--root-owner-group", "-b", folder, tmp_path / f"{name}_1_all.deb"]
+            subprocess.run(command, capture_output=True, check=True)
+
+        return make
+
+    def test_none(self, arm, tmp_path):
+        ran = arm()
+        assert ran.returncode == 1
+        assert "no such package" in ran.stderr  # what apt said
+        assert "install qemu-user-static" in ran.stderr
+        assert not (tmp_path / "home" / "qemu").exists()
+
+    @pytest.mark.parametrize("content", ["", "#!/bin/sh\nexit 1\n"], ids=["empty", "does not run"])
+    def test_one_that_is_no_good(self, arm, package, tmp_path, content):
+        package("qemu-user-static", {"qemu-aarch64-static": content})
+        ran = arm()
+        assert ran.returncode == 1
+        assert "install qemu-user-static" in ran.stderr
+        assert not (tmp_path / "home" / "qemu").exists()
+
+    @pytest.mark.parametrize(
+        "packages",
+        [
+            {"qemu-user-static": {"qemu-aarch64-static": "#!/bin/sh\necho qemu-aarch64 version 9\n"}},
+            {"qemu-user-static": {}, "qemu-user": {"qemu-aarch64": "#!/bin/sh\necho qemu-aarch64 version 9\n"}},
+        ],
+        ids=["Debian 12", "Debian 13"],
+    )
+    def test_found(self, arm, package, tmp_path, packages):
+        for name, files in packages.items():
+            package(name, files)
+        ran = arm()
+        assert "version 9" in (tmp_path / "home" / "qemu").read_text()
+        assert ran.returncode == 1  # there is no Python for Arm, and it says so
+        assert "arm64" in ran.stderr
+
+
 class TestCompare:
     """The judge itself, without Arm."""
 

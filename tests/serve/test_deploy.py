@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from edgecifar.runtime import machine
+
+MIB = 1 << 20
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
 
@@ -91,3 +94,86 @@ def test_every_option_of_the_documents_is_there(edgecifar):
     for name in ("serving.md", "deploy.md"):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs" / name).read_text()))
         assert named - others <= known
+
+
+class TestMemory:
+    """What docs/deploy.md says of memory, and the limits that rest on it."""
+
+    BASE = 200 * MIB
+    BYTES_OF_A_PIXEL = 25
+
+    def need(self, arguments: list[str]) -> int:
+        """Return the bytes that a server takes at most, by the formula of docs/deploy.md."""
+
+        def option(name: str, default: float) -> float:
+            return float(arguments[arguments.index(name) + 1]) if name in arguments else default
+
+        picture = self.BYTES_OF_A_PIXEL * option("--max-pixels", 25) * 1e6 + option("--max-body", 32) * MIB
+        return int(self.BASE + option("--decoders", 4) * picture + option("--max-buffered", 256) * MIB)
+
+    def test_the_manifests_limits_hold(self):
+        yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+        deployment, _ = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+        custom, _ = yaml.safe_load_all((DEPLOY / "kserve.yaml").read_text())
+        for pod in (deployment["spec"]["template"]["spec"], custom["spec"]["predictor"]):
+            (container,) = pod["containers"]
+            limit = container["resources"]["limits"]["memory"]
+            assert "--decoders" in container["args"]  # else it is the node's cores that count
+            assert int(limit.removesuffix("Mi")) * MIB >= self.need(container["args"])
+
+    def test_the_units_limits_hold(self):
+        unit = (DEPLOY / "edgecifar.service").read_text()
+        arguments = re.search(r"^ExecStart=(.*)$", unit, re.MULTILINE)[1].split()
+        assert {"--decoders", "--threads"} <= set(arguments)
+        assert int(re.search(r"^MemoryMax=(\d+)M$", unit, re.MULTILINE)[1]) * MIB >= self.need(arguments)
+        threads, decoders = (int(arguments[arguments.index(name) + 1]) for name in ("--threads", "--decoders"))
+        tasks = int(re.search(r"^TasksMax=(\d+)$", unit, re.MULTILINE)[1])
+        assert tasks >= 16 + decoders + 2 * 5 * threads  # five variants of the old bundle and of the new one
+        assert "Environment=OPENBLAS_NUM_THREADS=1" in unit  # else it has as many threads as there are cores
+
+    def test_the_documents_state_the_formula(self):
+        text = (ROOT / "docs" / "deploy.md").read_text()
+        assert f"({self.BYTES_OF_A_PIXEL} bytes " in text
+        assert f"{self.BASE // MIB} MiB + --decoders" in text
+
+
+class TestOptions:
+    """What the options become: the server itself is not started."""
+
+    @pytest.fixture
+    def settings(self, edgecifar, monkeypatch):
+        from edgecifar.serve import server
+
+        found = []
+        monkeypatch.setattr(server, "run", lambda source, address, settings, keys: found.append(settings))
+
+        def call(*arguments):
+            assert edgecifar("serve", *arguments).exit_code == 0
+            return found[-1]
+
+        return call
+
+    @pytest.mark.parametrize(("cpus", "decoders"), [(1, 1), (2, 1), (3, 2), (5, 4), (64, 4)])
+    def test_decoders_by_default(self, settings, monkeypatch, cpus, decoders):
+        monkeypatch.setattr(machine, "usable_cpus", lambda: cpus)
+        assert settings().decoders == decoders
+
+    def test_decoders(self, settings, monkeypatch):
+        monkeypatch.setattr(machine, "usable_cpus", lambda: 64)
+        assert settings("--decoders", 7).decoders == 7
+
+    def test_no_decoders(self, edgecifar):
+        assert edgecifar("serve", "--decoders", 0).exit_code == 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "mib"),
+        [([], 256), (["--max-buffered", 64], 64), (["--max-body", 400], 400)],
+        ids=["default", "given", "a larger body"],
+    )
+    def test_max_buffered(self, settings, arguments, mib):
+        assert settings(*arguments).max_buffered == mib * MIB
+
+    def test_less_than_one_body(self, edgecifar):
+        refused = edgecifar("serve", "--max-buffered", 8)
+        assert refused.exit_code == 2
+        assert "--max-body" in refused.stderr
