@@ -264,7 +264,7 @@ class TestSizes:
 
 class TestExport:
     def test_nano_must_learn(self, run, small, tmp_path):
-        with pytest.raises(RunError, match="nano is a net of its own shape") as caught:
+        with pytest.raises(RunError, match="nano must be trained") as caught:
             build.export(run, tmp_path / "bundle", small, ExportOptions(variants=("nano",)))
         assert caught.value.option == "fine_tune"
         assert not (tmp_path / "bundle").exists()

@@ -276,7 +276,7 @@ def test_a_file_that_is_no_csv(tmp_path, no_network):
 class TestRequireNamed:
     def test_pictures_of_ones_own_must_be_named(self, monkeypatch):
         monkeypatch.delenv("EDGECIFAR_DATA", raising=False)
-        with pytest.raises(DataError, match="birds, on which it was trained") as caught:
+        with pytest.raises(DataError, match=r"of your own \(birds\)") as caught:
             data.require_named(None, "birds", {"layout": "folders"})
         assert caught.value.option == "data"
         data.require_named("somewhere", "birds", {"layout": "folders"})
