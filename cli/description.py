@@ -45,7 +45,7 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
         f"{bundle.folder}: a classifier trained on {manifest.dataset}",
         f"labels: {', '.join(manifest.labels)}",
         _input(contract),
-        _output(contract, contract.probabilities_name),
+        *(_output(contract, name) for name in contract.output_names),
         "",
         f"{'variant':<12} {'file':<22} {'precision':<9} {'bytes':>11} {'accuracy':>9}  same class as the net",
     ]
@@ -56,13 +56,11 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
         lines.append(f"{v.name:<12} {v.file:<22} {v.precision:<9} {v.bytes:>11,} {accuracy:>9}  {agree}{note}")
     if contract.familiarity_name is not None:
         known = [
-            f"{v.name} known from {v.familiarity.threshold:.3f} on"
-            if v.familiarity
-            else f"{v.name} has no threshold (too few held-out pictures)"
+            f"{v.name} {v.familiarity.threshold:.3f}" if v.familiarity else f"{v.name} none (too few held-out pictures)"
             for v in manifest.variants
             if v.is_onnx
         ]
-        lines += ["", f"familiarity ({contract.familiarity_name}, float32 [batch]): {', '.join(known)}"]
+        lines += ["", f"a picture is unknown where its {contract.familiarity_name} is below: {', '.join(known)}"]
     lines += ["", *(f"on {provider}: {reason}" for provider, (_, reason) in chosen.items())]
     origin = manifest.provenance
     recipe: dict[str, Any] = origin["recipe"] if isinstance(origin.get("recipe"), dict) else {}
