@@ -61,7 +61,7 @@ def halve_students(run: Run) -> list[Path]:
     finished = []
     for path in sorted((run.folder / FOLDER).glob("*.state")):
         state = stored(path)
-        if state is None or state["optimizers"]:  # damaged, or not finished
+        if state is None or state.get("optimizers", True):  # damaged, not finished, or no student
             continue
         check(state["net"], path)
         halves = {name: t.half() if t.is_floating_point() else t for name, t in state["net"].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ from edgecifar.export.variants import Target
 from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.errors import ParityError, RunError
 from edgecifar.runtime.session import Session
+from edgecifar.train.answers import Teachers
 from edgecifar.train.augment import normalise
 from edgecifar.train.inference import in_batches
+from edgecifar.train.run import Run
 
 WIDTHS = (8, 8, 8, 16, 8, 16, 16)
 ROOT = Path(__file__).parents[2]
@@ -221,6 +224,16 @@ class TestSearch:
     def test_candidates_can_be_made(self, variant):
         for widths in variant.residual:
             Residual(10, widths)
+
+
+def test_what_is_kept_in_git_is_what_the_documentation_s_command_takes():
+    """`train --recipe fast --corrupted 0.5`, `export --variant nano --fine-tune 20 --teacher benchmarks/runs/teacher`."""
+    run, labels = Run(ROOT / "benchmarks" / "runs" / "teacher"), np.zeros(45_000, np.int64)
+    recipe, teachers = replace(distill.recipe(20), corrupted=0.5), Teachers((run,))
+    made = distill.Distiller(ROOT, "a run's", None, labels, labels, recipe, 0, torch.device("cpu"), teachers)
+    (widths,) = lossy.NANO.residual
+    student = Residual.untrained(10, widths, seed=0)
+    assert made.from_nothing(lossy.NANO.residual_multiplier).holds(student, student.widths)
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(1_999, 1_000), (1_400, 825), (10, 10), (5, 9), (7, 0)])
