@@ -227,7 +227,7 @@ class TestSearch:
 
 
 def test_what_is_kept_in_git_is_what_the_documentation_s_command_takes():
-    """`train --recipe fast --corrupted 0.5`, `export --variant nano --fine-tune 20 --teacher benchmarks/runs/teacher`."""
+    """That is `export RUN --variant nano --fine-tune 20 --teacher …` of a RUN with `--corrupted 0.5`."""
     run, labels = Run(ROOT / "benchmarks" / "runs" / "teacher"), np.zeros(45_000, np.int64)
     recipe, teachers = replace(distill.recipe(20), corrupted=0.5), Teachers((run,))
     made = distill.Distiller(ROOT, "a run's", None, labels, labels, recipe, 0, torch.device("cpu"), teachers)
