@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 CIFAR10_FILES = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
 """What CIFAR-10's own folder and archive are called; torchvision reads them."""
 
+WITHOUT_TORCH = ("bundle", "onnx")
+"""Kinds of models that need no torch."""
+
 NAMED_UNREAD = 20
 """How many pictures that cannot be read are named; of the rest the number is said."""
 
@@ -43,9 +46,9 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
     from ..runtime.manifest import SYNTHETIC
     from ..runtime.paths import kind_of
 
-    kind = kind_of(model)
+    needs_torch = kind_of(model) not in WITHOUT_TORCH
     named = data or os.environ.get("EDGECIFAR_DATA")
-    with_torch = kind not in ("bundle", "onnx") or find_spec("torchvision") is not None
+    with_torch = needs_torch or find_spec("torchvision") is not None
     if not named:
         if with_torch:
             return None
@@ -90,7 +93,7 @@ def evaluate_files(
     from .progress import Progress
     from .training_display import evaluation_table
 
-    loaded = (load if kind_of(model) in ("bundle", "onnx") else _of_torch)(model, variant, provider)
+    loaded = (load if kind_of(model) in WITHOUT_TORCH else _of_torch)(model, variant, provider)
     if loaded.variant:
         say(f"{model}: variant {loaded.variant} on {loaded.provider}")
     with Progress(None) as progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from ..runtime.contract import Contract
 from ..runtime.errors import ModelError, ProviderError, VariantError
 from ..runtime.paths import kind_of
 from ..runtime.session import AUTO, Session
-from ..train.inference import classify_with, logits_with
+from ..train.inference import Function, classify_with, logits_with
 from ..train.net import INPUT_SIZE
 from ..train.run import Run
 from .formats import pt2, torchscript
-
-Function = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)

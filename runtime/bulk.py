@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgecifar")
 
+PARQUET_END = b"PAR1"
+"""A Parquet file that is whole ends so."""
+
 UNKNOWN = ("keep", "skip", "error")
 """What may become of a picture that is unlike the training pictures: a prediction that says so, nothing, an error."""
 
@@ -323,11 +326,10 @@ def _where(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if "://" not in path:
         return fs.LocalFileSystem(), path
     scheme, rest = path.split("://", 1)
-    root, _, inside = rest.partition("/")
     if scheme == "file":
-        return fs.LocalFileSystem(), "/" + inside
-    inside, _, options = rest.partition("?")  # such as s3://bucket/picture.jpg?region=eu-central-1
-    return _filesystem(f"{scheme}://{root}" + f"?{options}" * bool(options)), inside
+        return fs.LocalFileSystem(), "/" + rest.partition("/")[2]
+    place, mark, options = rest.partition("?")  # such as s3://bucket/picture.jpg?region=eu-central-1
+    return _filesystem(f"{scheme}://{place.partition('/')[0]}{mark}{options}"), place
 
 
 @functools.cache
@@ -336,9 +338,6 @@ def _filesystem(uri: str) -> pyarrow.fs.FileSystem:
     from pyarrow import fs
 
     return fs.FileSystem.from_uri(uri)[0]
-
-
-PARQUET_END = b"PAR1"
 
 
 def _threads_of_worker() -> int | None:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 Colour = tuple[int, int, int]
 
-PNG = b"\x89PNG\r\n\x1a\n"
-
 MAX_SCANS = 200
 """A JPEG of more scans is refused: each takes as long as the whole picture. Encoders make 10 or so."""
 
@@ -153,10 +151,12 @@ def _open(kind: str, data: bytes, max_pixels: int) -> ImageFile:
 
 def _refuse_large_icon(data: bytes, max_pixels: int) -> None:
     """Refuse an icon one of whose pictures is too large by its own header: Pillow decodes it as it opens the file."""
+    from .png import SIGNATURE
+
     (count,) = struct.unpack_from("<H", data, 4)
     for entry in range(6, min(6 + 16 * count, len(data) - 15), 16):
         (place,) = struct.unpack_from("<I", data, entry + 12)
-        if data[place : place + 8] == PNG and len(data) >= place + 24:
+        if data[place : place + 8] == SIGNATURE and len(data) >= place + 24:
             width, height = struct.unpack_from(">II", data, place + 16)
         elif len(data) >= place + 12:  # the height is that of the picture and of its mask
             width, height = struct.unpack_from("<ii", data, place + 4)
@@ -200,7 +200,7 @@ def _png(data: bytes, max_pixels: int, background: Colour) -> Image.Image:
 
 _NOISE = b"\x5a\x33\x96\x69\xa5\x0f\x3c\xc3" * 8
 _END = b"\xff\xd9"
-_SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # a marker that begins a segment, or ends the picture
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # what begins a segment, or ends the picture
 
 
 def _jpeg(data: bytes, draft: int, max_pixels: int) -> Image.Image:
@@ -220,29 +220,30 @@ def _jpeg(data: bytes, draft: int, max_pixels: int) -> Image.Image:
         return read
 
 
+def _segments(data: bytes, place: int) -> Generator[tuple[int, int, int]]:
+    """Yield a JPEG's segments from `place` to its end marker: the marker's second byte, where the content begins, ends.
+
+    A scan's compressed data come after its segment, and have no such markers.
+    """
+    while (found := _MARKER.search(data, place)) and found[0] != _END:
+        start = found.end() + 2
+        place = found.end() + int.from_bytes(data[found.end() : start], "big")
+        yield found[0][1], start, place
+
+
 def _frame(data: bytes) -> tuple[int, bytes, int]:
     """Return a JPEG's start of frame: its marker's second byte, its segment, and where it ends; zeros without one."""
-    place = 2
-    while (start := data.find(b"\xff", place)) >= 0 and start + 4 <= len(data):
-        marker, size = data[start + 1], int.from_bytes(data[start + 2 : start + 4], "big")
-        if marker in (0, 0xFF) or 0xD0 <= marker <= 0xD8:
-            place = start + 1
-            continue
+    for marker, start, end in _segments(data, 2):
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return marker, data[start + 4 : start + 2 + size], start + 2 + size
-        if marker in (0xD9, 0xDA):
+            return marker, data[start:end], end
+        if marker == 0xDA:
             break
-        place = start + 2 + size
     return 0, b"", 0
 
 
 def _scans(data: bytes, place: int) -> int:
     """Return how many scans a JPEG has from `place`, where a segment ends, to its end marker; more may follow that."""
-    scans = 0
-    while (found := _SEGMENT.search(data, place)) and found[0] != _END:
-        scans += found[0] == b"\xff\xda"
-        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return scans
+    return sum(marker == 0xDA for marker, _, _ in _segments(data, place))
 
 
 def _refuse_jpeg(data: bytes) -> None:

@@ -51,9 +51,9 @@ def csv_cells(name: str, result: Prediction | PictureError, top_k: int) -> list[
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
     """Return rows as CSV."""
     text = io.StringIO()
+    plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     for row in rows:  # csv leaves a carriage return without quotes, and takes it for the end of a line
-        quoting = csv.QUOTE_ALL if any("\r" in cell for cell in row) else csv.QUOTE_MINIMAL
-        csv.writer(text, lineterminator="\n", quoting=quoting).writerow(row)
+        (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
     return text.getvalue()
 
 

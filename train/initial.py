@@ -57,16 +57,14 @@ def describe(earlier: Run, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
         folders.not_trained_on(origin, held_out)
         for origin, held_out in ((dataset.origin, recipe.held_out), (record.dataset.origin, record.recipe.held_out))
     )
-    same = record.dataset.name == dataset.name and None not in (mine, its)
-    mine, its = mine or 0.0, its or 0.0
-    if same and its < mine:
-        raise RunError(
-            f"{earlier.folder} was trained on pictures that the new run would be judged on: it tested on and held out "
-            f"{100 * its:g} % of {dataset.name}, not {100 * mine:g} %; give the new run shares no larger.",
-            option="from",
-        )
-    shared = {*record.contract.labels} & {*dataset.contract.labels}
-    if shared and not same and record.dataset.sha256 != dataset.digest:
+    if record.dataset.name == dataset.name and mine is not None and its is not None:
+        if its < mine:
+            raise RunError(
+                f"{earlier.folder} was trained on pictures that the new run would be judged on: it tested on and held "
+                f"out {100 * its:g} % of {dataset.name}, not {100 * mine:g} %; give the new run shares no larger.",
+                option="from",
+            )
+    elif record.dataset.sha256 != dataset.digest and {*record.contract.labels} & {*dataset.contract.labels}:
         log.warning(
             "%s was trained on %s. Pictures of it that are in %s, too, may be among those that the new run is judged "
             "on.",

@@ -205,11 +205,12 @@ def remarks_on(listing: Listing) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _pairs(pictures: Pictures, splits: Sequence[str | None]) -> list[Pair]:
     """Return all exact duplicates, each with the first of its kind, and all near ones."""
-    exact = exact_pairs(pictures, splits)
-    known = {*pictures.errors, *(other for _, other in _exact_duplicates(pictures))}
+    exact = _exact_duplicates(pictures)
+    known = {*pictures.errors, *(other for _, other in exact)}
     unique = [row for row in range(len(pictures.entries)) if row not in known]
-    near = near_duplicates(np.asarray(pictures.images[unique]))
-    return exact + [_pair(pictures, splits, unique[one], unique[other], False) for one, other in near]
+    near = [(unique[one], unique[other]) for one, other in near_duplicates(np.asarray(pictures.images[unique]))]
+    found = [(*rows, True) for rows in exact] + [(*rows, False) for rows in near]
+    return [_pair(pictures, splits, *rows) for rows in found]
 
 
 def exact_pairs(pictures: Pictures, splits: Sequence[str | None]) -> list[Pair]:

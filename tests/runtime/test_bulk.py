@@ -267,7 +267,8 @@ class TestClassify:
         monkeypatch.setattr(bulk, "_filesystem", lambda uri: asked.append(uri) or local)
         assert bulk._where("s3://bucket/a/b.png?region=here&scheme=http") == (local, "bucket/a/b.png")
         assert bulk._where("s3://bucket/a/b.png") == (local, "bucket/a/b.png")
-        assert asked == ["s3://bucket?region=here&scheme=http", "s3://bucket"]
+        assert bulk._where("s3://bucket?region=here") == (local, "bucket")
+        assert asked == ["s3://bucket?region=here&scheme=http", "s3://bucket", "s3://bucket?region=here"]
 
 
 class TestFinished:
