@@ -44,7 +44,7 @@ The filter and the other steps from a file to the input are in `{manifest}`; `{g
 arrays that they must become.
 
 ## Variants
-| name | file | precision | bytes | accuracy | ECE | arg-max as the net |
+| name | file | precision | bytes | accuracy | ECE | same class as the net |
 |---|---|---|---|---|---|---|
 {rows}
 

@@ -200,6 +200,14 @@ def _exchange(one: Path, other: Path) -> bool:
     return renameat2(ignored, os.fsencode(one), ignored, os.fsencode(other), exchange) == 0
 
 
+def refuse_existing(path: Path, replace: bool) -> None:
+    """Raise an OutputError where `new_folder` would not make or replace what is at `path`."""
+    if path.exists() and not replace:
+        raise OutputError(f"{path} exists already: choose another folder, or have it replaced.", option="replace")
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file: choose another place for the folder.")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, replace: bool = False) -> Generator[Path]:
     """Yield an empty folder that becomes `path` when the block ends, and vanishes if the block fails.
@@ -217,10 +225,7 @@ def new_folder(path: Path, replace: bool = False) -> Generator[Path]:
     make_folder(path.parent)
     with explained(path):
         remove_leftovers(path.parent)
-        if path.exists() and not replace:
-            raise OutputError(f"{given} exists already: choose another folder, or have it replaced.", option="replace")
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"{given} is a file: choose another place for the folder.")
+        refuse_existing(given, replace)
         staged = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
         staged.mkdir()
         let_go = lock(staged)

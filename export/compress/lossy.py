@@ -36,6 +36,7 @@ EDGE = LossyVariant(
     1,
     candidates=((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)),
     residual=(scaled(128), scaled(144)),
+    residual_multiplier=2,
 )
 TINY = LossyVariant(
     "tiny",
