@@ -189,7 +189,8 @@ class ReferenceModels:
         if not all(outputs.get(layer) for layer in LAYERS):
             return None  # exported before fine-tuning meant narrowing
         widths = {layer: outputs[layer] // (2 if layer == "conv1" else 1) for layer in LAYERS}  # pairs of pixels
-        distiller = distill.distiller_of(self.run, self._net, self.dataset, epochs, torch.device("cpu"))
+        how = distill.recipe_of(self.run, self.dataset, epochs)
+        distiller = distill.distiller_of(self.run, self._net, self.dataset, how, torch.device("cpu"))
         images, labels = self.dataset.train_images[self.held_out], self.dataset.train_labels[self.held_out]
         search = Search(self.paired, self.dataset.contract, self._few, images, labels, distiller)
         return search.stored_student(widths)

@@ -29,7 +29,7 @@ import torchinfo
 from frontier import costs, frontier
 from harness import Entry
 
-from edgecifar.export.compress.distill import Distiller, distiller_of
+from edgecifar.export.compress.distill import Distiller, distiller_of, recipe_of
 from edgecifar.export.compress.quantize import CALIBRATORS, quantize
 from edgecifar.export.compress.students import LAYERS, Residual, scaled
 from edgecifar.export.formats import onnx as onnx_format
@@ -41,10 +41,9 @@ from edgecifar.train.answers import Teachers
 from edgecifar.train.data import Dataset
 from edgecifar.train.devices import choose_device
 from edgecifar.train.inference import all_logits
-from edgecifar.train.net import Net
 from edgecifar.train.run import Run
 
-MIDDLES = (32, 40, 56, 72, 96, 112, 144, 176)
+MIDDLES = (32, 40, 56, 72, 96, 112, 128, 144, 176)
 """Widths of the fourth to sixth convolution of the students that are tried."""
 
 BATCHES = (1, 64)
@@ -140,10 +139,10 @@ def main(arguments: list[str] | None = None) -> None:
     _, held_out = dataset.hold_out(record.recipe.held_out)
     if options.epochs and not len(held_out):
         raise DataError(f"{run.folder} held no images out, on which widths are compared: name a run that did.")
-    contract, net, distiller = dataset.contract, cast("Net", run.net()), None  # not narrowed, so any net will do
+    contract, distiller = dataset.contract, None
     if options.epochs:
-        device = choose_device(options.device)
-        distiller = distiller_of(run, net, dataset, options.epochs, device, Teachers((run,))).from_nothing(1)
+        device, how = choose_device(options.device), recipe_of(run, dataset, options.epochs)
+        distiller = distiller_of(run, run.net(), dataset, how, device, Teachers((run,))).from_nothing(1)
     students = {"-".join(map(str, widths)): untrained(widths, contract) for widths in tried}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: int8_file(student, contract, Path(folder)) for name, student in students.items()}

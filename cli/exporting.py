@@ -52,6 +52,7 @@ class Layout(StrEnum):
     "edgecifar export                                  the newest finished run, exactly, into RUN/bundle",
     "edgecifar export runs/NAME --format all --variant all --fine-tune 20",
     "edgecifar export runs/NAME --variant edge --budget 0.3 --out bundle --sign my.key",
+    "edgecifar export runs/TEACHER --variant tiny --fine-tune 20 --corrupted 0.5",
     "edgecifar export BUNDLE --layout triton --out models",
 )
 @command
@@ -118,6 +119,15 @@ def export(
         list[Path],
         typer.Option("--teacher", help="Fine-tune on the answers of this finished run instead. May be repeated."),
     ] = [],  # noqa: B006
+    corrupted: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the pictures that small nets learn from which is corrupted; by default the run's.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="What fine-tunes: auto, cpu, cuda or mps.")] = "auto",
     sign: Annotated[
         Path | None, typer.Option(help="Sign the bundle with this private key, PEM.", show_default=False)
@@ -142,8 +152,10 @@ def export(
     _check_usage(formats, variants, fine_tune, data if without_data else None)
     if max_bytes is not None and (len(SMALL & {*variants}) != 1 or VariantName.all in variants):
         raise typer.BadParameter("--max-bytes is for one small variant: add --variant edge, tiny or nano.")
-    if not fine_tune and (teachers or students != Students.narrowed):
-        raise typer.BadParameter("--teacher and --students say how nets are fine-tuned: add --fine-tune EPOCHS.")
+    if not fine_tune and (teachers or students != Students.narrowed or corrupted is not None):
+        raise typer.BadParameter(
+            "--teacher, --students and --corrupted say how nets are fine-tuned: add --fine-tune EPOCHS."
+        )
 
     from ..export.build import export as build
     from ..export.options import ExportOptions
@@ -171,6 +183,7 @@ def export(
         students=students.value,
         max_bytes=max_bytes,
         teachers=tuple(teachers),
+        corrupted=corrupted,
         device=device,
         without_data=without_data,
         replace=force,

@@ -29,7 +29,7 @@ from ..runtime.errors import RunError
 from ..runtime.machine import PACKAGES
 from ..runtime.manifest import CARD, Manifest
 from ..runtime.metrics import wilson_interval
-from ..train.net import LAYOUT
+from ..train.nets import layout
 from ..train.run import WEIGHTS
 from .parity import tested_images
 from .provenance import Provenance
@@ -170,7 +170,7 @@ def _model_card(manifest: Manifest, data: Component) -> dict[str, Any]:
             "approach": {"type": "supervised"},
             "task": "classification",
             "architectureFamily": "convolutional neural network",
-            "modelArchitecture": LAYOUT,
+            "modelArchitecture": layout(Provenance.parse(manifest.provenance).net),
             "datasets": [{"ref": data.bom_ref.value}],
             "inputs": [{"format": _tensor(contract["input"]) + " RGB"}],
             "outputs": [{"format": _tensor(output)} for output in contract["outputs"]],

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..runtime.manifest import BOM, GOLDEN, GOLDEN_PICTURES, MANIFEST, PARITY, SUMS, SYNTHETIC, Manifest, Variant
 from ..runtime.metrics import wilson_interval
-from ..train.net import describe
+from ..train.nets import describe
 from .parity import tested_images
 from .provenance import Provenance
 
@@ -158,7 +158,7 @@ def text(manifest: Manifest) -> str:
         golden_pictures=GOLDEN_PICTURES,
         manifest=MANIFEST,
         sums=SUMS,
-        net=describe(contract.classes),
+        net=describe(origin.net, contract.classes),
         recipe=origin.recipe["name"],
         epochs_done=origin.epochs_done,
         epochs=origin.recipe["epochs"],

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..train.augment import normalise
 from ..train.net import FEATURES, Net
 
 
@@ -59,6 +60,27 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 [N, size, size, 3] RGB to probabilities and logits, float32 [N, classes] each."""
         logits = self.fc3(self.hidden(images))
+        return torch.softmax(logits / self.temperature, dim=1), logits
+
+
+class InTorch(nn.Module):
+    """A net that is not exported behind the face of those that are: its students are held against it.
+
+    Args:
+        net: maps float32 [N, 3, size, size] in [-1, 1] to logits, float32 [N, classes]; it is not changed.
+        temperature: what the logits are divided by before the softmax.
+    """
+
+    paired = True
+    """Its students compute two pixels at once, as `Deployed` says."""
+
+    def __init__(self, net: nn.Module, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.net, self.temperature = net.eval(), temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map uint8 [N, size, size, 3] RGB to probabilities and logits, float32 [N, classes] each."""
+        logits = self.net(normalise(images))
         return torch.softmax(logits / self.temperature, dim=1), logits
 
 

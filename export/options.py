@@ -34,7 +34,9 @@ class ExportOptions:
         students: of `STUDENTS`; `nano` is always residual.
         max_bytes: the int8 file of the one lossy variant that is made may be so large; None for any size. Of residual
             students the widest that fits is made.
-        teachers: finished runs that students learn from, instead of from the run's own net.
+        teachers: finished runs that students learn from, instead of from the run's own net; a teacher's own students
+            learn from it and from these.
+        corrupted: share of the pictures that students learn from which is corrupted, 0 to 1; None for the run's.
         device: what fine-tunes, as `train.devices.choose_device` takes it.
         without_data: whether the run may be exported without the data set that it was trained on: parity is then proved
             on drawn pictures, accuracy stays unknown, and no lossy variant can be made.
@@ -53,6 +55,7 @@ class ExportOptions:
     students: str = "narrowed"
     max_bytes: int | None = None
     teachers: tuple[Path, ...] = ()
+    corrupted: float | None = None
     device: str = "auto"
     without_data: bool = False
     replace: bool = False
@@ -67,6 +70,8 @@ class ExportOptions:
             raise ValueError(f"there are no {self.students} students: choose of {', '.join(STUDENTS)}")
         if not self.budget >= 0 or self.fine_tune < 0:
             raise ValueError("the budget and the epochs of fine-tuning are at least 0")
+        if self.corrupted is not None and not 0 <= self.corrupted <= 1:
+            raise ValueError("a share is 0 to 1")
         if self.max_bytes is not None and len({*self.wanted} & {*LOSSY}) != 1:
             raise ValueError(f"a size is for one variant of {', '.join(LOSSY)}: ask for one of them")
 

@@ -97,6 +97,11 @@ class Provenance:
         return {name: value for name, value in asdict(self).items() if name not in OPTIONAL or value}
 
     @property
+    def net(self) -> str:
+        """The name of the net that was trained, of `train.nets.NETS`; before there were several it was not told."""
+        return self.recipe.get("net", "net")
+
+    @property
     def calibrated_on(self) -> str:
         """What the temperature was fitted on, in words; "" where none was fitted."""
         if not self.finished or self.temperature == 1:  # before training ends, and where there was nothing to fit it on

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..runtime.contract import Contract
 from ..runtime.errors import DataError, RunError
 from ..runtime.manifest import MODELS, ONNX
@@ -23,7 +25,7 @@ from .compress.lossy import EDGE, NANO, TINY, LossyVariant, Wanted
 from .compress.search import Made, Search, importance_subset
 from .familiarity import NAME, Examples
 from .formats import fp16, onnx, pt2, torchscript
-from .graph import Deployed
+from .graph import Deployed, InTorch
 from .options import ExportOptions
 from .parity import Limits
 from .provenance import Provenance
@@ -116,23 +118,26 @@ class Source:
         return replace(self.contract, familiarity_name=NAME)
 
     @functools.cached_property
-    def net(self) -> Net:
+    def net(self) -> nn.Module:
         """The trained net, in eval mode on the CPU.
 
         Raises:
-            RunError: the run holds another net than Net, or it cannot be read.
+            RunError: it cannot be read.
         """
-        net = self.run.net()
-        if not isinstance(net, Net):
-            raise RunError(
-                f"{self.run.folder} holds a {self.run.record.recipe.net}, and only the net that recipes such as fast "
-                "and best train is exported: name the run of one of them, which may have learnt from this one."
-            )
-        return net
+        return self.run.net()
 
     @functools.cached_property
     def model(self) -> Deployed:
-        """The graph that the exact formats hold."""
+        """The graph that the exact formats hold.
+
+        Raises:
+            RunError: the run holds another net than Net.
+        """
+        if not isinstance(self.net, Net):
+            raise RunError(
+                f"{self.run.folder} holds a {self.run.record.recipe.net}, whose small students alone are exported: ask "
+                "for them, such as --variant edge --variant tiny --fine-tune 20, or name the run of another recipe."
+            )
         return Deployed(self.net, self.provenance.temperature)
 
     def metadata(self, variant: str, **more: Any) -> dict[str, Any]:
@@ -150,6 +155,7 @@ class Source:
         if self.dataset is None:
             raise DataError("A lossy variant is calibrated on training images: name the data set.", option="data")
         folder, net, held_out_share = self.run.folder, self.net, self.provenance.recipe["held_out"]
+        options, temperature = self.options, self.provenance.temperature
         trained_on, held_out = self.dataset.hold_out(held_out_share)
         if not len(held_out):
             if self.provenance.selection_run:
@@ -161,18 +167,26 @@ class Source:
                 f"{folder} was trained without held-out images, and a lossy variant is decided on such: train with a "
                 "tenth of the images held out."
             )
-        if remark := held_out_remark(len(held_out), self.options.budget):
+        if remark := held_out_remark(len(held_out), options.budget):
             log.warning("%s Allow a larger --budget, or train with more pictures held out.", remark)
         images, labels = self.dataset.train_images[held_out], self.dataset.train_labels[held_out]
         distiller = None
-        if self.options.fine_tune:
-            device = choose_device(self.options.device)
-            teachers = Teachers(tuple(map(Run, self.options.teachers))) if self.options.teachers else None
-            distiller = distill.distiller_of(self.run, net, self.dataset, self.options.fine_tune, device, teachers)
-        paired = Deployed(net, self.provenance.temperature, paired=True)
+        if options.fine_tune:
+            how = distill.recipe_of(self.run, self.dataset, options.fine_tune, options.corrupted)
+            device = choose_device(options.device)
+            distiller = distill.distiller_of(self.run, net, self.dataset, how, device, self._teachers)
+        whole = Deployed(net, temperature, paired=True) if isinstance(net, Net) else InTorch(net, temperature)
         measured_on = importance_subset(self.dataset, trained_on)
-        wanted = Wanted(self.options.students == "residual", self.options.max_bytes)
-        return Search(paired, self.contract, measured_on, images, labels, distiller, wanted)
+        wanted = Wanted(options.students == "residual", options.max_bytes)
+        return Search(whole, self.contract, measured_on, images, labels, distiller, wanted)
+
+    @property
+    def _teachers(self) -> Teachers | None:
+        """The runs that students learn from: a teacher is the first of its own students' teachers."""
+        runs = [Run(folder) for folder in self.options.teachers]
+        if not isinstance(self.net, Net):
+            runs = [self.run, *(run for run in runs if run.folder.resolve() != self.run.folder.resolve())]
+        return Teachers(tuple(runs)) if runs else None
 
 
 def fp32(source: Source) -> Target:
@@ -205,7 +219,7 @@ def lossy(source: Source, variant: LossyVariant) -> Target:
     """
     search, options = source.search, source.options  # what it lacks is said now, before others are written and checked
     distiller = search.distiller_for(variant)
-    if not distiller and not variant.candidates:
+    if not distiller and (search.is_residual(variant) or not isinstance(search.model, Deployed)):
         raise RunError(
             f"{variant.name} must be trained: fine-tune it for some epochs, such as 20, or leave it out.",
             option="fine_tune",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 INPUT_SIZE = 32
@@ -33,17 +32,6 @@ FEATURES = (512, 6, 6)
 
 LAYOUT = "six convolutions and three fully connected layers"
 """The layers in words."""
-
-
-def parameter_count(classes: int) -> int:
-    """Return the number of parameters of `Net(classes)`."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Net(classes).parameters())
-
-
-def describe(classes: int) -> str:
-    """Return a phrase that says what `Net(classes)` is, for cards and tables."""
-    return f"Net, {LAYOUT}, {parameter_count(classes):,} parameters"
 
 
 class Net(nn.Module):

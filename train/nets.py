@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from ..runtime.contract import Contract
 from ..runtime.errors import RunError
-from .net import Net
+from .net import LAYOUT, Net
+from .teacher import LAYOUT as TEACHER_LAYOUT
 from .teacher import Teacher
 
 
@@ -27,8 +29,24 @@ NETS: dict[str, Any] = {"net": Net, "teacher": Teacher}
 """Each `Architecture` by the name that a recipe calls it (`Recipe.net`)."""
 
 
+def layout(name: str) -> str:
+    """Return the layers of the net of this name in words."""
+    return TEACHER_LAYOUT if is_teacher(name) else LAYOUT
+
+
+def describe(name: str, classes: int) -> str:
+    """Return a phrase that says what the net of this name is, for cards and tables.
+
+    Raises:
+        RunError: there is no such net.
+    """
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in _architecture(name)(classes).parameters())
+    return f"{'The teacher' if is_teacher(name) else 'Net'}, {layout(name)}, {parameters:,} parameters"
+
+
 def is_teacher(name: str) -> bool:
-    """Return whether a net of this name is there for others to learn from, and never exported."""
+    """Return whether a net of this name is there for others to learn from: it is not exported, its students are."""
     return issubclass(NETS.get(name, object), Teacher)
 
 
@@ -38,9 +56,7 @@ def make_net(name: str, contract: Contract, dropout: float = 0.5) -> nn.Module:
     Raises:
         RunError: there is no such net, or it takes pictures of another size.
     """
-    if name not in NETS:
-        raise RunError(f"There is no net called {name!r} in this version of edgecifar: it has {', '.join(NETS)}.")
-    architecture: Architecture = NETS[name]
+    architecture = _architecture(name)
     size = architecture.input_size
     if contract.size != size:
         raise RunError(
@@ -48,6 +64,12 @@ def make_net(name: str, contract: Contract, dropout: float = 0.5) -> nn.Module:
             f"scale them to {size} pixels."
         )
     return architecture(contract.classes, dropout)
+
+
+def _architecture(name: str) -> Architecture:
+    if name not in NETS:
+        raise RunError(f"There is no net called {name!r} in this version of edgecifar: it has {', '.join(NETS)}.")
+    return NETS[name]
 
 
 def summarise(net: nn.Module, size: int) -> str:

@@ -1,4 +1,4 @@
-"""The teacher: a net that is more accurate than Net at a like cost of a step, and that is never exported."""
+"""The teacher: a net that is more accurate than Net at a like cost of a step. What is exported are its students."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from .augment import normalise
 from .inference import all_logits
+
+LAYOUT = "seven convolutions, of which the first whitens, and a fully connected layer"
+"""The layers in words."""
 
 FIRST_WIDTH = 64
 """The first block has so many channels: its pictures are large, and it takes as long as a later, wider one."""

@@ -114,7 +114,7 @@ class Distiller:
     Attributes:
         folder: of the run that students are kept in.
         origin: digest of the weights that a student begins with.
-        teacher: the run's net, which students are narrowed from; it is not changed.
+        teacher: the run's net, which students are narrowed from where it is a Net; it is not changed.
         images: uint8 [N, size, size, 3], what the run was trained on.
         labels: int64 [N].
         recipe: how to train.
@@ -125,7 +125,7 @@ class Distiller:
 
     folder: Path
     origin: str
-    teacher: Net
+    teacher: nn.Module
     images: np.ndarray
     labels: np.ndarray
     recipe: Recipe
@@ -249,19 +249,34 @@ class Distiller:
         )
 
 
-def distiller_of(
-    run: Run, net: Net, dataset: Dataset, epochs: int, device: torch.device, teachers: Teachers | None = None
-) -> Distiller:
-    """Return the distiller of a run, as exports use it.
+def recipe_of(run: Run, dataset: Dataset, epochs: int, corrupted: float | None = None) -> Recipe:
+    """Return how students of a run learn.
 
     Where the run weighs its classes or corrupts its images, so do its students; of few own pictures, they learn in
     smaller batches.
 
     Args:
+        run: whose record has the settings.
+        dataset: what it was trained on.
+        epochs: how long they learn; some learn for a multiple of it.
+        corrupted: share of the pictures that is corrupted, 0 to 1; None for the run's.
+    """
+    own = run.record.recipe
+    how = replace(recipe(epochs), balance=own.balance, corrupted=own.corrupted if corrupted is None else corrupted)
+    trained_on, _ = dataset.hold_out(own.held_out)
+    return with_smaller_batches(how, len(trained_on)) if dataset.is_own else how
+
+
+def distiller_of(
+    run: Run, net: nn.Module, dataset: Dataset, how: Recipe, device: torch.device, teachers: Teachers | None = None
+) -> Distiller:
+    """Return the distiller of a run, as exports use it.
+
+    Args:
         run: the run; students are kept in its folder, or in that of their teacher.
         net: its net.
         dataset: what it was trained on.
-        epochs: how long students learn.
+        how: students learn, as `recipe_of` says.
         device: what to train on.
         teachers: runs that students learn from; None for the run itself.
 
@@ -272,14 +287,13 @@ def distiller_of(
     if teachers:
         teachers.check(dataset, record.recipe.held_out)
     trained_on, _ = dataset.hold_out(record.recipe.held_out)
-    how = replace(recipe(epochs), balance=record.recipe.balance, corrupted=record.recipe.corrupted)
     return Distiller(
         folder=run.folder,
         origin=record.weights_sha256 or "",
         teacher=net,
         images=dataset.train_images[trained_on],
         labels=dataset.train_labels[trained_on],
-        recipe=with_smaller_batches(how, len(trained_on)) if dataset.is_own else how,
+        recipe=how,
         seed=record.seed,
         device=device,
         teachers=teachers,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ from ...train.data import Dataset
 from ...train.inference import in_batches
 from ...train.net import LAYERS, Net
 from ..formats import onnx as onnx_format
-from ..graph import Deployed
+from ..graph import Deployed, InTorch
 from .distill import Distiller
 from .lossy import LossyVariant, Wanted
 from .low_rank import FACTORED, Principal, principal_outputs, split
@@ -38,6 +38,9 @@ log = logging.getLogger("edgecifar")
 
 Lossy = Deployed | DeployedResidual
 """A graph that is quantized."""
+
+Whole = Deployed | InTorch
+"""What smaller nets are held against; only the first has layers that can be narrowed or split."""
 
 LOST_VARIANCE = (0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018, 0.013, 0.009, 0.006, 0.004, 0.002, 0.001)
 """These shares of the variance of a layer's outputs, 0 to 1, may its factors lose; the smallest variant is first."""
@@ -83,7 +86,7 @@ class Search:
     """Searches the smallest variant of a net that stays within a budget of held-out accuracy.
 
     Args:
-        model: the deployed net; it is not changed.
+        model: the run's net; it is not changed.
         contract: what the model takes and gives.
         training_images: uint8 [N, size, size, 3], on which principal directions and importance are measured.
         images: uint8 [M, size, size, 3], held out from training, for every decision.
@@ -101,7 +104,7 @@ class Search:
 
     def __init__(
         self,
-        model: Deployed,
+        model: Whole,
         contract: Contract,
         training_images: np.ndarray,
         images: np.ndarray,
@@ -203,7 +206,8 @@ class Search:
 
     def is_residual(self, variant: LossyVariant) -> bool:
         """Return whether a variant is a residual student, if nets are fine-tuned at all."""
-        return bool(variant.residual) and (self.wanted.residual or not variant.candidates)
+        only = not variant.candidates or not isinstance(self.model, Deployed)
+        return bool(variant.residual) and (self.wanted.residual or only)
 
     def distiller_for(self, variant: LossyVariant) -> Distiller | None:
         """Return what fine-tunes a variant; None where nothing does."""
@@ -255,7 +259,7 @@ class Search:
         return self._taught(self.distiller, student, widths)[0] if stored else None
 
     def _narrowed(self, distiller: Distiller, widths: Mapping[str, int]) -> Net:
-        return narrowed(distiller.teacher, widths, self._importances)
+        return narrowed(cast("Net", distiller.teacher), widths, self._importances)
 
     def _taught(self, distiller: Distiller, student: Net, widths: Mapping[str, int]) -> tuple[Deployed, float]:
         """Return `student` fine-tuned, its logits in the whole net's unit, and its held-out accuracy, 0 to 1.
@@ -279,7 +283,7 @@ class Search:
         One layer after the other gets the smallest rank that keeps the budget together with those before it; it is
         found by bisection, as if accuracy never fell where the rank rises.
         """
-        model, ranks = self.model, ""
+        model, ranks = cast("Deployed", self.model), ""
         for name in FACTORED:
 
             def keeps(lost: float, model: Deployed = model, name: str = name, before: str = ranks) -> bool:
@@ -305,11 +309,11 @@ class Search:
 
     @functools.cached_property
     def _principals(self) -> dict[str, Principal]:
-        return principal_outputs(self.model, self.training_images)
+        return principal_outputs(cast("Deployed", self.model), self.training_images)
 
     @functools.cached_property
     def _importances(self) -> dict[str, torch.Tensor]:
-        return importance(self.distiller.teacher, self.training_images) if self.distiller else {}
+        return importance(cast("Net", self.distiller.teacher), self.training_images) if self.distiller else {}
 
     def _quantize(self, model: Lossy, shown: str) -> tuple[onnx.ModelProto, str, float]:
         """Return the int8 form of `model` by the best calibrator, which that is, and its held-out accuracy, 0 to 1."""
@@ -325,7 +329,7 @@ class Search:
                 found.append((quantized, calibrator, accuracy))
         return max(found, key=lambda trial: trial[2])
 
-    def _float_logits(self, model: Lossy) -> np.ndarray:
+    def _float_logits(self, model: Lossy | InTorch) -> np.ndarray:
         """Return the logits of the held-out images, float32 [M, classes]."""
         with torch.inference_mode():
             return in_batches(lambda images: model(torch.from_numpy(images))[1].numpy(), self.images)
@@ -363,9 +367,12 @@ class Search:
 def _learnt(distiller: Distiller) -> str:
     """Return how long students learnt, and from what, in words."""
     epochs = f"{distiller.recipe.epochs} {'epoch' if distiller.recipe.epochs == 1 else 'epochs'}"
-    many = len(distiller.teachers.runs) if distiller.teachers else 0
-    teacher = "the teacher's logits" if many == 0 else f"the logits of {many} other run{'s' if many > 1 else ''}"
-    return f"{epochs} on labels and {teacher}"
+    records = [run.record for run in distiller.teachers.runs] if distiller.teachers else []
+    named = [f"a run by {record.recipe.name} (weights {(record.weights_sha256 or '')[:12]})" for record in records]
+    taught = f"the logits of {' and '.join(named)}" if named else "the net's logits"
+    share = distiller.recipe.corrupted
+    corrupted = f", {100 * share:g} % of the pictures corrupted" if share else ""
+    return f"{epochs} on labels and {taught}{corrupted}"
 
 
 def _within(budget: float, accuracy: float, full: float) -> bool:
