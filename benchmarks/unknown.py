@@ -35,6 +35,7 @@ from unknown_kinds import REPORTED, TUNING, Kind
 from unknown_scores import OURS, Answers, scores_of
 
 from edgecifar.export import build, familiarity
+from edgecifar.export.formats.onnx import last_layer
 from edgecifar.export.options import ExportOptions
 from edgecifar.runtime import Bundle, EdgecifarError
 from edgecifar.runtime.contract import Contract
@@ -62,7 +63,7 @@ class Probe:
             raise EdgecifarError(f"{bundle.folder} has no familiarity score: export it again.")
         model = onnx.load_from_string(bundle.read(variant))
         self.head = familiarity.head_of(model, self.contract)
-        hidden = next(node.input[0] for node in model.graph.node if self.contract.logits_name in node.output)
+        hidden = last_layer(model, self.contract).input[0]
         model.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, None))
         self._names = [*self.contract.output_names, hidden]
         content = model.SerializeToString()
