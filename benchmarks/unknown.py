@@ -93,9 +93,13 @@ def compared(probe: Probe, known: Answers, others: dict[str, Answers], train: tu
     for name, score in scores_of(*train, *probe.head).items():
         own = score(known)
         kinds = {kind: figures(own, score(answers)) for kind, answers in others.items()}
-        means = {key: float(np.mean([found[key] for found in kinds.values()])) for key in ("auroc", "fpr95")}
-        rows[name] = {**means, "kinds": kinds}
+        rows[name] = {**_means([*kinds.values()]), "kinds": kinds}
     return rows
+
+
+def _means(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the means of `figures` of several kinds; each counts the same."""
+    return {key: float(np.mean([each[key] for each in found])) for key in ("auroc", "fpr95")}
 
 
 def rejections(answers: Answers, labels: np.ndarray, threshold: float | None) -> dict[str, float]:
@@ -141,6 +145,9 @@ def far(bundle: Bundle, dataset: datasets.Dataset, kinds: Sequence[Kind], limit:
             for name, severities in NOISE.items()
             for severity in severities
         ]
+        parts: dict[str, list[str]] = {}
+        for kind in kinds:
+            parts.setdefault("found" if kind.found else "drawn", []).append(kind.name)
         passed = (
             {name: float((some.familiarity >= threshold).mean()) for name, some in others.items()} if limits else {}
         )
@@ -150,6 +157,9 @@ def far(bundle: Bundle, dataset: datasets.Dataset, kinds: Sequence[Kind], limit:
                 "images": sum(map(len, pictures.values())),
                 "auroc": scores[OURS]["auroc"],
                 "fpr95": scores[OURS]["fpr95"],
+                "parts": {
+                    part: _means([scores[OURS]["kinds"][name] for name in names]) for part, names in parts.items()
+                },
                 "threshold": threshold,
                 "passed": float(np.mean([*passed.values()])) if passed else None,
                 "passed_by_kind": passed,
@@ -204,6 +214,11 @@ def far_table(rows: Sequence[dict[str, Any]]) -> str:
             cells = [f"{_percent(each['auroc'])} / {_percent(each['fpr95'])}" for each in found["kinds"].values()]
             lines.append([row["model"], name, _percent(found["auroc"]), _percent(found["fpr95"]), *cells])
     text = report.table(lines, 2)
+    lines = [["model", "kinds", "AUROC, %", "FPR95, %"]]
+    for row in rows:
+        for part, means in row["parts"].items():
+            lines.append([row["model"], part, _percent(means["auroc"]), _percent(means["fpr95"])])
+    text += f"\n\n{OURS}, of pictures that others made and of those that are drawn here:\n\n{report.table(lines, 2)}"
     lines = [["model", "pictures", "passed, %", "right, rejected, %", "wrong, rejected, %", "accuracy, %"]]
     for row in rows:
         shown = [("other", {"passed": row["passed"]}), ("known", row["known"])]
