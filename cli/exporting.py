@@ -89,7 +89,8 @@ def export(
         typer.Option(
             min=0,
             callback=finite,
-            help="Percentage points of validation accuracy that edge may lose; tiny 5 times, nano 20 times as many.",
+            help="Percentage points of validation accuracy that edge may lose; tiny 5 times as many. Residual nets: "
+            "edge 8, tiny 12, nano 40 times.",
         ),
     ] = 0.2,
     max_bytes: Annotated[
