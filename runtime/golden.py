@@ -180,4 +180,6 @@ def _picture(entry: dict[str, Any], contract: Contract) -> GoldenPicture:
     if any(type(score) not in (int, float) for score in scores.values()):
         raise ValueError(f"a familiarity of {entry['file']} is no number")
     array = np.array(flat, np.uint8).reshape(contract.picture_shape)
-    return GoldenPicture(entry["file"], entry["tolerance"], array, rows, dict(scores))
+    return GoldenPicture(
+        entry["file"], entry["tolerance"], array, rows, {name: float(score) for name, score in scores.items()}
+    )
