@@ -135,7 +135,7 @@ def export(
         Path | None, typer.Option(help="Sign the bundle with this private key, PEM.", show_default=False)
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a bundle, or the --layout of one, that is there already.")
+        bool, typer.Option("--force", help="Replace a bundle that is there already; with --layout its models there.")
     ] = False,
 ) -> None:
     """Export a run into a bundle, after proving that each model in it agrees with the net."""
@@ -194,7 +194,8 @@ def export(
         signer=signer,
     )
     bundle, _ = build(source, place, dataset, options)
-    say(f"\nThe bundle is in {bundle.folder}. Next: edgecifar predict photo.jpg --bundle {bundle.folder}")
+    shown = place if place.name else bundle.folder  # "." is the folder that was replaced
+    say(f"\nThe bundle is in {shown}. Next: edgecifar predict photo.jpg --bundle {shown}")
 
 
 def _given() -> set[str]:

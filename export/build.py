@@ -151,8 +151,8 @@ def _warn_of_few(reference: Reference) -> None:
     """Say where there are too few labelled images to tell whether a lossy model is as good as the net."""
     if reference.labels is not None and (count := len(reference.labels)) < FEW_TEST_PICTURES:
         log.warning(
-            "%d labelled test pictures are too few to tell whether a lossy variant is as good as the net: have at least "
-            "%d, or hold its accuracy for unknown.",
+            "%d labelled test pictures are too few to tell whether a lossy variant is as good as the net: have %d at "
+            "least, or hold its accuracy for unknown.",
             count,
             FEW_TEST_PICTURES,
         )
@@ -308,4 +308,4 @@ def choose_default(variants: tuple[Variant, ...], held_out: dict[str, float | No
 
 def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]: no array is called allow_pickle

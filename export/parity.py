@@ -19,8 +19,8 @@ BATCH_SIZES = (1, 2, 7, 64)
 """A model is run at these batch sizes; 1 and 2 expose a batch dimension that was frozen."""
 
 EXACT_PROBABILITIES, OWN_PROBABILITIES = 1e-4, 1e-3
-"""The output `probabilities` of an exact format may differ by so much from the net's, and that of a lossy model from the
-softmax of its own logits: whoever uses the model reads the one output, and the gate's other figures are of the other."""
+"""The output `probabilities` of an exact format may differ by so much from the net's, and that of a lossy model from
+the softmax of its own logits: it is what a user reads, and a graph can be wrong in it alone."""
 
 MAX_DIFFERENCE_BETWEEN_BATCH_SIZES = 0.05
 """A lossy model may move a probability by so much between batch sizes: kernels round differently."""
@@ -235,10 +235,9 @@ def _failure(answers: Answers, reference: Reference, limits: Limits, moved: floa
     limit = limits.max_probability_difference
     if limit is not None and moved > limit:
         return f"moves a probability by {moved:.3f}, more than {limit:g}"
-    if (others := int((logits.argmax(1) != eager.argmax(1)).sum())) > (1 - limits.agreement) * len(eager):
-        return (
-            f"gives another class for {others:,} of {len(eager):,} images, more than {100 * (1 - limits.agreement):g} %"
-        )
+    agree = int((logits.argmax(1) == eager.argmax(1)).sum())
+    if agree < limits.agreement * len(eager):
+        return f"gives the same class for {agree:,} of {len(eager):,} images, less than {100 * limits.agreement:g} %"
     if reference.labels is None:
         return "" if limit is not None else "is lossy, and there are no labels to measure its accuracy by"
     tested = len(reference.labels)

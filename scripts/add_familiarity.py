@@ -96,7 +96,7 @@ def rewrite(source: Path, out: Path, data: str | None, measured: Path | None) ->
     scores = {name: lambda some, each=each: each.outputs(some)[2] for name, each in sessions.items()}
     vectors |= {f"{contract.familiarity_name}/{name}": score(images) for name, score in scores.items()}
     arrays = io.BytesIO()
-    np.savez(arrays, **{contract.input_name: images, **vectors})
+    np.savez(arrays, **{contract.input_name: images, **vectors})  # pyright: ignore[reportArgumentType]: no array is called allow_pickle
     with new_folder(out, replace=out.resolve() == source.resolve()) as folder:
         kept = bundle.sums.keys() - {MANIFEST, CARD, BOM, GOLDEN, SUMS, *models}
         for name in kept:

@@ -149,9 +149,7 @@ def _refuse_other(folder: Path) -> None:
     """Raise an OutputError unless `write_page` made a folder."""
     index = folder / "index.html"
     if not index.is_file() or VARIANT not in index.read_bytes():
-        raise OutputError(
-            f"{folder} is not a page of a bundle, and only such a page is replaced: choose another folder."
-        )
+        raise OutputError(f"{folder} is not a page of a bundle, and only a page is replaced: choose another folder.")
 
 
 def _onnx_variant(bundle: Bundle, name: str | None) -> Variant:

@@ -322,7 +322,7 @@ class TestCompare:
             for count in (13, 14)
         )
         assert good.passed
-        assert bad.failure == "gives another class for 14 of 130 images, more than 10 %"
+        assert bad.failure == "gives the same class for 116 of 130 images, less than 90 %"
 
     @pytest.mark.parametrize("exported", [table_lookup, lambda images: images[:, 0]], ids=["the same", "no model"])
     def test_as_json_is_json(self, exported):
