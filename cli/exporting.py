@@ -7,9 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
-from click.core import ParameterSource
 
 from .app import Data, command, examples, finite, say
 
@@ -59,6 +57,7 @@ class Layout(StrEnum):
 )
 @command
 def export(
+    context: typer.Context,
     run: Annotated[
         Path | None,
         typer.Argument(help="A run folder, by default the newest finished under runs/; or with --layout a bundle."),
@@ -145,7 +144,7 @@ def export(
     from ..runtime.signing import Signer
 
     if layout:
-        if _given() - {"run", "layout", "out", "force"}:
+        if _given(context) - {"run", "layout", "out", "force"}:
             raise typer.BadParameter("--layout copies a bundle as it is: beside it only --out and --force count.")
         _lay_out(run, out, force)
         return
@@ -198,10 +197,10 @@ def export(
     say(f"\nThe bundle is in {shown}. Next: edgecifar predict photo.jpg --bundle {shown}")
 
 
-def _given() -> set[str]:
+def _given(context: typer.Context) -> set[str]:
     """Return the names of the parameters that were named on the command line."""
-    context = click.get_current_context()
-    return {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def _lay_out(folder: Path | None, out: Path | None, force: bool) -> None:
