@@ -18,9 +18,9 @@ ATOL = RTOL = 1e-4
 BATCH_SIZES = (1, 2, 7, 64)
 """A model is run at these batch sizes; 1 and 2 expose a batch dimension that was frozen."""
 
-EXACT_PROBABILITIES, OWN_PROBABILITIES = 1e-4, 1e-3
+PROBABILITY_TOLERANCE = 1e-4
 """The output `probabilities` of an exact format may differ by so much from the net's, and that of a lossy model from
-the softmax of its own logits: it is what a user reads, and a graph can be wrong in it alone."""
+the softmax of its own logits, which is in float32 there too: it is what users read, and can be wrong alone."""
 
 MAX_DIFFERENCE_BETWEEN_BATCH_SIZES = 0.05
 """A lossy model may move a probability by so much between batch sizes: kernels round differently."""
@@ -249,11 +249,10 @@ def _wrong_probabilities(answers: Answers, reference: Reference, exact: bool) ->
 
     Those are the net's logits where the model must be `exact`, else its own; all are finite.
     """
-    tolerance = EXACT_PROBABILITIES if exact else OWN_PROBABILITIES
     for size, (probabilities, logits, *_) in answers.by_size.items():
         meant = _softmax((reference.logits[: len(logits)] if exact else logits) / reference.temperature)
         difference = np.abs(probabilities - meant).max()
-        if not difference <= tolerance:  # not: nan fails too
+        if not difference <= PROBABILITY_TOLERANCE:  # not: nan fails too
             whose = "the net's" if exact else "what its own logits say"
             return f"gives probabilities that differ from {whose} by {difference:.1e} at batch size {size}"
     return ""
