@@ -310,16 +310,6 @@ class TestSigned:
 
 @pytest.mark.usefixtures("quick_onnx")
 class TestRuns:
-    def test_an_unfinished_run_exports(self, linked, small, tmp_path):
-        unfinished = linked(temperature=None, test=None, finished=None, status="running")
-        bundle, results = build.export(unfinished, tmp_path / "new", small)
-        origin = bundle.manifest.provenance
-        assert origin["temperature"] == 1.0
-        assert origin["checkpoint_test_accuracy"] is None
-        assert origin["finished"] is None
-        assert results["fp32"].passed
-        assert "Temperature 1.000" in (bundle.folder / "README.md").read_text()
-
     def test_one_that_is_trained_on_meanwhile_is_refused(self, linked, small, tmp_path, monkeypatch):
         reference, unfinished = build._reference, linked(finished=None, status="running", epochs_done=1)
 
@@ -360,6 +350,17 @@ def test_few_test_pictures_are_said(small, lines, count, said):
     images, labels = small.test_images[:count], small.test_labels[:count]
     build._warn_of_few(build.Reference(images, "few", np.zeros((count, 10), np.float32), labels))
     assert any(f"{count} labelled test pictures are too few" in line for line in lines()) == said
+
+
+def test_an_unfinished_run_exports(linked, small, tmp_path):
+    unfinished = linked(temperature=None, test=None, finished=None, status="running")
+    bundle, results = build.export(unfinished, tmp_path / "new", small)
+    origin = bundle.manifest.provenance
+    assert origin["temperature"] == 1.0
+    assert origin["checkpoint_test_accuracy"] is None
+    assert origin["finished"] is None
+    assert results["fp32"].passed
+    assert "Temperature 1.000" in (bundle.folder / "README.md").read_text()
 
 
 def test_another_net_than_net_is_not_exported(small, record, tmp_path):
