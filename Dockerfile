@@ -15,7 +15,7 @@ RUN python -m venv /opt/edgecifar \
 
 FROM python:3.11-slim
 COPY --from=build /opt/edgecifar /opt/edgecifar
-ENV PATH=/opt/edgecifar/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/edgecifar/bin:$PATH PYTHONDONTWRITEBYTECODE=1 OPENBLAS_NUM_THREADS=1
 USER 65532:65532
 EXPOSE 8000
 STOPSIGNAL SIGTERM
