@@ -159,13 +159,10 @@ def tensor_of(model: onnx.ModelProto, contract: Contract, name: str) -> Function
 def head_of(model: onnx.ModelProto, contract: Contract) -> tuple[np.ndarray, np.ndarray]:
     """Return weight, float32 [classes, features], and bias, float32 [classes], of an ONNX model's last layer."""
     constants = {constant.name: constant for constant in model.graph.initializer}
-    weight, bias = (numpy_helper.to_array(constants[name]) for name in _last(model, contract).input[1:])
+    weight, bias = (
+        numpy_helper.to_array(constants[name]) for name in onnx_format.last_layer(model, contract).input[1:]
+    )
     return (weight if len(weight) == len(bias) else weight.T).copy(), bias.copy()
-
-
-def _last(model: onnx.ModelProto, contract: Contract) -> onnx.NodeProto:
-    """Return the node that gives the logits."""
-    return next(node for node in model.graph.node if contract.logits_name in node.output)
 
 
 def append(model: onnx.ModelProto, contract: Contract, detectors: Detectors) -> None:
@@ -181,7 +178,7 @@ def append(model: onnx.ModelProto, contract: Contract, detectors: Detectors) -> 
     """
     if (name := contract.familiarity_name) is None:
         raise ValueError("the contract names no familiarity")
-    graph, hidden = model.graph, _last(model, contract).input[0]
+    graph, hidden = model.graph, onnx_format.last_layer(model, contract).input[0]
     weight, bias, axes, values = (f"{name}_{part}" for part in ("weight", "bias", "axes", "detectors"))
     graph.initializer.extend(
         [
@@ -282,7 +279,7 @@ def add(path: Path, contract: Contract, examples: Examples) -> Added:
 
 def _add(path: Path, contract: Contract, examples: Examples) -> Added:
     model = onnx.load(path)
-    hidden = tensor_of(model, contract, _last(model, contract).input[0])
+    hidden = tensor_of(model, contract, onnx_format.last_layer(model, contract).input[0])
     known, unknown = hidden(examples.known), hidden(examples.unknown)
     if not np.isfinite(known).all() or not np.isfinite(unknown).all():
         raise ValueError("its features are not finite")

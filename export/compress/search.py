@@ -20,7 +20,7 @@ from ...runtime.contract import Contract
 from ...runtime.errors import DataError, ParityError
 from ...runtime.files import temporary_folder
 from ...runtime.session import Session
-from ...train.calibration import fit_temperature
+from ...train.calibration import fit_sharpness, fit_temperature
 from ...train.data import Dataset
 from ...train.inference import in_batches
 from ...train.net import LAYERS, Net
@@ -275,6 +275,8 @@ class Search:
         scale = self.model.temperature / fit_temperature(logits, self.labels)
         for parameter in last_layer.parameters():
             parameter.mul_(scale)
+        if isinstance(model, DeployedResidual):
+            model.sharpness = fit_sharpness(scale * logits, self.labels, self.model.temperature)
         return self._accuracy(logits)
 
     def _split_layers(self, budget: float) -> tuple[Deployed, str]:
