@@ -141,7 +141,7 @@ def named(data: str | Path | None) -> str | Path | None:
         DataError: `data` is empty, as an unset variable of a shell is: what is meant is not known.
     """
     if data == "":
-        raise DataError(f"The data are named by nothing, as by an unset variable: name {WANTED}.", option="data")
+        raise DataError("The name of the data is empty, as an unset variable is: name them, or nothing.", option="data")
     return data or os.environ.get(DATA_VARIABLE) or None
 
 

@@ -95,7 +95,7 @@ class TestRun:
     def test_it_is_not_exported(self, trained, tiny, tmp_path):
         assert is_teacher("small-teacher")
         assert not is_teacher("net")
-        with pytest.raises(RunError, match="holds a small-teacher, and only"):
+        with pytest.raises(RunError, match="holds a small-teacher, whose small students alone"):
             build.export(Run(trained), tmp_path / "bundle", tiny)
         assert not (tmp_path / "bundle").exists()
 
