@@ -25,7 +25,7 @@ from ..runtime.errors import DataError, ParityError
 from ..runtime.manifest import Familiarity
 from ..runtime.providers import first_sentence, import_onnxruntime
 from ..train.data import Dataset
-from ..train.inference import Function, in_batches
+from ..train.inference import BATCH_SIZE, Function, in_batches
 from .compress.students import DeployedResidual
 from .formats import onnx as onnx_format
 from .graph import Deployed
@@ -322,26 +322,26 @@ def fit_threshold(
     return Familiarity(threshold, float((scores >= threshold).mean()), len(images), {"drawn": drawn})
 
 
-def compare(found: Function, wanted: np.ndarray, images: np.ndarray, exact: bool) -> tuple[dict[str, float], str]:
+def compare(found: Mapping[int, np.ndarray], wanted: np.ndarray, exact: bool) -> tuple[dict[str, float], str]:
     """Hold the familiarity of a file against torch's; return the figures, and why it fails, or "".
 
     Args:
-        found: maps uint8 [N, size, size, 3] to the file's, float32 [N].
+        found: the file's, float32 [N] by the batch size, as `parity.Answers` has them.
         wanted: of all images by the net that the file was made from, float32 [N].
-        images: uint8 [N, size, size, 3].
         exact: whether each must be equal within the tolerances of the logits; else the two must correlate.
     """
-    scores = in_batches(found, images)
+    scores = found[BATCH_SIZE]
     if scores.shape != wanted.shape or not np.isfinite(scores).all():
         return {}, "gives familiarities of another shape, or that are not finite"
-    spread = float(wanted.std())
+    spread, varies = float(wanted.std()), bool(scores.std())
     difference = np.abs(scores - wanted)
     figures = {
         "max_abs_difference": float(difference.max()),
-        "correlation": float(np.corrcoef(scores, wanted)[0, 1]) if spread and scores.std() else 1.0,
+        # Of a constant there is none: two are as alike as can be, one tells nothing of the other.
+        "correlation": float(np.corrcoef(scores, wanted)[0, 1]) if spread and varies else float(spread == varies),
     }
     for size in BATCH_SIZES:
-        some = in_batches(found, images[: 2 * size], size)
+        some = found[size]
         tolerance = ATOL + RTOL * np.abs(some) if exact else 0.5 * spread
         if (np.abs(some - scores[: len(some)]) > tolerance).any():
             return figures, f"gives other familiarities at batch size {size}"
