@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,12 +41,13 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
         DataError: there is no torch, and no data is named.
     """
     from ..runtime.errors import DataError
+    from ..runtime.labelled import named as named_data
     from ..runtime.labelled import recognise
     from ..runtime.manifest import SYNTHETIC
     from ..runtime.paths import kind_of
 
     needs_torch = kind_of(model) not in WITHOUT_TORCH
-    named = data or os.environ.get("EDGECIFAR_DATA")
+    named = named_data(data)
     with_torch = needs_torch or find_spec("torchvision") is not None
     if not named:
         if with_torch:

@@ -81,7 +81,13 @@ def train(
     ] = None,
     held_out: Annotated[
         float | None,
-        typer.Option(min=0, max=0.5, help="CIFAR-10: share of the training images used for validation. Default: 0.1."),
+        typer.Option(
+            min=0,
+            max=0.5,
+            help="CIFAR-10: share of the training images used for validation. Default: the recipe's. Own pictures: 0 "
+            "trains on the validation split, too.",
+            show_default=False,
+        ),
     ] = None,
     balance: Annotated[
         bool | None,
@@ -110,7 +116,6 @@ def train(
     """Train a net and leave a run folder: weights, settings, metrics, pictures."""
     import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]: draws last: that it is missing must be known first
 
-    from ..train.folders import FolderOptions
     from ..train.recipes import RecipeError
     from ..train.start import DEFAULT_RECIPE, TrainingPlan, TrainingRequest, start
     from .progress import Progress
@@ -136,7 +141,7 @@ def train(
         settings=settings,
         seed=seed or 0,
         data=data,
-        pictures=FolderOptions(**pictures),
+        pictures=pictures,
         out=out,
         device=device,
         resume=resume,

@@ -6,7 +6,7 @@ Three layouts are recognised:
     FOLDER/{train,val,test}/CLASS/**    the split is given; val may be missing
     FILE.csv                            columns path and label, optionally split and group; paths are relative to it
 
-Nothing is ever written to the folder.
+Nothing is ever written to the folder. Runs of training that lie in it are no class.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ COLUMNS = ("path", "label", "split", "group")
 
 WANTED = "a folder with a folder of pictures per class, or a CSV with the columns path and label"
 """What a data set is, in words."""
+
+DATA_VARIABLE = "EDGECIFAR_DATA"
+"""The environment variable that names the data where nothing else does."""
+
+RUN = "run.json"
+"""A folder that holds this file was made by training."""
 
 MAX_NAMED = 5
 """How many names a message lists; of the rest it gives the number."""
@@ -128,6 +134,17 @@ class Listing:
         return [index[entry.label] for entry in self.entries]
 
 
+def named(data: str | Path | None) -> str | Path | None:
+    """Return what names the data: `data`, else `$EDGECIFAR_DATA`; None where neither does.
+
+    Raises:
+        DataError: `data` is empty, as an unset variable of a shell is: what is meant is not known.
+    """
+    if data == "":
+        raise DataError("The name of the data is empty, as an unset variable is: name them, or nothing.", option="data")
+    return data or os.environ.get(DATA_VARIABLE) or None
+
+
 def recognise(path: Path) -> str | None:
     """Return the layout of `path`, "folders", "splits" or "csv"; None where it is a file or folder of another kind.
 
@@ -183,6 +200,11 @@ def _subfolders(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
 
 
+def _holds_runs(folder: Path) -> bool:
+    """Whether a folder is one of a run, or of runs: what pictures are there are drawings."""
+    return (folder / RUN).is_file() or any(folder.glob(f"*/{RUN}"))
+
+
 def _split_folders(names: Iterable[str]) -> dict[str, str]:
     """Return the folder of each split, where `names` has a train and a test folder or a train and a val one."""
     found: dict[str, str] = {}
@@ -201,7 +223,12 @@ def _read_folders(root: Path, *, with_splits: bool) -> Listing:
     start = len(os.path.join(root, ""))  # noqa: PTH118 - what comes before a path relative to the root
     for split, part in parts:
         folder = root / part
-        for label in _subfolders(folder):
+        labels = _subfolders(folder)
+        if runs := [label for label in labels if _holds_runs(folder / label)]:
+            remarks.append(f"Left out, as runs of training and no classes: {_some(runs)} in {folder}; move them away.")
+        for label in labels:
+            if label in runs:
+                continue
             inside = LeftOut()
             pictures = [picture[start:].replace(os.sep, "/") for picture in walk(str(folder / label), inside)]
             left_out.update(inside)

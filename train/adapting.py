@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
 from .data import Dataset
+from .folders import FolderOptions
 from .inspection import MAX_IMBALANCE
-from .recipes import Recipe, RecipeError
+from .recipes import FAST, Recipe, RecipeError
 
 log = logging.getLogger("edgecifar")
 
@@ -29,22 +30,31 @@ DEFAULT_BUDGET = 0.2
 
 
 def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
-    """Return `recipe` with what depends on the number of pictures set for `dataset`, and log what was changed and why.
+    """Return `recipe` with what depends on the pictures set for `dataset`, and log what was changed and why.
 
-    Nothing changes where the pictures are CIFAR-10's or drawn ones: the recipes are made for those.
+    Nothing changes where the pictures are CIFAR-10's or drawn ones: the recipes are made for those. Of own pictures the
+    validation split is held out by every recipe, also by one that holds nothing of CIFAR-10 out, unless `held_out` was
+    given.
 
     Args:
         recipe: how the net would be trained.
         dataset: what it is trained on.
-        given: settings, by the names of `Recipe`'s fields, that somebody decided and that stay as they are.
+        given: what somebody decided, by the names of `Recipe`'s fields and of `FolderOptions`'; settings among them
+            stay as they are.
 
     Raises:
-        RecipeError: a share of validation pictures was given, and the data set has its own.
+        RecipeError: something was given that cannot apply to this data set.
     """
+    _check_given(recipe, dataset, given)
     if not dataset.is_own:
         return recipe
-    if "held_out" in given and recipe.held_out and dataset.validation is not None:
-        raise RecipeError("held_out is for CIFAR-10: of own pictures, give the share of the validation split as val")
+    if not recipe.held_out and "held_out" not in given and dataset.validation is not None and len(dataset.validation):
+        recipe = replace(recipe, held_out=FAST.held_out)
+        log.info(
+            "The %s pictures of the validation split are held out, though the recipe %s holds none of CIFAR-10 out.",
+            f"{len(dataset.validation):,}",
+            recipe.name,
+        )
     trained_on, held_out = dataset.hold_out(recipe.held_out)
     images, changed = len(trained_on), []
     if "batch_size" not in given:
@@ -70,6 +80,26 @@ def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
         given_split = "val" not in dataset.origin.get("options", {})
         log.warning("%s %s.", remark, "Add some" if given_split else "Give more to --val, or add pictures")
     return recipe
+
+
+def _check_given(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> None:
+    """Refuse what was given and would change nothing.
+
+    Raises:
+        RecipeError: there is such an option.
+    """
+    options = [option.name for option in fields(FolderOptions) if option.name in given]
+    if options and not dataset.is_own:
+        raise RecipeError(f"{', '.join(options)} can only be given for pictures of your own, not for {dataset.name}")
+    decided = [name for name in options if name in ("val", "test") and name not in dataset.origin.get("options", {})]
+    if decided:
+        raise RecipeError(f"{' and '.join(decided)} cannot be given, as {dataset.name} has that split itself")
+    if "held_out" not in given or dataset.validation is None:
+        return
+    if recipe.held_out:
+        raise RecipeError("held_out is for CIFAR-10: of own pictures, give the share of the validation split as val")
+    if "val" in options:
+        raise RecipeError("held_out 0 trains on the validation split, too: leave it or val out")
 
 
 def with_smaller_batches(recipe: Recipe, images: int) -> Recipe:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import time
@@ -23,7 +22,7 @@ from .data import Dataset
 from .devices import autocast, in_bfloat16
 from .recipes import Recipe
 from .record import RunRecord
-from .run import Run
+from .run import Run, pack, unpack
 from .step import epoch_plan, weighted_cross_entropy
 
 log = logging.getLogger("edgecifar")
@@ -323,29 +322,19 @@ def digest(what: dict[str, Any]) -> str:
 
 
 def store(path: Path, state: dict[str, Any]) -> None:
-    """Write `state`, which holds its "key", after its digest: torch does not notice a flipped bit.
+    """Write `state`, which holds its "key", as `pack` makes it.
 
     Raises:
         OutputError: the disk is full, and so on.
     """
-    packed = io.BytesIO()
-    torch.save(state, packed)
-    content = packed.getvalue()
     make_folder(path.parent)
-    write_file(path, hashlib.sha256(content).digest() + content)
+    write_file(path, pack(state))
 
 
 def stored(path: Path, key: str | None = None) -> dict[str, Any] | None:
     """Return what was stored under this key, or under any; None where nothing was or it is damaged: it is made anew."""
     try:
-        content = path.read_bytes()
-    except OSError:  # not there, or something else is in its place: writing says so where it matters
+        state = unpack(path.read_bytes())
+    except (OSError, ValueError):  # not there, or something else is in its place: writing says so where it matters
         return None
-    checksum, content = content[:32], content[32:]
-    if hashlib.sha256(content).digest() != checksum:
-        return None
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return state if key in (None, state["key"]) else None
-    except Exception:  # torch's unpickler raises whatever the bytes lead it to
-        return None
+    return state if key in (None, state.get("key")) else None

@@ -102,14 +102,15 @@ def corrupt(
 ) -> Tensor:
     """Return the batch with a share of its pictures corrupted, uint8 [N, height, width, 3].
 
-    Which ones and by what is decided by their place in the epoch, whose order is drawn anew each time: the device need
-    not be asked. How strongly is drawn for each. Half of them are corrupted twice.
+    Which ones and by what is decided by their place in the training, the order of whose epochs is drawn anew each time:
+    the device need not be asked. How strongly is drawn for each. Half of them are corrupted twice.
 
     Args:
         images: uint8 [N, height, width, 3]; they are not changed.
         share: of the pictures, 0 to 1.
         generator: on the images' device.
-        first: place of the first of them in the epoch: over many small batches each family has its share, too.
+        first: place of the first of them in the training: over many small batches, and epochs of few pictures, each
+            family has its share, too.
         families: of `FAMILIES`.
     """
     result = images.clone()

@@ -134,11 +134,11 @@ def load(
         progress: called with the number of labelled pictures that are decoded, and how many there are.
 
     Raises:
-        DataError: the files are missing and cannot be downloaded, one of them is corrupt, or the folder holds neither
-            CIFAR-10 nor labelled pictures.
+        DataError: the files are missing and cannot be downloaded, one of them is corrupt, the folder holds neither
+            CIFAR-10 nor labelled pictures, or `data` is "".
         OutputError: they cannot be written.
     """
-    named = data or os.environ.get("EDGECIFAR_DATA")
+    named = labelled.named(data)
     if str(named) == SYNTHETIC:
         return synthetic()
     root = Path(named or CACHE).expanduser().absolute()
@@ -164,7 +164,7 @@ def require_named(data: str | None, trained_on: str, origin: Mapping[str, Any]) 
     Raises:
         DataError: neither does, and `trained_on`, the name of the data set, is none that has a default place.
     """
-    if origin and not (data or os.environ.get("EDGECIFAR_DATA")):
+    if origin and not labelled.named(data):
         raise DataError(f"The run was trained on pictures of your own ({trained_on}): name them.", option="data")
 
 
@@ -233,10 +233,11 @@ def load_for_export(
     Raises:
         DataError: `data` names what is not there or corrupt.
     """
+    named = labelled.named(data)
     if trained_on == SYNTHETIC:
         return load(SYNTHETIC)
     options = FolderOptions.recorded(origin or {})
-    if options and not (data or os.environ.get("EDGECIFAR_DATA")):
+    if options and not named:
         log.warning("The run was trained on %s.", trained_on)
         return None
     try:

@@ -47,7 +47,8 @@ class Material:
         if self.teacher is None:
             images = augment(images, self.epoch, plan.flipped_first[batch], recipe, plan.generator)
         if recipe.corrupted:
-            images = corrupt(images, recipe.corrupted, plan.generator, index * len(plan.batches[0]))
+            first = self.epoch * len(self.labels) + index * len(plan.batches[0])
+            images = corrupt(images, recipe.corrupted, plan.generator, first)
         return images
 
     def is_shown_as_it_is(self, recipe: Recipe) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -171,30 +172,32 @@ def decode(
     errors: dict[int, str] = {}
 
     def fill(path: Path) -> None:
-        kept = np.lib.format.open_memmap(path, "w+", np.uint8, (len(rows), *contract.picture_shape))
-        images = kept.view(np.ndarray)  # rows of a memmap are slower
-        for place, row in enumerate(rows):
-            if row is not None:
-                images[place] = known.images[row]
-                digests.append(known.digests[row])
-            else:
-                decoded = next(fresh)
-                if decoded.picture is not None:
-                    images[place] = decoded.picture
-                digests.append(decoded.sha256)
-                errors.update({} if decoded.error is None else {place: str(decoded.error)})
-            progress(place + 1, len(rows))
-        kept.flush()
+        earlier, unread = known.images.view(np.ndarray), np.zeros(contract.picture_shape, np.uint8)
+        header = np.lib.format.header_data_from_array_1_0(unread) | {"shape": (len(rows), *unread.shape)}
+        with path.open("wb") as file:  # not through a map of it: where the disk is full, that kills the process
+            np.lib.format.write_array_header_1_0(file, header)
+            for place, row in enumerate(rows):
+                if row is not None:
+                    picture = earlier[row]
+                    digests.append(known.digests[row])
+                else:
+                    decoded = next(fresh)
+                    picture = unread if decoded.picture is None else decoded.picture
+                    digests.append(decoded.sha256)
+                    errors.update({} if decoded.error is None else {place: str(decoded.error)})
+                file.write(picture.tobytes())
+                progress(place + 1, len(rows))
 
-    name = f"{_key(listing, states)}.npy"  # a reader of the old index still finds the old file
+    name = f"{_key(listing, states, missing)}.npy"  # a reader of the old index still finds the old file, which is open
     write_file(folder / name, fill)
     paths = [entry.path for entry in listing.entries]
     index = {"images": name, "paths": paths, "states": states, "sha256": digests, "errors": errors}
     write_file(folder / "index.json", json.dumps(index).encode())
+    known = _Known.read(folder, contract)
     for old in folder.glob("*.npy"):
         if old.name != name:
-            old.unlink(missing_ok=True)
-    known = _Known.read(folder, contract)
+            with contextlib.suppress(PermissionError):  # on Windows, where another process reads it
+                old.unlink(missing_ok=True)
     if known.paths != paths:
         raise OutputError(f"What was written to {folder} cannot be read back: check the disk.")
     return Pictures(listing, known.images, tuple(known.digests), known.errors)
@@ -253,9 +256,10 @@ def _state(path: str) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _key(listing: Listing, states: list[str]) -> str:
-    named = ((entry.path, state) for entry, state in zip(listing.entries, states, strict=True))
-    return sha256(json.dumps(list(named)).encode()).hexdigest()[:16]
+def _key(listing: Listing, states: list[str], decoded: list[int]) -> str:
+    """Return a name for the pictures: of the files in these states, of which those in the rows `decoded` are new."""
+    named = [(entry.path, state) for entry, state in zip(listing.entries, states, strict=True)]
+    return sha256(json.dumps([named, decoded]).encode()).hexdigest()[:16]
 
 
 def splits_of(pictures: Pictures, options: FolderOptions) -> list[str | None]:

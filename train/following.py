@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..runtime.errors import RunError
 from .recipes import Recipe
 from .record import SelectionRun
-from .run import Run
+from .run import METRICS, Run
 
 
 def follow(selection: Run) -> tuple[Recipe, SelectionRun]:
@@ -22,6 +22,8 @@ def follow(selection: Run) -> tuple[Recipe, SelectionRun]:
     record, recipe = selection.record, recipe_of(selection)
     if not record.is_finished:
         raise RunError(f"{selection.folder} is not finished: resume it first.", option="resume")
+    if not selection.metrics:
+        raise RunError(f"{selection.folder} has lost the lines of its {METRICS}: restore the file or train again.")
     if "held_out_accuracy" not in selection.metrics[-1]:  # a share of few pictures may be none
         raise RunError(f"{selection.folder} held no images out, so that there are none to add: name a run that did.")
     taken = SelectionRun(

@@ -64,6 +64,14 @@ def describe(earlier: Run, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
                 f"out {100 * its:g} % of {dataset.name}, not {100 * mine:g} %; give the new run shares no larger.",
                 option="from",
             )
+        if record.dataset.sha256 != dataset.digest:
+            log.warning(
+                "%s was trained on %s as it was then. Files that it was trained on are trained on again, but copies of "
+                "them in another size or format, or those whose group is another now, may be among what the new run is "
+                "judged on.",
+                earlier.folder,
+                record.dataset.name,
+            )
     elif record.dataset.sha256 != dataset.digest and {*record.contract.labels} & {*dataset.contract.labels}:
         log.warning(
             "%s was trained on %s. Pictures of it that are in %s, too, may be among those that the new run is judged "

@@ -33,7 +33,7 @@ from .nets import make_net
 from .optimizer import make_optimizers
 from .recipes import Recipe
 from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
-from .run import Run, load_state
+from .run import RESUME, Run, load_state
 from .speed import speed_up
 from .step import DROPOUT, TrainingStep, class_weights, derive_seed, epoch_plan, load_optimizers, optimizer_states
 from .teacher import Teacher, accuracy_flips_averaged, prepare
@@ -189,10 +189,20 @@ class _Training:
         return self.dataset.train_images[self.trained_on]
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `_end_epoch` stored."""
-        load_state(self.net, state["net"], self.run.folder)
-        load_optimizers(self.optimizers, state["optimizers"])
-        self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
+        """Take over what `_end_epoch` stored.
+
+        Raises:
+            RunError: it is the state of another net or another optimizer.
+        """
+        try:
+            load_state(self.net, state["net"], self.run.folder)
+            load_optimizers(self.optimizers, state["optimizers"])
+            self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
+        except (KeyError, TypeError, ValueError):
+            raise RunError(
+                f"{self.run.folder / RESUME} was written by another version of edgecifar, or is damaged: train again "
+                "into another folder."
+            ) from None
         self.kept_epoch = self.epoch
         self._count()  # run.json was written later, and may be an epoch behind
 
@@ -271,7 +281,7 @@ class _Training:
             "loss": losses.mean().item(),
             f"loss_per_{WINDOW}": windows.tolist(),
             **({f"{validated_on}_accuracy": result.accuracy} if validated_on else {}),
-            "learning_rate": float(self.optimizers[0].param_groups[0]["lr"]),
+            "learning_rate": float(self.optimizers[0].param_groups[1]["lr"]),  # of `lr`: the first may be of `head_lr`
             "seconds": seconds,
             "images_per_second": len(self.trained_on) / seconds,
         }
@@ -351,6 +361,7 @@ def _conditions(recipe: Recipe, options: TrainingOptions) -> Conditions:
         precision=precision(recipe, options.device),
         processes=options.group.size,
         threads=torch.get_num_threads(),
+        torch=machine.versions().get("torch"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,8 @@ def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
     """Return what moves the parameters of `net`, each parameter by one of them.
 
     Weights decay; biases and batch norm's parameters do not, nor do filters that Muon moves. With "muon" the first
-    convolution, whose filters see pixels, and the fully connected layers stay with SGD.
+    convolution, whose filters see pixels, and the fully connected layers stay with SGD. These have the rate `head_lr`
+    where there is one, with any optimizer; everything else that Muon does not move has `lr`.
 
     Raises:
         RunError: the recipe's optimizer is not known.
@@ -87,17 +89,20 @@ def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
         raise RunError(
             f"There is no optimizer called {recipe.optimizer}: choose {', '.join(NAMES[:-1])} or {NAMES[-1]}."
         )
-    banks = [p for p in net.parameters() if p.ndim == 4][1:] if recipe.optimizer == "muon" else []
-    moved = {id(bank) for bank in banks}
+    has_muon = recipe.optimizer == "muon"
+    banks = [p for p in net.parameters() if p.ndim == 4][1:] if has_muon or recipe.head_lr else []
+    apart = {id(bank) for bank in banks}
     parameters = [p for p in net.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
-            "params": [p for p in parameters if p.ndim > 1 and id(p) not in moved],
+            "params": [p for p in parameters if p.ndim > 1 and id(p) not in apart],
             "weight_decay": recipe.weight_decay,
             "lr": recipe.head_lr or recipe.lr,
         },
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
+    if banks and not has_muon:
+        groups.append({"params": banks, "weight_decay": recipe.weight_decay})
     device = parameters[0].device.type
     fused = device in ("cpu", "cuda")
     optimizers: list[Optimizer]
@@ -106,7 +111,7 @@ def make_optimizers(net: nn.Module, recipe: Recipe) -> list[Optimizer]:
     else:
         nesterov = recipe.nesterov and recipe.momentum > 0  # torch refuses the one without the other
         optimizers = [SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=fused)]
-    if banks:
+    if has_muon and banks:
         optimizers.append(Muon(banks, recipe.muon_lr, bfloat16=in_bfloat16(recipe, parameters[0].device)))
     for optimizer in optimizers:
         for group in optimizer.param_groups:

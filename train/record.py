@@ -51,7 +51,7 @@ class DatasetRecord:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Where a run was trained: this decides its weights to the last bit, beside the recipe, seed and versions.
+    """Where a run was trained: this decides its weights to the last bit, beside the recipe and seed.
 
     Attributes:
         device: torch's name for it, such as "cpu" or "cuda:0".
@@ -59,8 +59,9 @@ class Conditions:
         precision: "float32", "bfloat16", or "tf32": float32 whose products cuDNN rounds to 10 bits.
         processes: how many trained together.
         threads: torch's, of each process.
+        torch: its version.
 
-    The last three are None where an older run does not say.
+    The last four are None where an older run does not say.
     """
 
     device: str
@@ -68,6 +69,7 @@ class Conditions:
     precision: str | None = None
     processes: int | None = None
     threads: int | None = None
+    torch: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,9 @@ class RunRecord:
             values |= {"weights_sha256": self.weights_sha256}
         if self.is_finished:
             values |= {"finished": self.finished, "temperature": self.temperature, "test": self.test}
-        values["resumed"] = [{"after_epochs": epochs, **asdict(where)} for epochs, where in self.resumed] or None
-        return {name: value for name, value in values.items() if value is not None}
+        resumed = [_known({"after_epochs": epochs, **asdict(where)}) for epochs, where in self.resumed]
+        values["resumed"] = resumed or None
+        return _known(values)
 
     @classmethod
     def parse(cls, values: Any) -> RunRecord:
@@ -198,7 +201,7 @@ class RunRecord:
                 # Nets were CIFAR-10's before runs recorded a contract.
                 contract=Contract.parse(values["contract"]) if "contract" in values else CIFAR10,
                 seed=_get(values, "seed", int),
-                conditions=_conditions(values),
+                conditions=_conditions(values, torch=_get(values, "machine.versions.torch", str, None)),
                 machine=_get(values, "machine", dict),
                 dataset=dataset,
                 started=_get(values, "started", str),
@@ -240,13 +243,18 @@ def validation_accuracy(line: Mapping[str, Any]) -> tuple[str, float] | None:
     return None
 
 
-def _conditions(values: Any) -> Conditions:
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _conditions(values: Any, torch: str | None = None) -> Conditions:
     return Conditions(
         device=_get(values, "device", str),
         hardware=_get(values, "hardware", str),
         precision=_get(values, "precision", str, None),
         processes=_get(values, "processes", int, None),
         threads=_get(values, "threads", int, None),
+        torch=_get(values, "torch", str, torch),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -25,6 +26,13 @@ RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 
 WEIGHTS, RECORD, METRICS, RESUME = "weights.safetensors", "run.json", "metrics.jsonl", "resume.pt"
+
+DIGEST_BYTES = 32
+"""A SHA-256 has so many."""
+
+ZIP = b"PK\x03\x04"
+"""What a file of torch begins with."""
+
 log = logging.getLogger("edgecifar")
 
 
@@ -175,9 +183,7 @@ class Run:
             OutputError: the disk is full, and so on; what was stored before stays usable.
         """
         remove_leftovers(self.folder)
-        packed = io.BytesIO()  # not into the file: torch and safetensors hide what failed in writing one
-        torch.save(resume, packed)
-        write_file(self.folder / RESUME, packed.getvalue())
+        write_file(self.folder / RESUME, pack(resume))
         self._publish(net, record, metrics)
 
     def finish(
@@ -214,20 +220,51 @@ class Run:
         """Return what `write` was given as `resume`, or None where no epoch was completed.
 
         Raises:
-            RunError: the run is finished, was never begun, or the state is damaged.
+            RunError: the run is finished, was never begun, or the state is damaged. A finished run loses the state that
+                it keeps where it was killed before `finish` had deleted it.
         """
         path, record = self.folder / RESUME, self.record
-        if not path.exists() and record.is_finished:
+        if record.is_finished:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             raise RunError(f"{self.folder} is finished: there is nothing to resume.")
         if not path.exists() and record.weights_sha256 is None:
             return None
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict):
-                raise TypeError
-        except Exception:  # torch's unpickler raises whatever the bytes lead it to
+            return unpack(path.read_bytes())
+        except (OSError, ValueError):
             raise RunError(f"{path} is missing or damaged: train again into another folder.") from None
-        return state
+
+
+def pack(state: dict[str, Any]) -> bytes:
+    """Return what `unpack` reads: the SHA-256 of the file that torch makes of `state`, and the file.
+
+    torch itself does not notice a flipped bit, and hides what fails in writing a file.
+    """
+    packed = io.BytesIO()
+    torch.save(state, packed)
+    content = packed.getvalue()
+    return hashlib.sha256(content).digest() + content
+
+
+def unpack(content: bytes) -> dict[str, Any]:
+    """Return what `pack` was given, on the CPU; or what torch alone wrote, as earlier versions of edgecifar had it do.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    digest, packed = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    if hashlib.sha256(packed).digest() != digest:
+        if not content.startswith(ZIP):
+            raise ValueError("its digest is another")
+        packed = content
+    try:
+        state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+    except Exception:  # torch's unpickler raises whatever the bytes lead it to
+        raise ValueError("torch cannot read it") from None
+    if not isinstance(state, dict):
+        raise ValueError("it is no state")
+    return state
 
 
 def load_state(net: nn.Module, state: dict[str, torch.Tensor], source: Path, assign: bool = False) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation
 from . import data as datasets
 from . import distributed, initial, loop
@@ -31,6 +32,9 @@ from .run import RUNS, Run
 
 DEFAULT_RECIPE = "fast"
 
+STUDENTS = "best"
+"""The recipe by which a teacher's students learn."""
+
 CHECKPOINT_SECONDS = 30.0
 """Where an epoch is short, as on CUDA and of few own pictures, a checkpoint of Net takes about as long: not every epoch
 makes one, but the first that ends so long after the last."""
@@ -47,7 +51,8 @@ class TrainingRequest:
         seed: what all randomness derives from; 0 by default.
         data: as `data.load` takes it. A run that goes on or is followed, and was trained on synthetic data, has those
             by default.
-        pictures: how a folder or a CSV is split and made square. A run that goes on or is followed has its own.
+        pictures: how a folder or a CSV is split and made square, if otherwise than by default, by the names of
+            `FolderOptions`' fields. A run that goes on or is followed has its own.
         out: the run folder; by default a new one under `RUNS`, or, with `resume`, the newest unfinished run there.
         device: as `choose_device` takes it.
         resume: whether to go on with the run in `out`. `recipe`, `settings` and `seed` are then the run's.
@@ -62,7 +67,7 @@ class TrainingRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     data: str | None = None
-    pictures: FolderOptions = field(default_factory=FolderOptions)
+    pictures: Mapping[str, Any] = field(default_factory=dict)
     out: Path | None = None
     device: str = "auto"
     resume: bool = False
@@ -118,8 +123,9 @@ def start(
         reading: called with the number of labelled pictures that are decoded, and how many there are.
 
     Raises:
-        RecipeError: a setting of the request is none that can be trained with.
-        DataError, RunError, OutputError: as `data.load`, `loop.train` and `loop.resume` say.
+        RecipeError: a setting of the request is none that can be trained with, or cannot apply to its data.
+        DataError, RunError, OutputError: as `data.load`, `loop.train` and `loop.resume` say; or a new run would lie
+            among the pictures that it is trained on.
         KeyboardInterrupt: the user stopped; the last checkpoint stays.
     """
     with distributed.joined() as group, ExitStack() as stack:
@@ -131,15 +137,18 @@ def start(
         writes_events = request.tensorboard and group.is_main
         events = stack.enter_context(EventFiles(run.folder, past)) if writes_events else None
         earlier = run if request.resume else Run(request.follow) if request.follow else None
-        data = request.data or (earlier and _trained_on_drawn(earlier))
-        pictures = (earlier and FolderOptions.recorded(earlier.record.dataset.origin)) or request.pictures
+        data, pictures = request.data, FolderOptions(**request.pictures)
         if earlier:
             trained_on = earlier.record.dataset
+            data = _trained_on_drawn(earlier) if data is None else data
+            pictures = FolderOptions.recorded(trained_on.origin) or pictures
             datasets.require_named(data, trained_on.name, trained_on.origin)
         with group.main_process_first():
             dataset = datasets.load(data, options=pictures, progress=reading)
-        if not request.resume and not request.follow:
-            recipe = adapt(recipe, dataset, request.settings)
+        if not request.resume:
+            _check_place(run, dataset)
+        if not earlier:
+            recipe = adapt(recipe, dataset, {*request.settings, *request.pictures})
         plan = TrainingPlan(
             run=run,
             recipe=recipe,
@@ -188,6 +197,18 @@ def _run_of(request: TrainingRequest, device: torch.device, group: Group) -> tup
     return run, recipe, selection
 
 
+def _check_place(run: Run, dataset: Dataset) -> None:
+    """Make sure that a new run does not lie among the classes of its pictures, as one of them."""
+    if dataset.pictures is None:
+        return
+    listing = dataset.pictures.pictures.listing
+    if listing.layout != "csv" and run.folder.resolve().is_relative_to(listing.root.resolve()):
+        raise RunError(
+            f"The run {run.folder} would lie in {listing.root}, among the pictures: choose a folder elsewhere.",
+            option="out",
+        )
+
+
 def _teachers(request: TrainingRequest) -> Teachers | None:
     """Return the runs that a new run learns from: those asked for, or those of the run that it follows."""
     if request.follow:
@@ -224,8 +245,12 @@ def _resume_command(request: TrainingRequest, run: Run, data: str | None, proces
 
 
 def _next_command(recipe: Recipe, run: Run, dataset: Dataset, data: str | None) -> str:
-    if is_teacher(recipe.net):
-        return _command("edgecifar", "train", "--recipe", "best", "--teacher", run.folder, data=data)
+    if is_teacher(recipe.net):  # its students must be trained on the same split
+        split = {name: value for name, value in dataset.origin.get("options", {}).items() if name != "strict"}
+        given = {name: value for name, value in split.items() if value != getattr(FolderOptions(), name)}
+        given |= {"held-out": recipe.held_out} if recipe.held_out != RECIPES[STUDENTS].held_out else {}
+        options = [part for name, value in given.items() for part in (f"--{name}", value)]
+        return _command("edgecifar", "train", "--recipe", STUDENTS, "--teacher", run.folder, *options, data=data)
     variants = ["--variant", "fp32"]
     if len(dataset.hold_out(recipe.held_out)[1]):  # edge is decided on held-out images
         variants += ["--variant", "edge"]

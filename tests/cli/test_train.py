@@ -13,15 +13,17 @@ from pathlib import Path
 
 import ctrl_c
 import narrow_net  # noqa: F401  the net "narrow"
+import numpy as np
 import pytest
 import small_net  # noqa: F401  the net "small"
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from edgecifar.cli.main import app
 from edgecifar.cli.training_display import TrainingDisplay
 from edgecifar.runtime.files import write_file
-from edgecifar.train import data, plots
+from edgecifar.train import data, plots, start
 from edgecifar.train.recipes import FAST, RECIPES
 
 LEFT = {"run.json", "weights.safetensors", "metrics.jsonl", "curves.png", "confusion.png"}
@@ -347,6 +349,66 @@ def test_a_folder_of_other_things_is_left_alone_and_named(small, tmp_path):
     assert "today.txt" in result.stderr
     assert "nothing is downloaded" in result.stderr
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["my notes", "today.txt"]
+
+
+@pytest.fixture
+def own(small, monkeypatch, tmp_path) -> Path:
+    """A folder of 60 pictures of two classes, and a cache of the test's own."""
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(plots, "sheet", lambda _, path, *args, **more: write_file(path, b"drawn"))
+    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (60, 32, 40, 3), np.uint8)):
+        path = tmp_path / "own" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("options", [(), ("--out", "cat/run")])
+def test_a_run_is_not_left_among_the_pictures(own, monkeypatch, options):
+    monkeypatch.chdir(own)
+    result = edgecifar("train", "--data", ".", "--device", "cpu", "--epochs", 1, *options)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "(--out)" in result.stderr
+    assert sorted(os.listdir(own)) == ["cat", "dog"]
+    assert not Path("cat/run").exists()
+
+
+def test_a_csv_may_have_runs_beside_it(own, monkeypatch):
+    monkeypatch.chdir(own)
+    rows = [f"{path.relative_to(own)},{path.parent.name}" for path in own.rglob("*.png")]
+    Path("list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    assert edgecifar("train", "--data", "list.csv", "--device", "cpu", "--epochs", 1).exit_code == 0
+    assert Path("runs").exists()
+
+
+def test_a_teachers_next_command_learns_from_the_same_split(own, monkeypatch):
+    monkeypatch.setattr(start, "is_teacher", lambda net: True)
+    options = ("--recipe", "teacher", "--epochs", 1, "--fit", "pad", "--val", 0.2, "--out", "taught")
+    result = edgecifar("train", "--data", own, "--device", "cpu", *options)
+    again = result.stderr.partition("Next: ")[2]
+    assert "--fit pad" in again
+    result = edgecifar(*shlex.split(again)[1:], "--device", "cpu", "--epochs", 1, "--out", "student")
+    assert result.exit_code == 0
+    taught, student = (json.loads(Path(name, "run.json").read_text()) for name in ("taught", "student"))
+    assert student["dataset"] == taught["dataset"]
+    assert student["distillation"]["teachers"][0]["weights_sha256"] == taught["weights_sha256"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("fit", "pad"), ("val", 0.2), ("test", 0.2), ("strict", None)])
+def test_options_of_own_pictures_are_refused_for_others(small, option, value):
+    result = train("--epochs", 1, f"--{option}", *([value] if value else []))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{option} can only be given for pictures of your own" in " ".join(result.stderr.replace("│", " ").split())
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", [("train",), ("evaluate", "model.onnx")])
+def test_data_named_by_an_unset_variable_is_not_cifar10(small, command):
+    Path("model.onnx").write_bytes(b"")
+    result = edgecifar(*command, "--data", "")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "variable" in result.stderr
+    assert "(--data)" in result.stderr
 
 
 @pytest.mark.parametrize(("given", "named"), [("a folder", "--data 'a folder'"), (None, "")])

@@ -190,6 +190,17 @@ class TestFolders:
         assert recognise(root / "cat" / "1.png") is None
         assert "cannot be read" in refusal(Path("x" * 5000))
 
+    @pytest.mark.parametrize("above", ["", "train/"])
+    def test_runs_of_training_are_no_class(self, folder, above):
+        """A run has drawings of its own; one that was killed early has nothing but its record."""
+        classes = (f"{above}cat/1.png", f"{above}dog/2.png", *(["test/cat/3.png"] if above else []))
+        runs = ("runs/fast-1/run.json", "runs/fast-1/curves.png", "mine/run.json", "mine/data.png")
+        found = read(folder(*classes, *(f"{above}{name}" for name in runs)))
+        assert found.labels() == ("cat", "dog")
+        assert {entry.label for entry in found.entries} == {"cat", "dog"}
+        (remark,) = found.remarks
+        assert "mine, runs" in remark
+
     def test_the_folder_is_not_written_to(self, folder):
         root = folder("cat/1.png", "dog/2.png")
         before = sorted(root.rglob("*"))
@@ -333,3 +344,18 @@ class TestSplits:
                 sides.setdefault(group, set()).add(split)
         assert all(len(side) == 1 for side in sides.values())
         assert len(set(found)) == 3
+
+
+class TestNamed:
+    def test_the_option_comes_before_the_variable(self, monkeypatch):
+        monkeypatch.setenv("EDGECIFAR_DATA", "there")
+        assert (labelled.named("here"), labelled.named(None)) == ("here", "there")
+        monkeypatch.setenv("EDGECIFAR_DATA", "")
+        assert labelled.named(None) is None
+
+    def test_a_shells_variable_that_is_not_set_names_nothing(self, monkeypatch):
+        """CIFAR-10 would be trained on in the place of what was meant."""
+        monkeypatch.setenv("EDGECIFAR_DATA", "there")
+        with pytest.raises(DataError, match="variable") as caught:
+            labelled.named("")
+        assert caught.value.option == "data"

@@ -14,6 +14,7 @@ weights or the same bundle, bit for bit, and nothing left over. Where anything w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -59,15 +60,18 @@ class Training(Trial):
     def work(self) -> None:
         if not (self.folder / RECORD).exists():
             edgecifar("train", "--data", "synthetic", "--out", self.folder, *self.options)
-        elif not Run(self.folder).record.is_finished or (self.folder / RESUME).exists():
+        elif not Run(self.folder).record.is_finished:
             edgecifar("train", "--resume", "--out", self.folder, "--device", "cpu")
+        elif (self.folder / RESUME).exists():
+            with contextlib.suppress(RunError):  # it says that the run is finished, and deletes what is left over
+                Run(self.folder).resume_state()
 
     def check(self) -> None:
         """Require every file to be whole, and the weights the record's unless training goes on without them."""
         run, present = Run(self.folder), {path.name for path in self.folder.glob("[!.]*")}
         if not present:
             return
-        if not run.record.is_finished or RESUME in present:
+        if not run.record.is_finished:
             run.resume_state()
         if METRICS in present:
             require(len(run.metrics) > 0, "its metrics are empty")

@@ -92,7 +92,46 @@ def test_what_somebody_set_stays(own, lines):
 
 
 def test_a_recipe_that_takes_steps_enough_stays(own):
-    assert adapt(REFERENCE, own(5_000), ()) == REFERENCE
+    assert adapt(REFERENCE, own(5_000), {"held_out"}) == REFERENCE
+
+
+class TestValidation:
+    """Every recipe holds the validation split of own pictures out unless somebody says otherwise."""
+
+    def test_a_recipe_that_holds_nothing_of_cifar10_out_does_too(self, own, lines):
+        dataset = own(5_000)
+        adapted = adapt(REFERENCE, dataset, ())
+        assert adapted == replace(REFERENCE, held_out=0.1)
+        assert len(dataset.hold_out(adapted.held_out)[1]) == 500
+        assert "500 pictures of the validation split are held out" in "\n".join(lines())
+
+    def test_somebody_may_train_on_it_but_not_choose_its_size_too(self, own):
+        dataset = replace(own(5_000), origin={"options": {"val": 0.2, "test": 0.1}})
+        assert adapt(REFERENCE, dataset, {"held_out"}).held_out == 0
+        with pytest.raises(RecipeError, match="val"):
+            adapt(REFERENCE, dataset, {"held_out", "val"})
+
+    def test_without_one_nothing_is_held_out(self, own, lines):
+        assert adapt(REFERENCE, replace(own(5_000), validation=np.array([], int)), ()).held_out == 0
+        assert "validation split" not in "\n".join(lines())
+
+
+@pytest.mark.parametrize("option", ["fit", "val", "test", "strict"])
+def test_options_of_own_pictures_are_for_them_alone(own, tiny, option):
+    with pytest.raises(RecipeError, match=f"{option}.*synthetic"):
+        adapt(FAST, tiny, {option, "epochs"})
+    adapt(FAST, replace(own(500), origin={"options": {"fit": "crop", "val": 0.1, "test": 0.1}}), {option})
+
+
+@pytest.mark.parametrize(("option", "refused"), [("val", False), ("test", True), ("fit", False), ("strict", False)])
+def test_shares_of_a_split_that_is_given_are_refused(own, option, refused):
+    """A folder with train and test, from which a validation split is made."""
+    dataset = replace(own(500), origin={"options": {"fit": "crop", "val": 0.1, "strict": False}})
+    if not refused:
+        adapt(FAST, dataset, {option})
+        return
+    with pytest.raises(RecipeError, match=option):
+        adapt(FAST, dataset, {option})
 
 
 @pytest.mark.parametrize(("small", "balanced"), [(0.5, False), (0.3, False), (0.2, True)])
@@ -112,7 +151,7 @@ def test_a_small_held_out_set_is_said(own, lines):
     assert "1.0 points" in said
     adapt(FAST, own(5_000), ())
     assert not [line for line in lines() if "held out for decisions" in line]
-    adapt(REFERENCE, own(1_000), ())
+    adapt(REFERENCE, own(1_000), {"held_out"})
     assert not [line for line in lines() if "held out" in line]
 
 

@@ -150,3 +150,18 @@ class TestMaterial:
         assert not taught.is_shown_as_it_is(recipe)
         assert taught.is_shown_as_it_is(FAST)
         assert not material().is_shown_as_it_is(FAST)
+
+    def test_over_the_epochs_few_pictures_see_every_family(self, monkeypatch):
+        """Three of ten are corrupted in an epoch: by the first three families, were places counted from 0 each time."""
+        seen, labels = [], torch.zeros(10, dtype=torch.int64)
+        for name, family in FAMILIES.items():
+            monkeypatch.setitem(FAMILIES, name, lambda *given, n=name, f=family: seen.append(n) or f(*given))
+        recipe = replace(FAST, corrupted=0.3)
+        firsts = []
+        for epoch in range(4):
+            material = Material(epoch, epoch_plan(0, epoch, 10, 5, labels.device), pictures(10), labels)
+            for index in range(2):
+                material.shown(index, recipe)
+            firsts.append(len(seen))
+        assert set(seen[: firsts[0]]) == {"noise", "light", "motion"}
+        assert set(seen) == {*FAMILIES}

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from edgecifar.runtime import parallel
-from edgecifar.runtime.errors import DataError
+from edgecifar.runtime.errors import DataError, OutputError
 from edgecifar.runtime.pictures import load_picture
 from edgecifar.train import data, folders, loop
 from edgecifar.train.folders import FolderOptions
@@ -193,6 +193,44 @@ class TestValidation:
         for folder in (own, given):
             digests = {load(folder, val=share).digest for share in (0.0, 0.1, 0.3)}
             assert len(digests) == 3
+
+
+def test_a_disk_that_fills_is_said_and_leaves_the_cache_as_it_was(load, own, tmp_path):
+    """The system itself refuses to write on; through a map of the file, a full disk would kill the process."""
+    resource = pytest.importorskip("resource")
+    before, limits = load(own), resource.getrlimit(resource.RLIMIT_FSIZE)
+    Image.new("RGB", (32, 32)).save(own / "cat" / "new.png")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+        with pytest.raises(OutputError, match="too large"):
+            load(own)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "cache").rglob(".edgecifar-partial-*"))
+    (own / "cat" / "new.png").unlink()
+    assert load(own).digest == before.digest
+
+
+def test_pictures_that_are_mapped_are_not_replaced(load, own, tmp_path, monkeypatch):
+    """Windows would refuse it: what was unread is read now, from a file of the same size and time."""
+    bad = own / "bird" / "0001.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(bytes(len(whole)))
+    os.utime(bad, ns=(1, 1))
+    load(own)
+    (before,) = (tmp_path / "cache").rglob("*.npy")
+    bad.write_bytes(whole)
+    os.utime(bad, ns=(1, 1))
+    monkeypatch.setattr(Path, "unlink", _refuse)
+    load(own)
+    monkeypatch.undo()
+    assert before.exists()
+    assert len([*(tmp_path / "cache").rglob("*.npy")]) == 2
+
+
+def _refuse(path: Path, missing_ok: bool = False) -> None:
+    if path.exists() or not missing_ok:
+        raise PermissionError
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"images": "../x.npy", "paths": ["a"], "states": 1}'])

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from edgecifar.runtime.contract import CIFAR10
 from edgecifar.train import devices, optimizer
 from edgecifar.train.net import Net
+from edgecifar.train.nets import make_net
 from edgecifar.train.optimizer import NAMES, Muon, make_optimizers, orthogonal
-from edgecifar.train.recipes import FAST
+from edgecifar.train.recipes import FAST, RECIPES
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -126,3 +128,24 @@ def test_muon_goes_on_from_its_state():
         parameter.grad = random(8, 4, 3, 3, seed=2)
         mover.step()
     assert torch.equal(again, bank)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_without_muon_too_the_rate_of_the_last_layers_is_theirs_alone(name):
+    net = Net(10)
+    recipe = replace(FAST, optimizer=name, lr=0.1, head_lr=0.4)
+    (mover,) = make_optimizers(net, recipe)
+    rates = {id(p): (group["max_lr"], group["weight_decay"]) for group in mover.param_groups for p in group["params"]}
+    found = {name: rates[id(parameter)] for name, parameter in net.named_parameters()}
+    decay = recipe.weight_decay
+    assert {found[f"{layer}.weight"] for layer in ("conv1", "fc1", "fc2", "fc3")} == {(0.4, decay)}
+    assert {found[f"conv{number}.weight"] for number in range(2, 7)} == {(0.1, decay)}
+    assert {found[name] for name, p in net.named_parameters() if p.ndim == 1} == {(0.1, 0.0)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_the_groups_of_the_recipes_are_those_of_their_checkpoints(recipe):
+    net = make_net(recipe.net, CIFAR10)
+    shapes = [[len(group["params"]) for group in o.param_groups] for o in make_optimizers(net, recipe)]
+    expected = {"reference": [[9, 21]], "fast": [[4, 21], [5]], "best": [[4, 21], [5]], "teacher": [[1, 12], [6]]}
+    assert shapes == expected[recipe.name]

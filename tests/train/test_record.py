@@ -25,7 +25,7 @@ BEGUN = RunRecord(
     recipe=REFERENCE,
     contract=Contract(("one", "zwei", "三"), 32),
     seed=3,
-    conditions=Conditions("cpu", "a processor", "float32", processes=2, threads=1),
+    conditions=Conditions("cpu", "a processor", "float32", processes=2, threads=1, torch="2"),
     machine={"cpu_features": [], "versions": {"torch": "2"}},
     dataset=DatasetRecord("synthetic", "0" * 64, 2_000),
     started="2026-01-01T00:00:00+00:00",
@@ -112,12 +112,13 @@ def test_a_damaged_file_is_named(tmp_path, content):
 
 def test_records_of_before_contracts_and_new_names():
     old = without({**DONE.as_json(), "trial": DONE.as_json()["selection_run"]}, "selection_run")
-    del old["contract"], old["precision"], old["processes"], old["threads"], old["resumed"]
+    for name in ("contract", "precision", "processes", "threads", "torch", "resumed"):
+        del old[name]
     old["recipe"] |= {"filter_lr": 0.3, "shift": 4}
     del old["recipe"]["muon_lr"], old["recipe"]["translate"], old["recipe"]["net"]
     record = RunRecord.parse(old)
     assert record.contract == CIFAR10
-    assert record.conditions == Conditions("cpu", "a processor")
+    assert record.conditions == Conditions("cpu", "a processor", torch="2")  # as the machine's versions say
     assert record.selection_run == DONE.selection_run
     assert (record.recipe.muon_lr, record.recipe.translate, record.recipe.net) == (0.3, 4, "net")
     assert record.unknown_settings == ()

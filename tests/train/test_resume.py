@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from edgecifar.runtime import machine
 from edgecifar.runtime.errors import OutputError, RunError
 from edgecifar.runtime.files import sha256
 from edgecifar.train import data, loop, plots
 from edgecifar.train.listeners import Silent
 from edgecifar.train.loop import TrainingOptions
-from edgecifar.train.run import Run
+from edgecifar.train.run import Run, pack
 
 FINISHED = {"run.json", "weights.safetensors", "metrics.jsonl", "curves.png", "confusion.png"}
 
@@ -95,10 +96,12 @@ def test_the_record_says_where_a_run_went_on_elsewhere(tmp_path, recipe, tiny, n
         loop.resume(run, tiny, TrainingOptions(listener=stopper("epoch", 2)))
     assert run.record.resumed == ()
     monkeypatch.setattr("edgecifar.train.devices._cpu_has_bfloat16", lambda: False)
+    here = machine.versions()
+    monkeypatch.setattr(machine, "versions", lambda: {**here, "torch": "9.9"})
     loop.resume(run, tiny)
     ((epochs, conditions),) = run.record.resumed
-    assert (epochs, conditions.precision) == (2, "float32")
-    assert run.record.conditions.precision == "bfloat16"
+    assert (epochs, conditions.precision, conditions.torch) == (2, "float32", "9.9")
+    assert (run.record.conditions.precision, run.record.conditions.torch) == ("bfloat16", here["torch"])
 
 
 def test_resume_says_what_it_cannot_do(whole, tmp_path, recipe, tiny, no_plots, stopper):
@@ -201,3 +204,15 @@ def test_a_write_that_fails_half_way_loses_nothing(whole, tmp_path, recipe, tiny
     run.net()
     loop.resume(run, tiny)
     assert digest(run.folder) == digest(whole)
+
+
+@pytest.mark.parametrize("damage", [lambda state: state.pop("epoch"), lambda state: state.update(optimizers=[])])
+def test_a_state_of_another_version_is_refused(tmp_path, recipe, tiny, no_plots, stopper, damage):
+    run = Run(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(recipe, tiny, run.folder, TrainingOptions(listener=stopper("epoch", 1)))
+    state = run.resume_state()
+    damage(state)
+    (run.folder / "resume.pt").write_bytes(pack(state))
+    with pytest.raises(RunError, match=r"resume\.pt.*another version"):
+        loop.resume(run, tiny)

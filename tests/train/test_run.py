@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_net import SmallNet
 
 from edgecifar.runtime.errors import OutputError, RunError
+from edgecifar.train.following import follow
 from edgecifar.train.recipes import Recipe
 from edgecifar.train.record import FINISHED, Conditions, DatasetRecord, RunRecord
 from edgecifar.train.run import Run
@@ -282,3 +283,36 @@ def test_truncated_resume_state(run, end):
 def test_resume_state_of_another_kind(run):
     torch.save([1, 2], run.folder / "resume.pt")
     assert "is missing or damaged" in refusal(run.resume_state)
+
+
+def test_a_flipped_bit_of_the_resume_state_is_noticed(run):
+    """torch's own reader would return another tensor without a word."""
+    run.write(SmallNet(10), run.record, [], {"epoch": 1, "momentum": torch.zeros(1_000)})
+    path = run.folder / "resume.pt"
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes(1_000)) + 500] ^= 1
+    path.write_bytes(content)
+    assert "is missing or damaged" in refusal(run.resume_state)
+
+
+def test_the_resume_state_of_an_earlier_version_is_read(run):
+    torch.save({"epoch": 3}, run.folder / "resume.pt")
+    assert run.resume_state() == {"epoch": 3}
+
+
+def test_what_a_killed_process_left_of_a_finished_run_is_deleted(run):
+    """It was killed between the last record and the deletion: there is nothing to train, and nothing is."""
+    state = (run.folder / "resume.pt").read_bytes()
+    run.finish(SmallNet(10), replace(run.record, **RESULTS), [])
+    (run.folder / "resume.pt").write_bytes(state)
+    assert "nothing to resume" in refusal(run.resume_state)
+    assert not (run.folder / "resume.pt").exists()
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_run_without_metrics_is_not_followed(run, content):
+    run.finish(SmallNet(10), replace(run.record, **RESULTS), [])
+    (run.folder / "metrics.jsonl").unlink()
+    if content is not None:
+        (run.folder / "metrics.jsonl").write_text(content)
+    assert "metrics.jsonl" in refusal(follow, run)

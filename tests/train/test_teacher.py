@@ -76,6 +76,10 @@ class TestRun:
         loop.resume(Run(tmp_path / "cut"), tiny)
         assert sha256(tmp_path / "cut" / "weights.safetensors") == sha256(trained / "weights.safetensors")
 
+    def test_its_metrics_have_the_recipes_rate_not_that_of_its_last_layer(self, trained, quick):
+        wanted = [quick.lr * quick.lr_factor(step, 6) for step in (2, 5)]  # the last of three steps an epoch
+        assert [line["learning_rate"] for line in Run(trained).metrics] == pytest.approx(wanted)
+
     def test_it_is_evaluated_like_any_run(self, trained, tiny):
         loaded, run = models.load(trained), Run(trained)
         wanted = classify_with(run.net(), run.record.temperature)(tiny.test_images)
@@ -91,7 +95,7 @@ class TestRun:
     def test_it_is_not_exported(self, trained, tiny, tmp_path):
         assert is_teacher("small-teacher")
         assert not is_teacher("net")
-        with pytest.raises(RunError, match="holds a small-teacher, and only"):
+        with pytest.raises(RunError, match="holds a small-teacher, whose small students alone"):
             build.export(Run(trained), tmp_path / "bundle", tiny)
         assert not (tmp_path / "bundle").exists()
 
@@ -113,7 +117,8 @@ class TestRun:
         settings = {"net": "small-teacher", "epochs": 1, "held_out": 0.25}
         request = TrainingRequest("teacher", settings, data="synthetic", out=tmp_path / "next", device="cpu")
         plan, _ = start(request, lambda plan: Shown())
-        assert plan.next_command == f"edgecifar train --recipe best --teacher {tmp_path / 'next'} --data synthetic"
+        words = f"edgecifar train --recipe best --teacher {tmp_path / 'next'} --held-out 0.25 --data synthetic"
+        assert plan.next_command == words  # the teacher held out as many as its student will
 
 
 def test_the_last_layer_has_a_rate_of_its_own(quick):
