@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from harness import Function
 
-from edgecifar.export.graph import Deployed
 from edgecifar.export.options import ExportOptions
 from edgecifar.export.variants import Source
 from edgecifar.runtime import Bundle
@@ -93,10 +92,10 @@ class Engines:
     all: list[Peer]
 
     def __init__(self, run: Run, bundle: Bundle, threads: int) -> None:
-        net, temperature = Source(run, None, ExportOptions()).net, run.record.temperature
-        self.reference: Function = classify_with(net, temperature)
+        source = Source(run, None, ExportOptions())
+        self.deployed = source.model  # of another net than Net it says so
+        self.reference: Function = classify_with(source.net, run.record.temperature)
         self.bundle, self.contract, self.threads = bundle, bundle.contract, threads
-        self.deployed = Deployed(net, temperature)
         self.onnx = [variant for variant in bundle.manifest.variants if variant.format == "onnx"]
         full = [variant for variant in self.onnx if variant.precision == "fp32"]
         if not full:

@@ -191,8 +191,9 @@ class Results:
         }
         for name, content in files.items():
             write_file(folder / name, content)
-        for name, content in {**files, "runs.zip": _records(folder)}.items() if self.copies else ():
-            write_file(self.copies / name, content)
+        if self.copies:
+            for name, content in {**files, "runs.zip": _records(folder)}.items():
+                write_file(self.copies / name, content)
 
     def text(self) -> str:
         """Return a table for each step, and below what is missing."""

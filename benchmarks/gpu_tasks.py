@@ -205,6 +205,7 @@ def train(setup: Setup, name: str, seed: int, end: float, teacher: str = "") -> 
     training.finished_run(setup.recipe(name), setup.dataset, run.folder, options)
     wall, record, metrics = time.perf_counter() - began, run.record, run.metrics
     test = record.test or {}
+    first_epoch = metrics[0]["seconds"] + metrics[0].get("view_seconds", 0.0)
     times = {f"s_to_{level:g}": training.time_to(level, metrics) for level in training.LEVELS}
     held_out = metrics[-1].get("held_out_accuracy")
     yield {
@@ -215,7 +216,7 @@ def train(setup: Setup, name: str, seed: int, end: float, teacher: str = "") -> 
         "graph": all(line.get("cuda_graph", False) for line in metrics),
         "training_s": sum(line["seconds"] for line in metrics),
         "views_s": sum(line.get("view_seconds", 0.0) for line in metrics) if teacher else None,
-        "first_use_s": max(0.0, watch.first - metrics[0]["seconds"]) if is_new and watch.first else None,
+        "first_use_s": max(0.0, watch.first - first_epoch) if is_new and watch.first else None,
         "wall_s": wall if is_new else None,
         **times,
         "images_per_second": float(np.median([line["images_per_second"] for line in metrics])),
