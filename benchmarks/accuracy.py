@@ -11,7 +11,7 @@ that figures are close to those on CIFAR-10-C's corruptions of the same names, b
 
     accuracy      share of the images classified correctly
     ECE           expected calibration error, 15 bins
-    agreement     share of the images given the same class as by the first model, the exact one
+    agreement     share of the images given the same class as by the run, or without it by the first model
     corrupted     mean over the six corruptions and five severities
 """
 
@@ -151,7 +151,7 @@ def find(bundle: Path, run: Path | None, wanted: Sequence[str]) -> dict[str, mod
     """
     opened = Bundle.open(bundle)
     variants = {variant.name: variant for variant in opened.manifest.variants}
-    names = [*variants, *([RUN] if run else [])]
+    names = [*([RUN] if run else []), *variants]
     if unknown := sorted(set(wanted) - set(names)):
         raise EdgecifarError(f"There is no model called {unknown[0]} here: choose among {', '.join(names)}.")
     found = {}

@@ -298,23 +298,35 @@ def same_weights(quantized: onnx.ModelProto, source: onnx.ModelProto) -> bool:
     return True
 
 
-def choose(exported: Sequence[Candidate], models: ReferenceModels, wanted: Sequence[str] | None) -> list[Candidate]:
+def choose(
+    exported: Sequence[Candidate], models: ReferenceModels | None, wanted: Sequence[str] | None
+) -> list[Candidate]:
     """Return the candidates of the names `wanted`, by default all, making those that are missing; fp32 always, first.
 
+    Args:
+        exported: of the bundles.
+        models: makes others; None where the run's own net is not exported, and so no other form of it.
+        wanted: names; None for all.
+
     Raises:
-        VariantError: there is none of a name.
+        VariantError: there is none of a name, or none at all.
         DataError: an int8 model is to be made, and too few images are held out.
     """
     known = {candidate.name: candidate for candidate in exported}
-    names = [*known, *(name for name in models.makers if name not in known)]
+    if not models and not known:
+        raise VariantError("The net of this run is not exported, only its students: name a bundle with --bundle.")
+    makers = models.makers if models else {}
+    names = [*known, *(name for name in makers if name not in known)]
     if unknown := sorted({*(wanted or ())} - {*names}):
         raise VariantError(f"There is no variant called {unknown[0]} here: choose among {', '.join(names)}.")
     chosen = [name for name in names if name in (wanted or names)]
+    if not models:
+        return [known[name] for name in chosen]
     if any(name not in known and name.endswith("bit") for name in chosen):
         models.check_held_out()
     candidates = {models.full.name: models.full}
     for name in chosen:
         if name not in known and name != FULL:
             harness.say(f"Making {name} …")
-        candidates.setdefault(name, known[name] if name in known else models.makers[name]())
+        candidates.setdefault(name, known[name] if name in known else makers[name]())
     return [*candidates.values()]

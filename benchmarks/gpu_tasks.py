@@ -22,7 +22,7 @@ from onnx_entries import Measurement, entries_of
 
 from edgecifar.export import build
 from edgecifar.export.options import ExportOptions
-from edgecifar.export.parity import Limits, Reference, compare
+from edgecifar.export.parity import Limits, Reference, ask, compare
 from edgecifar.export.variants import FP16_ACCURACY_DROP, FP16_MAX_PROBABILITY_DIFFERENCE
 from edgecifar.runtime.errors import DataError, EdgecifarError, ProviderError
 from edgecifar.runtime.session import Session
@@ -254,7 +254,7 @@ def parity(setup: Setup, variant: str, settings: Mapping[str, str], end: float) 
     given = {name: value for name, value in settings.items() if setup.kind == "cuda"}
     session = Session(bundle.read(found), provider=setup.kind, name=found.file, settings=given)
     row = {"variant": variant, "provider": session.provider, "settings": _written(settings)}
-    yield {**row, **_figures(compare(session.logits, known["eager"], limits))}
+    yield {**row, **_figures(compare(ask(session.outputs, known["eager"]), known["eager"], limits))}
 
 
 def _figures(result: Any) -> Row:

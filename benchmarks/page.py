@@ -4,8 +4,8 @@
 
 The page is made as `edgecifar page` makes it, and comes from `python -m http.server`. Every visit is a click in one
 browser, whose cache the first visit fills; it is not counted. A picture, samples/cat.png, is handed over as soon as the
-page takes one: when it has verified itself. Then pictures as the camera gives them, one after the other: preprocessing
-and net. Browsers round times to 0.1 ms.
+page takes one: when it has verified itself. Then pictures that have the net's size already, one after the other: what
+is left of preprocessing, and the net. Browsers round times to 0.1 ms.
 
 It needs Node, Chromium and the npm packages that `scripts/web` installs.
 """

@@ -35,6 +35,7 @@ from unknown_kinds import REPORTED, TUNING, Kind
 from unknown_scores import OURS, Answers, scores_of
 
 from edgecifar.export import build, familiarity
+from edgecifar.export.formats.onnx import last_layer
 from edgecifar.export.options import ExportOptions
 from edgecifar.runtime import Bundle, EdgecifarError
 from edgecifar.runtime.contract import Contract
@@ -62,7 +63,7 @@ class Probe:
             raise EdgecifarError(f"{bundle.folder} has no familiarity score: export it again.")
         model = onnx.load_from_string(bundle.read(variant))
         self.head = familiarity.head_of(model, self.contract)
-        hidden = next(node.input[0] for node in model.graph.node if self.contract.logits_name in node.output)
+        hidden = last_layer(model, self.contract).input[0]
         model.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, None))
         self._names = [*self.contract.output_names, hidden]
         content = model.SerializeToString()
@@ -92,9 +93,13 @@ def compared(probe: Probe, known: Answers, others: dict[str, Answers], train: tu
     for name, score in scores_of(*train, *probe.head).items():
         own = score(known)
         kinds = {kind: figures(own, score(answers)) for kind, answers in others.items()}
-        means = {key: float(np.mean([found[key] for found in kinds.values()])) for key in ("auroc", "fpr95")}
-        rows[name] = {**means, "kinds": kinds}
+        rows[name] = {**_means([*kinds.values()]), "kinds": kinds}
     return rows
+
+
+def _means(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the means of `figures` of several kinds; each counts the same."""
+    return {key: float(np.mean([each[key] for each in found])) for key in ("auroc", "fpr95")}
 
 
 def rejections(answers: Answers, labels: np.ndarray, threshold: float | None) -> dict[str, float]:
@@ -140,6 +145,9 @@ def far(bundle: Bundle, dataset: datasets.Dataset, kinds: Sequence[Kind], limit:
             for name, severities in NOISE.items()
             for severity in severities
         ]
+        parts: dict[str, list[str]] = {}
+        for kind in kinds:
+            parts.setdefault("found" if kind.found else "drawn", []).append(kind.name)
         passed = (
             {name: float((some.familiarity >= threshold).mean()) for name, some in others.items()} if limits else {}
         )
@@ -149,6 +157,9 @@ def far(bundle: Bundle, dataset: datasets.Dataset, kinds: Sequence[Kind], limit:
                 "images": sum(map(len, pictures.values())),
                 "auroc": scores[OURS]["auroc"],
                 "fpr95": scores[OURS]["fpr95"],
+                "parts": {
+                    part: _means([scores[OURS]["kinds"][name] for name in names]) for part, names in parts.items()
+                },
                 "threshold": threshold,
                 "passed": float(np.mean([*passed.values()])) if passed else None,
                 "passed_by_kind": passed,
@@ -203,6 +214,11 @@ def far_table(rows: Sequence[dict[str, Any]]) -> str:
             cells = [f"{_percent(each['auroc'])} / {_percent(each['fpr95'])}" for each in found["kinds"].values()]
             lines.append([row["model"], name, _percent(found["auroc"]), _percent(found["fpr95"]), *cells])
     text = report.table(lines, 2)
+    lines = [["model", "kinds", "AUROC, %", "FPR95, %"]]
+    for row in rows:
+        for part, means in row["parts"].items():
+            lines.append([row["model"], part, _percent(means["auroc"]), _percent(means["fpr95"])])
+    text += f"\n\n{OURS}, of pictures that others made and of those that are drawn here:\n\n{report.table(lines, 2)}"
     lines = [["model", "pictures", "passed, %", "right, rejected, %", "wrong, rejected, %", "accuracy, %"]]
     for row in rows:
         shown = [("other", {"passed": row["passed"]}), ("known", row["known"])]

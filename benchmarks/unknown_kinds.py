@@ -48,10 +48,13 @@ class Kind:
     Attributes:
         name: of the kind.
         make: maps a contract to its pictures, uint8 [N, size, size, 3].
+        found: whether others made the pictures; else this file draws them, some with the tools that `export.outliers`
+            draws with, which makes them easier.
     """
 
     name: str
     make: Callable[[Contract], np.ndarray]
+    found: bool = False
 
 
 def stamps(contract: Contract, folders: tuple[str, ...]) -> np.ndarray:
@@ -260,9 +263,9 @@ def gradients(rng: np.random.Generator) -> Image.Image:
 
 
 TUNING = (
-    Kind("stamps: clothes", partial(stamps, folders=("clothes",))),
-    Kind("stamps: hobbies, medicine, space", partial(stamps, folders=("hobbies", "medical", "space"))),
-    Kind("emoji: celebrations, objects", partial(emoji, ranges=((0x1F380, 0x1F393), (0x1F4A0, 0x1F4FF)))),
+    Kind("stamps: clothes", partial(stamps, folders=("clothes",)), found=True),
+    Kind("stamps: hobbies, medicine, space", partial(stamps, folders=("hobbies", "medical", "space")), found=True),
+    Kind("emoji: celebrations, objects", partial(emoji, ranges=((0x1F380, 0x1F393), (0x1F4A0, 0x1F4FF))), found=True),
     Kind("shapes: discs, rectangles, triangles", partial(drawn, draw=simple_shapes, seed=1)),
     Kind("textures: stripes, checks", partial(drawn, draw=stripes_and_checks, seed=2)),
     Kind("text: small letters", partial(drawn, draw=lower_case, seed=3)),
@@ -274,11 +277,11 @@ SYMBOLS = ("alphabets", "faces", "math", "money", "music", "shapes")
 """Folders of the stamps' symbols; the chess men are left out, as knights are horses."""
 
 REPORTED = (
-    Kind("stamps: food", partial(stamps, folders=("food",))),
-    Kind("stamps: household", partial(stamps, folders=("household",))),
-    Kind("stamps: plants", partial(stamps, folders=("plants",))),
-    Kind("stamps: symbols", partial(stamps, folders=tuple(f"symbols/{name}" for name in SYMBOLS))),
-    Kind("emoji: food, plants, faces", partial(emoji, ranges=((0x1F330, 0x1F37F), (0x1F600, 0x1F637)))),
+    Kind("stamps: food", partial(stamps, folders=("food",)), found=True),
+    Kind("stamps: household", partial(stamps, folders=("household",)), found=True),
+    Kind("stamps: plants", partial(stamps, folders=("plants",)), found=True),
+    Kind("stamps: symbols", partial(stamps, folders=tuple(f"symbols/{name}" for name in SYMBOLS)), found=True),
+    Kind("emoji: food, plants, faces", partial(emoji, ranges=((0x1F330, 0x1F37F), (0x1F600, 0x1F637))), found=True),
     Kind("shapes: stars, wheels, spirals", partial(drawn, draw=stars_and_wheels, seed=11)),
     Kind("textures: cells, marble, wood", partial(drawn, draw=natural_textures, seed=12)),
     Kind("text: figures, capitals, signs", partial(drawn, draw=figures_and_signs, seed=13)),

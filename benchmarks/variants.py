@@ -4,7 +4,8 @@
     python benchmarks/variants.py RUN --bundle RUN/bundle --variant edge --variant int8-7bit --images 2000
 
 RUN is the folder of a finished training run. Measured are the ONNX variants of the bundles that were exported of it,
-and forms to compare them with, made for the occasion in a temporary folder, none of them trained for it:
+and forms to compare them with, made for the occasion in a temporary folder, none of them trained for it. Of a teacher,
+which is not exported itself, there are none: all is then held against the first variant.
 
     fp32          the net itself, where no bundle has it; every figure is held against it
     int8-7bit     static int8 of the whole net, weights in 7 bits: the same answers on every processor
@@ -43,6 +44,7 @@ from edgecifar.runtime.machine import cpu_info
 from edgecifar.runtime.metrics import Evaluation, evaluate
 from edgecifar.runtime.session import Session
 from edgecifar.train import data as datasets
+from edgecifar.train.net import Net
 from edgecifar.train.run import Run
 
 BATCHES = (1, 64)
@@ -155,7 +157,17 @@ def _times(entry: Entry) -> dict[str, Any]:
 def table(rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]) -> str:
     """Return the rows as lines of text; below, why some could not be measured."""
     one, many = (str(batch) for batch in BATCHES)
-    header = ["variant", "bytes", "of fp32", "accuracy, %", "points", "p", "agrees, %", "ECE, %", "as defined, %"]
+    header = [
+        "variant",
+        "bytes",
+        f"of {rows[0]['variant']}",
+        "accuracy, %",
+        "points",
+        "p",
+        "agrees, %",
+        "ECE, %",
+        "as defined, %",
+    ]
     header += [f"p50 ms, batch {one}", "faster", f"images/s, batch {many}", "more", "frontier"]
     lines = [header]
     for row in rows:
@@ -205,14 +217,14 @@ def main() -> None:
         parser.error("--images, --rounds and --threads must be at least 1")
 
     run = Run(given.run)
-    run.net()  # its weights are there and those that run.json describes
+    net = run.net()  # its weights are there and those that run.json describes
     exported = of_bundles([Bundle.open(folder) for folder in given.bundle], run)
     trained_on = run.record.dataset
     dataset = datasets.load_for_export(trained_on.name, given.data, trained_on.origin)
     if dataset is None or dataset.digest != trained_on.sha256:
         raise DataError(f"{run.folder} was trained on other data ({trained_on.name}): name those with --data.")
     with tempfile.TemporaryDirectory() as folder:
-        models = ReferenceModels(run, dataset, exported, Path(folder))
+        models = ReferenceModels(run, dataset, exported, Path(folder)) if isinstance(net, Net) else None
         candidates = choose(exported, models, given.variant)
     candidates += [one for folder in given.beside for one in beside(Bundle.open(folder), dataset.contract)]
     check_names(candidates)

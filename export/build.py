@@ -13,7 +13,7 @@ from torch import nn
 
 from ..runtime import files, golden, machine
 from ..runtime.bundle import Bundle
-from ..runtime.errors import DataError, ModelError, OutputError, ParityError
+from ..runtime.errors import DataError, ModelError, OutputError, ParityError, RunError
 from ..runtime.folder import write_sums
 from ..runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, ONNX, PARITY, Manifest, Variant
 from ..train.data import SYNTHETIC, Dataset, synthetic
@@ -23,7 +23,8 @@ from . import card, familiarity, models, parity
 from .compress.search import Made, spread_over
 from .familiarity import Added
 from .options import ExportOptions
-from .parity import Limits, Parity, Reference
+from .parity import Answers, Limits, Parity, Reference
+from .provenance import Provenance
 from .variants import Source, Target, targets
 
 log = logging.getLogger("edgecifar")
@@ -31,8 +32,12 @@ log = logging.getLogger("edgecifar")
 GOLDEN_VECTORS = 32
 """Golden vectors are the probabilities of so many drawn images."""
 
-INT8_ACCURACY_DROP = 0.5
-"""Quantization may cost so many points of accuracy, in per cent, beyond three standard errors."""
+INT8_LIMITS = Limits(0.5, agreement=0.9)
+"""Quantization may cost so many points of accuracy, in per cent, beyond three standard errors, and must keep the class
+of so many images, whatever their labels: of CIFAR-10 it keeps 98 to 99 %, and five times as many may be close calls."""
+
+FEW_TEST_PICTURES = 100
+"""With fewer, three standard errors are more than any budget: of nine, all may be lost."""
 
 PARITY_PICTURES = 1_000
 """Parity is proved on at least so many pictures: where there are fewer test images, on training images too, since it
@@ -64,8 +69,8 @@ def export(
         DataError: `dataset` is not what the run was trained on, or is missing and needed.
         RunError, OutputError: as reading the run and writing files say.
     """
-    if options.replace and out.exists() and not (out / MANIFEST).is_file():
-        raise OutputError(f"{out} is not a bundle, and only a bundle is replaced: choose another folder.")
+    out = out.resolve()  # a signature is made over its name, which "." does not tell
+    files.refuse_existing(out, options.replace, refuse_no_bundle)
     name = run.record.dataset.name
     if dataset is None and name == SYNTHETIC:
         dataset = synthetic()
@@ -78,9 +83,14 @@ def export(
     if dataset is not None and dataset.digest != run.record.dataset.sha256:
         raise DataError(f"{run.folder} {run.record.dataset.is_other_than(dataset.name)}", option="data")
     source = Source(run, dataset, options)
+    provenance = source.provenance  # before the weights are read
     wanted = targets(source)
-    with files.new_folder(out, options.replace) as folder:
+    with files.new_folder(out, options.replace, refuse_no_bundle) as folder:
         reference = _reference(source)
+        if Provenance.of(run.record) != provenance:
+            raise RunError(f"{run.folder} was trained on while it was read: export it again.")
+        if any(not target.limits.exact for target in wanted):
+            _warn_of_few(reference)
         made: dict[Target, Made] = {}
         added: dict[str, Added] = {}
         results: dict[str, Parity] = {}
@@ -108,7 +118,14 @@ def export(
         _complete(folder, source, made, results, added)
         if options.signer:
             options.signer.sign(folder, out.name)
-    return Bundle.open(out), results
+        bundle = Bundle.open(folder)  # before it takes the place of another one
+    return replace(bundle, folder=out), results
+
+
+def refuse_no_bundle(folder: Path) -> None:
+    """Raise an OutputError unless a folder, which an export would replace, is a bundle."""
+    if not (folder / MANIFEST).is_file():
+        raise OutputError(f"{folder} is not a bundle, and only a bundle is replaced: choose another folder.")
 
 
 def _reference(source: Source) -> Reference:
@@ -130,6 +147,17 @@ def _reference(source: Source) -> Reference:
     return Reference(images, data, eager, labels, source.provenance.temperature)
 
 
+def _warn_of_few(reference: Reference) -> None:
+    """Say where there are too few labelled images to tell whether a lossy model is as good as the net."""
+    if reference.labels is not None and (count := len(reference.labels)) < FEW_TEST_PICTURES:
+        log.warning(
+            "%d labelled test pictures are too few to tell whether a lossy variant is as good as the net: have %d at "
+            "least, or hold its accuracy for unknown.",
+            count,
+            FEW_TEST_PICTURES,
+        )
+
+
 def _check(path: Path, target: Target, reference: Reference, made: Made, in_torch: Function | None = None) -> Parity:
     """Return the parity of the model at `path`, loaded as whoever receives the bundle will.
 
@@ -141,29 +169,27 @@ def _check(path: Path, target: Target, reference: Reference, made: Made, in_torc
     except ModelError as error:
         result = parity.refused(reference, str(error).removesuffix(": export it again."))
     else:
-        result = parity.compare(loaded.logits, reference, target.limits)
+        answers = parity.ask(loaded.outputs, reference)
+        result = parity.compare(answers, reference, target.limits)
         if made.torch_form is not None and result.passed:
-            result = _against_torch_form(result, loaded.logits, made.torch_form, reference)
+            result = _against_torch_form(result, answers, made.torch_form, reference)
         if in_torch is not None and result.passed:
-            wanted = in_torch(reference.images)
-            result = _with_familiarity(loaded.familiarity, result, wanted, reference.images, target.limits.exact)
+            result = _with_familiarity(result, answers, in_torch(reference.images), target.limits.exact)
         if target.max_bytes is not None and result.passed and (size := path.stat().st_size) > target.max_bytes:
             result = replace(result, failure=f"has {size:,} bytes, and {target.max_bytes:,} are allowed")
     # The file is gone when this is read: the variant's name, which the reader sees beside it, says which it was.
     return replace(result, failure=result.failure.replace(f"{path} ", ""))
 
 
-def _with_familiarity(
-    found: Function | None, result: Parity, wanted: np.ndarray, images: np.ndarray, exact: bool
-) -> Parity:
+def _with_familiarity(result: Parity, answers: Answers, wanted: np.ndarray, exact: bool) -> Parity:
     """Return `result` with how the file's familiarity of the images agrees with torch's, `wanted`, float32 [N]."""
-    if found is None:
+    if (found := answers.output(2)) is None:
         return replace(result, failure="has no familiarity")
-    figures, failure = familiarity.compare(found, wanted, images, exact)
+    figures, failure = familiarity.compare(found, wanted, exact)
     return replace(result, familiarity=figures, failure=failure)
 
 
-def _against_torch_form(result: Parity, exported: Function, form: nn.Module, reference: Reference) -> Parity:
+def _against_torch_form(result: Parity, answers: Answers, form: nn.Module, reference: Reference) -> Parity:
     """Return `result` with how the model agrees with its torch form, and a failure where it does not."""
 
     @torch.inference_mode()
@@ -171,7 +197,7 @@ def _against_torch_form(result: Parity, exported: Function, form: nn.Module, ref
         return form(torch.from_numpy(images))[1].numpy()
 
     own = replace(reference, logits=in_batches(logits, reference.images))
-    found = parity.compare(exported, own, Limits(INT8_ACCURACY_DROP))
+    found = parity.compare(answers, own, INT8_LIMITS)
     figures: dict[str, float] = {"agree": found.agree}
     if found.max_probability_difference is not None:
         figures["max_probability_difference"] = found.max_probability_difference
@@ -282,4 +308,4 @@ def choose_default(variants: tuple[Variant, ...], held_out: dict[str, float | No
 
 def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]: no array is called allow_pickle

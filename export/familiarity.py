@@ -25,7 +25,7 @@ from ..runtime.errors import DataError, ParityError
 from ..runtime.manifest import Familiarity
 from ..runtime.providers import first_sentence, import_onnxruntime
 from ..train.data import Dataset
-from ..train.inference import Function, in_batches
+from ..train.inference import BATCH_SIZE, Function, in_batches
 from .compress.students import DeployedResidual
 from .formats import onnx as onnx_format
 from .graph import Deployed
@@ -159,13 +159,10 @@ def tensor_of(model: onnx.ModelProto, contract: Contract, name: str) -> Function
 def head_of(model: onnx.ModelProto, contract: Contract) -> tuple[np.ndarray, np.ndarray]:
     """Return weight, float32 [classes, features], and bias, float32 [classes], of an ONNX model's last layer."""
     constants = {constant.name: constant for constant in model.graph.initializer}
-    weight, bias = (numpy_helper.to_array(constants[name]) for name in _last(model, contract).input[1:])
+    weight, bias = (
+        numpy_helper.to_array(constants[name]) for name in onnx_format.last_layer(model, contract).input[1:]
+    )
     return (weight if len(weight) == len(bias) else weight.T).copy(), bias.copy()
-
-
-def _last(model: onnx.ModelProto, contract: Contract) -> onnx.NodeProto:
-    """Return the node that gives the logits."""
-    return next(node for node in model.graph.node if contract.logits_name in node.output)
 
 
 def append(model: onnx.ModelProto, contract: Contract, detectors: Detectors) -> None:
@@ -181,7 +178,7 @@ def append(model: onnx.ModelProto, contract: Contract, detectors: Detectors) -> 
     """
     if (name := contract.familiarity_name) is None:
         raise ValueError("the contract names no familiarity")
-    graph, hidden = model.graph, _last(model, contract).input[0]
+    graph, hidden = model.graph, onnx_format.last_layer(model, contract).input[0]
     weight, bias, axes, values = (f"{name}_{part}" for part in ("weight", "bias", "axes", "detectors"))
     graph.initializer.extend(
         [
@@ -282,7 +279,7 @@ def add(path: Path, contract: Contract, examples: Examples) -> Added:
 
 def _add(path: Path, contract: Contract, examples: Examples) -> Added:
     model = onnx.load(path)
-    hidden = tensor_of(model, contract, _last(model, contract).input[0])
+    hidden = tensor_of(model, contract, onnx_format.last_layer(model, contract).input[0])
     known, unknown = hidden(examples.known), hidden(examples.unknown)
     if not np.isfinite(known).all() or not np.isfinite(unknown).all():
         raise ValueError("its features are not finite")
@@ -325,26 +322,26 @@ def fit_threshold(
     return Familiarity(threshold, float((scores >= threshold).mean()), len(images), {"drawn": drawn})
 
 
-def compare(found: Function, wanted: np.ndarray, images: np.ndarray, exact: bool) -> tuple[dict[str, float], str]:
+def compare(found: Mapping[int, np.ndarray], wanted: np.ndarray, exact: bool) -> tuple[dict[str, float], str]:
     """Hold the familiarity of a file against torch's; return the figures, and why it fails, or "".
 
     Args:
-        found: maps uint8 [N, size, size, 3] to the file's, float32 [N].
+        found: the file's, float32 [N] by the batch size, as `parity.Answers` has them.
         wanted: of all images by the net that the file was made from, float32 [N].
-        images: uint8 [N, size, size, 3].
         exact: whether each must be equal within the tolerances of the logits; else the two must correlate.
     """
-    scores = in_batches(found, images)
+    scores = found[BATCH_SIZE]
     if scores.shape != wanted.shape or not np.isfinite(scores).all():
         return {}, "gives familiarities of another shape, or that are not finite"
-    spread = float(wanted.std())
+    spread, varies = float(wanted.std()), bool(scores.std())
     difference = np.abs(scores - wanted)
     figures = {
         "max_abs_difference": float(difference.max()),
-        "correlation": float(np.corrcoef(scores, wanted)[0, 1]) if spread and scores.std() else 1.0,
+        # Of a constant there is none: two are as alike as can be, one tells nothing of the other.
+        "correlation": float(np.corrcoef(scores, wanted)[0, 1]) if spread and varies else float(spread == varies),
     }
     for size in BATCH_SIZES:
-        some = in_batches(found, images[: 2 * size], size)
+        some = found[size]
         tolerance = ATOL + RTOL * np.abs(some) if exact else 0.5 * spread
         if (np.abs(some - scores[: len(some)]) > tolerance).any():
             return figures, f"gives other familiarities at batch size {size}"

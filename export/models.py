@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from ..train.net import INPUT_SIZE
 from ..train.run import Run
 from .formats import pt2, torchscript
 
+Outputs = Callable[[np.ndarray], Sequence[np.ndarray]]
+"""Maps uint8 [N, size, size, 3] to probabilities and logits, float32 [N, classes] each, and, where the model has it, to
+the familiarity, float32 [N], of one run."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -31,6 +35,7 @@ class Model:
         kind: "run", "torchscript", "pt2", "onnx" or "bundle".
         probabilities: maps uint8 [N, size, size, 3] to float32 [N, classes].
         logits: maps the same to float32 [N, classes].
+        outputs: maps the same to both, and to the familiarity where there is one, of one run.
         provider: what it runs on.
         contract: what it takes and gives; None of a .pt or .pt2 file of an earlier version, which does not say.
         dataset: the name of what it was trained on; None where the file does not say.
@@ -44,6 +49,7 @@ class Model:
     kind: str
     probabilities: Function
     logits: Function
+    outputs: Outputs
     provider: str
     contract: Contract | None = None
     dataset: str | None = None
@@ -75,7 +81,7 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
         raise VariantError(f"{path} is not a bundle and has no variants: leave the variant out.", option="variant")
     if kind == "onnx":
         session = Session(path.read_bytes(), provider=provider, name=str(path))
-        functions = session.probabilities, session.logits
+        functions = session.probabilities, session.logits, session.outputs
         name, origin = _trained_on(session.metadata())
         familiarity = _familiarity(session)
         return Model(kind, *functions, session.provider, session.contract, name, origin=origin, familiarity=familiarity)
@@ -96,6 +102,7 @@ def _bundle(path: Path, variant: str | None, provider: str) -> Model:
         kind="bundle",
         probabilities=session.probabilities,
         logits=session.logits,
+        outputs=session.outputs,
         provider=session.provider,
         contract=bundle.contract,
         dataset=bundle.manifest.dataset,
@@ -112,10 +119,12 @@ def _familiarity(session: Session) -> Function | None:
 def _run(path: Path) -> Model:
     run = Run(path)
     net, record = run.net(), run.record
+    probabilities, logits = classify_with(net, record.temperature), logits_with(net)
     return Model(
         kind="run",
-        probabilities=classify_with(net, record.temperature),
-        logits=logits_with(net),
+        probabilities=probabilities,
+        logits=logits,
+        outputs=lambda images: (probabilities(images), logits(images)),
         provider="torch, cpu",
         contract=record.contract,
         dataset=record.dataset.name,
@@ -141,7 +150,8 @@ def _torch_file(path: Path, kind: str) -> Model:
         raise ModelError(
             f"{path} is not a model that 'edgecifar export' made, or it is damaged ({reason}): export it again."
         ) from None
-    return Model(kind, _numpy(module, 0), _numpy(module, 1), "torch, cpu", contract)
+    call = _numpy(module)
+    return Model(kind, lambda images: call(images)[0], lambda images: call(images)[1], call, "torch, cpu", contract)
 
 
 def _trained_on(metadata: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
@@ -154,10 +164,10 @@ def _trained_on(metadata: Mapping[str, Any]) -> tuple[str | None, Mapping[str, A
         return None, {}
 
 
-def _numpy(module: nn.Module, output: int) -> Function:
+def _numpy(module: nn.Module) -> Outputs:
     @torch.inference_mode()
-    def call(images: np.ndarray) -> np.ndarray:
+    def call(images: np.ndarray) -> list[np.ndarray]:
         # Writable, as torch warns of arrays that are not, such as those of a memory map.
-        return module(torch.from_numpy(np.require(images, requirements="W")))[output].numpy()
+        return [output.numpy() for output in module(torch.from_numpy(np.require(images, requirements="W")))]
 
     return call

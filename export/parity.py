@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..runtime.metrics import score
-from ..train.inference import BATCH_SIZE, Function, in_batches
+from ..train.inference import BATCH_SIZE
+from .models import Outputs
 
 ATOL = RTOL = 1e-4
 """Bounds on a logit of an exact (fp32) format: |exported - eager| <= ATOL + RTOL * |eager|."""
 
 BATCH_SIZES = (1, 2, 7, 64)
 """A model is run at these batch sizes; 1 and 2 expose a batch dimension that was frozen."""
+
+PROBABILITY_TOLERANCE = 1e-4
+"""The output `probabilities` of an exact format may differ by so much from the net's, and that of a lossy model from
+the softmax of its own logits, which is in float32 there too: it is what users read, and can be wrong alone."""
 
 MAX_DIFFERENCE_BETWEEN_BATCH_SIZES = 0.05
 """A lossy model may move a probability by so much between batch sizes: kernels round differently."""
@@ -42,6 +47,30 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a model gives for the images of a reference; see `ask`.
+
+    Attributes:
+        by_size: its outputs by the batch size: of `BATCH_SIZES` for the first images, of `BATCH_SIZE` for all.
+        failure: why there are no more; empty where there are all.
+    """
+
+    by_size: Mapping[int, Sequence[np.ndarray]] = field(default_factory=dict[int, Sequence[np.ndarray]])
+    failure: str = ""
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes of `BATCH_SIZES` that ran."""
+        return tuple(size for size in self.by_size if size in BATCH_SIZES)
+
+    def output(self, number: int) -> dict[int, np.ndarray] | None:
+        """Return one output by the batch size, 0 the probabilities, 1 the logits, 2 the familiarity; None if absent."""
+        if any(len(outputs) <= number for outputs in self.by_size.values()):
+            return None
+        return {size: outputs[number] for size, outputs in self.by_size.items()}
+
+
+@dataclass(frozen=True)
 class Limits:
     """How far a model may be from the net.
 
@@ -50,10 +79,12 @@ class Limits:
             variant, the points of accuracy, in per cent, that it may lose beyond three standard errors.
         max_probability_difference: largest difference of a probability that a lossy variant may show; one that is held
             to this may do without labels. None where the accuracy alone counts.
+        agreement: share of the images, 0 to 1, which a lossy variant must give the same class.
     """
 
     accuracy_drop: float | None = None
     max_probability_difference: float | None = None
+    agreement: float = 0.0
 
     @property
     def exact(self) -> bool:
@@ -124,32 +155,40 @@ def refused(reference: Reference, failure: str, batch_sizes: Sequence[int] = ())
     return Parity(len(reference.images), reference.data, batch_sizes=tuple(batch_sizes), failure=failure)
 
 
-def compare(exported: Function, reference: Reference, limits: Limits) -> Parity:
-    """Hold a model against the net.
-
-    Args:
-        exported: maps uint8 [N, size, size, 3] to logits, float32 [N, classes]; as loaded back from the disk.
-        reference: images, and the net's own logits of them.
-        limits: how far the model may be from the net.
-    """
-    images, eager = reference.images, reference.logits
-    by_size: dict[int, np.ndarray] = {}
+def ask(model: Outputs, reference: Reference) -> Answers:
+    """Run a model, as loaded back from the disk, on all images of a reference once, and on some at each batch size."""
+    images, classes = reference.images, reference.logits.shape[1]
+    by_size: dict[int, Sequence[np.ndarray]] = {}
     for size in (*BATCH_SIZES, BATCH_SIZE):
         some = images if size == BATCH_SIZE else images[: 2 * size]
         try:
-            logits = in_batches(exported, some, size)
+            parts = [model(some[start : start + size]) for start in range(0, len(some), size)]
+            outputs = [np.concatenate(rows) for rows in zip(*parts, strict=True)]
         except Exception as error:  # whatever an engine raises: the gate names the model and goes on to the next
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            return refused(reference, f"cannot run batch size {size}: {reason}", tuple(by_size))
-        if logits.shape != (len(some), eager.shape[1]):
-            failure = f"gives logits of shape {list(logits.shape)} at batch size {size}"
-            return refused(reference, failure, tuple(by_size))
-        by_size[size] = logits
-    logits = by_size.pop(BATCH_SIZE)
+            return Answers(by_size, f"cannot run batch size {size}: {reason}")
+        for name, output in (("logits", outputs[1]), ("probabilities", outputs[0])):
+            if output.shape != (len(some), classes):
+                return Answers(by_size, f"gives {name} of shape {list(output.shape)} at batch size {size}")
+        by_size[size] = outputs
+    return Answers(by_size)
+
+
+def compare(answers: Answers, reference: Reference, limits: Limits) -> Parity:
+    """Hold what a model gives against what the net gives.
+
+    Args:
+        answers: what `ask` returned of the model and `reference`.
+        reference: images, and the net's own logits of them.
+        limits: how far the model may be from the net.
+    """
+    if answers.failure:
+        return refused(reference, answers.failure, answers.batch_sizes)
+    eager, (probabilities, logits, *_) = reference.logits, answers.by_size[BATCH_SIZE]
     difference = np.abs(logits - eager)
-    finite, moved, result, p_value = bool(np.isfinite(logits).all()), None, None, None
+    finite = bool(np.isfinite(logits).all() and np.isfinite(probabilities).all())
+    moved, result, p_value = None, None, None
     if finite:
-        probabilities = _softmax(logits / reference.temperature)
         moved = float(np.abs(probabilities - _softmax(eager / reference.temperature)).max())
         if reference.labels is not None:
             names, labels = [str(index) for index in range(eager.shape[1])], reference.labels
@@ -157,14 +196,14 @@ def compare(exported: Function, reference: Reference, limits: Limits) -> Parity:
             result = score(probabilities[:tested], labels, names, seconds=0)
             p_value = mcnemar(logits[:tested].argmax(1) == labels, eager[:tested].argmax(1) == labels)
     return Parity(
-        images=len(images),
+        images=len(reference.images),
         data=reference.data,
         agree=int((logits.argmax(1) == eager.argmax(1)).sum()),
         accuracy=result and result.accuracy,
         max_abs_difference=float(difference.max()),
         max_rel_difference=float((difference / np.abs(eager).max(axis=1, keepdims=True)).max()),
-        batch_sizes=tuple(by_size),
-        failure=_failure(logits, by_size, reference, limits, moved),
+        batch_sizes=answers.batch_sizes,
+        failure=_failure(answers, reference, limits, moved),
         nll=result and result.nll,
         ece=result and result.ece,
         p_value=p_value,
@@ -173,31 +212,50 @@ def compare(exported: Function, reference: Reference, limits: Limits) -> Parity:
     )
 
 
-def _failure(
-    logits: np.ndarray, by_size: dict[int, np.ndarray], reference: Reference, limits: Limits, moved: float | None
-) -> str:
+def _failure(answers: Answers, reference: Reference, limits: Limits, moved: float | None) -> str:
     """Return why a model fails, or "".
 
     Args:
-        logits: of all images, float32 [N, classes].
-        by_size: of batch sizes the logits of the first images, float32 [M, classes].
-        reference: what `logits` is held against.
-        limits: how far it may be from that.
-        moved: largest difference of a probability; None where a logit is not finite.
+        answers: of the model.
+        reference: what they are held against.
+        limits: how far they may be from that.
+        moved: largest difference of a probability; None where a value is not finite.
     """
+    by_size = {size: outputs[1] for size, outputs in answers.by_size.items()}
+    logits, eager = by_size.pop(BATCH_SIZE), reference.logits
     if moved is None:
-        return "gives logits that are not finite"
+        name = "probabilities" if np.isfinite(logits).all() else "logits"
+        return f"gives {name} that are not finite"
     if limits.accuracy_drop is None:
-        return _not_exact(logits, by_size, reference.logits)
+        return _not_exact(logits, by_size, eager) or _wrong_probabilities(answers, reference, exact=True)
     if failure := _changes_with_batch(by_size, logits, reference.temperature):
+        return failure
+    if failure := _wrong_probabilities(answers, reference, exact=False):
         return failure
     limit = limits.max_probability_difference
     if limit is not None and moved > limit:
         return f"moves a probability by {moved:.3f}, more than {limit:g}"
+    agree = int((logits.argmax(1) == eager.argmax(1)).sum())
+    if agree < limits.agreement * len(eager):
+        return f"gives the same class for {agree:,} of {len(eager):,} images, less than {100 * limits.agreement:g} %"
     if reference.labels is None:
         return "" if limit is not None else "is lossy, and there are no labels to measure its accuracy by"
     tested = len(reference.labels)
-    return _over_budget(logits[:tested], reference.logits[:tested], reference.labels, limits.accuracy_drop)
+    return _over_budget(logits[:tested], eager[:tested], reference.labels, limits.accuracy_drop)
+
+
+def _wrong_probabilities(answers: Answers, reference: Reference, exact: bool) -> str:
+    """Return why the output `probabilities` fails, or "": it is not the softmax of the logits, at some batch size.
+
+    Those are the net's logits where the model must be `exact`, else its own; all are finite.
+    """
+    for size, (probabilities, logits, *_) in answers.by_size.items():
+        meant = _softmax((reference.logits[: len(logits)] if exact else logits) / reference.temperature)
+        difference = np.abs(probabilities - meant).max()
+        if not difference <= PROBABILITY_TOLERANCE:  # not: nan fails too
+            whose = "the net's" if exact else "what its own logits say"
+            return f"gives probabilities that differ from {whose} by {difference:.1e} at batch size {size}"
+    return ""
 
 
 def _not_exact(logits: np.ndarray, by_size: dict[int, np.ndarray], eager: np.ndarray) -> str:

@@ -229,7 +229,7 @@ def lossy(source: Source, variant: LossyVariant) -> Target:
     def make(path: Path) -> Made:
         return search.write(path, variant, options.budget, source.metadata(variant.name, **tuning))
 
-    limits = Limits(variant.multiplier * options.budget)
+    limits = Limits(search.budget_multiplier(variant) * options.budget)
     return Target(variant.name, "onnx", "int8", limits, make, options.max_bytes)
 
 

@@ -295,8 +295,12 @@ class Bundle:
             worse = f"more than {variant.golden_tolerance:.0e}"
             raise BundleError(f"differ by {difference:.2e}, {worse} on this machine")
         said = f"{len(images)} images, largest difference {difference:.1e}"
-        if scores is None or len(wanted) != len(scores):
+        if scores is None:
             return said
+        if not wanted:
+            return f"{said}; of the familiarity nothing is stored, and it was not checked"
+        if len(wanted) != len(scores):
+            raise BundleError(f"lack familiarities: {GOLDEN} and {GOLDEN_PICTURES} hold {len(wanted)} of {len(scores)}")
         difference = np.abs(scores - wanted).max()
         tolerance = FAMILIARITY_TOLERANCE * variant.golden_tolerance
         if not difference <= tolerance:

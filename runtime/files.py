@@ -70,11 +70,16 @@ def _explain(error: OSError, path: Path) -> OutputError:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Generator[None]:
-    """Turn an `OSError` of writing `path` into an `OutputError` that says what to do."""
+def explained(path: Path, inside: Path | None = None) -> Generator[None]:
+    """Turn an `OSError` of writing `path` into an `OutputError` that says what to do.
+
+    With `inside`, where `path` is made, one that names a file elsewhere is passed on: it is of other work meanwhile.
+    """
     try:
         yield
     except OSError as error:
+        if inside and error.filename is not None and not Path(str(error.filename)).is_relative_to(inside):
+            raise
         raise _explain(error, path) from error
 
 
@@ -94,10 +99,12 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
     Raises:
         OutputError: the disk is full, the folder is read-only, and so on; `path` is as it was before.
     """
-    staged = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
-    with explained(path):
+    staged = _beside(path)
+    with explained(path), contextlib.ExitStack() as locked:
         _in_use.add(staged)
         try:
+            staged.touch()
+            locked.callback(lock(staged))
             if isinstance(content, bytes):
                 staged.write_bytes(content)
             else:
@@ -108,6 +115,11 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
         finally:
             staged.unlink(missing_ok=True)
             _in_use.discard(staged)
+
+
+def _beside(path: Path) -> Path:
+    """Return where `path` is made; in another container a process may have our number, so that this is not enough."""
+    return path.with_name(f"{STAGING}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
 
 
 @contextlib.contextmanager
@@ -160,13 +172,13 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _is_taken(folder: Path) -> bool:
-    """Return whether a process holds a folder's lock, be it in another container, whose numbers mean nothing here."""
-    if not folder.is_dir() or folder.is_symlink():
+def _is_taken(path: Path) -> bool:
+    """Return whether a process holds a path's lock, be it in another container, whose numbers mean nothing here."""
+    if path.is_symlink():
         return False
     try:
-        lock(folder)()
-    except BlockingIOError:
+        lock(path)()
+    except OSError:  # a lock, or what only another user may open
         return True
     return False
 
@@ -200,16 +212,20 @@ def _exchange(one: Path, other: Path) -> bool:
     return renameat2(ignored, os.fsencode(one), ignored, os.fsencode(other), exchange) == 0
 
 
-def refuse_existing(path: Path, replace: bool) -> None:
-    """Raise an OutputError where `new_folder` would not make or replace what is at `path`."""
-    if path.exists() and not replace:
+def refuse_existing(path: Path, replace: bool, check: Callable[[Path], object] | None = None) -> None:
+    """Raise an OutputError where `new_folder`, with the same arguments, would not make or replace what is at `path`."""
+    if not path.exists():
+        return
+    if not replace:
         raise OutputError(f"{path} exists already: choose another folder, or have it replaced.", option="replace")
-    if path.exists() and not path.is_dir():
+    if not path.is_dir():
         raise OutputError(f"{path} is a file: choose another place for the folder.")
+    if check:
+        check(path)
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, replace: bool = False) -> Generator[Path]:
+def new_folder(path: Path, replace: bool = False, check: Callable[[Path], object] | None = None) -> Generator[Path]:
     """Yield an empty folder that becomes `path` when the block ends, and vanishes if the block fails.
 
     Args:
@@ -217,35 +233,39 @@ def new_folder(path: Path, replace: bool = False) -> Generator[Path]:
         replace: whether an existing `path` may be replaced. It stays until the new one is complete, and where the
             system can swap two folders there is no moment without one of them; elsewhere a process that is killed
             between two renames leaves the old one under another name, and `remove_leftovers` puts it back.
+        check: called with a folder that would be replaced, before the block and after it; it raises an OutputError
+            where the folder is none that may be.
 
     Raises:
-        OutputError: `path` exists and `replace` is false or it is no folder, or it cannot be written.
+        OutputError: `path` exists, before the block or after it, and may not be replaced; or it cannot be written.
     """
     given, path = path, path.resolve()  # a link stays one, and what it leads to is replaced
     make_folder(path.parent)
+    staged, old = _beside(path), path.with_name(f"{REPLACED}{os.getpid()}-{path.name}")
     with explained(path):
         remove_leftovers(path.parent)
-        refuse_existing(given, replace)
-        staged = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
+        refuse_existing(given, replace, check)
         staged.mkdir()
         let_go = lock(staged)
-        old = path.with_name(f"{REPLACED}{os.getpid()}-{path.name}")
-        try:
+    try:
+        with explained(path, inside=staged):
             yield staged
+        with explained(path):
             for file in sorted(staged.rglob("*")):
                 _sync(file)
             _sync(staged)
+            refuse_existing(path, replace, check)  # it may have come meanwhile
             if not path.exists():
                 staged.rename(path)
             elif not _exchange(staged, path):
                 path.rename(old)  # a folder that is not empty cannot be replaced in one rename
                 staged.rename(path)
             _sync(path.parent)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            raise
-        finally:
-            let_go()
-            shutil.rmtree(staged, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    finally:
+        let_go()
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -95,8 +95,7 @@ def read(folder: Path, name: str, follow: bool = False) -> bytes:
     try:
         found = path.lstat()
         if stat.S_ISLNK(found.st_mode):
-            home, target = os.path.realpath(folder), os.path.realpath(path)
-            if not follow and os.path.commonpath([home, target]) != home:
+            if not follow and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
                 raise BundleError(f"{path} is a link that leaves the bundle: copy the bundle again, whole.")
             found = path.stat()
         if not stat.S_ISREG(found.st_mode):

@@ -179,5 +179,6 @@ def _picture(entry: dict[str, Any], contract: Contract) -> GoldenPicture:
         raise ValueError(f"the probabilities of {entry['file']} are not of {contract.classes} classes")
     if any(type(score) not in (int, float) for score in scores.values()):
         raise ValueError(f"a familiarity of {entry['file']} is no number")
+    familiarity = {str(name): float(score) for name, score in scores.items()}
     array = np.array(flat, np.uint8).reshape(contract.picture_shape)
-    return GoldenPicture(entry["file"], entry["tolerance"], array, rows, dict(scores))
+    return GoldenPicture(entry["file"], entry["tolerance"], array, rows, familiarity)

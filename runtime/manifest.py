@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +34,9 @@ SYNTHETIC = "synthetic"
 
 MAX_DEPTH = 32
 """How deeply a manifest may be nested: whatever walks through it must not run out of stack."""
+
+MAX_NUMBER = sys.float_info.max
+"""Numbers in a manifest are at most as large: JSON's have no bound, and what is computed of them is a float."""
 
 PLAIN_NAME = "[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}"
 """Regular expression of the names that files and variants may have: safe on every disk, terminal and command line."""
@@ -150,11 +155,13 @@ class Manifest:
                     f"{source} has schema {values['schema']}, this version of edgecifar reads 1 and {SCHEMA}: export "
                     "the bundle again, or install the version of edgecifar that made it."
                 )
-            shown = json.dumps(values, ensure_ascii=False)
-            if not shown.isprintable() or "\\u00" in shown:  # what is printed must not steer a terminal
-                raise ValueError("it holds characters that cannot be shown")
             if _depth(values) > MAX_DEPTH:
                 raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+            for leaf in _leaves(values):
+                if isinstance(leaf, str) and not leaf.isprintable():  # what is printed must not steer a terminal
+                    raise ValueError("it holds characters that cannot be shown")
+                if isinstance(leaf, int | float) and not -MAX_NUMBER <= leaf <= MAX_NUMBER:  # nor end in an overflow
+                    raise ValueError("it holds a number that is too large")
             manifest = _build(cls, _from_schema_1(values) if values["schema"] == 1 else _from_schema_2(values))
             _check(manifest)
         except (ValueError, RecursionError) as error:
@@ -213,6 +220,17 @@ def _depth(value: Any) -> int:
         return 0
     inner = cast("Any", value)
     return 1 + max(map(_depth, inner.values() if isinstance(value, dict) else inner), default=0)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield all in a JSON value that holds no other, names included."""
+    if isinstance(value, dict | list):
+        for part in cast("Any", value):
+            yield from _leaves(part)
+            if isinstance(value, dict):
+                yield from _leaves(value[part])
+    else:
+        yield value
 
 
 def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

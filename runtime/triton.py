@@ -6,11 +6,12 @@ https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/use
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import VariantError
-from .files import new_folder
+from .errors import OutputError, VariantError
+from .files import new_folder, refuse_existing
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -19,18 +20,21 @@ if TYPE_CHECKING:
 LABELS_FILE = "labels.txt"
 """The file of the labels, one a line, which Triton's classification extension names classes by."""
 
+CONFIGURATION, MODEL = "config.pbtxt", "1/model.onnx"
+"""The other files of a model's folder."""
+
 MAX_BATCH = 64
 """Images that Triton runs at once: enough for full throughput."""
 
 
 def write_repository(bundle: Bundle, folder: Path, *, name: str, replace: bool = False) -> list[str]:
-    """Make `folder` a model repository of all ONNX variants of `bundle`, whose digests are checked.
+    """Put all ONNX variants of `bundle`, whose digests are checked, into the model repository `folder`.
 
     Args:
         bundle: what is laid out.
-        folder: the repository; it appears whole or not at all.
+        folder: the repository; a new one, or each model's folder in one that is there, appears whole or not at all.
         name: what the models' names begin with; a hyphen and the variant's name follow.
-        replace: whether `folder` may be there already.
+        replace: whether `folder` may be there already. Models of the same names are replaced; all else in it stays.
 
     Returns:
         The models' names.
@@ -38,21 +42,30 @@ def write_repository(bundle: Bundle, folder: Path, *, name: str, replace: bool =
     Raises:
         VariantError: the bundle has no ONNX variant.
         BundleError: a model is not what was exported.
-        OutputError: the folder exists or cannot be written.
+        OutputError: the folder exists, or one in it by a model's name that is none; or it cannot be written.
     """
     variants = [variant for variant in bundle.manifest.variants if variant.is_onnx]
     if not variants:
         raise VariantError(f"{bundle.folder} has no ONNX variant, and Triton is given no other: export one.")
+    refuse_existing(folder, replace)
     names: list[str] = []
-    with new_folder(folder, replace=replace) as staged:
+    with ExitStack() as folders:
+        repository = folder if folder.is_dir() else folders.enter_context(new_folder(folder))
         for variant in variants:
             names.append(f"{name}-{variant.name}")
-            version = staged / names[-1] / "1"
-            version.mkdir(parents=True)
-            (version / "model.onnx").write_bytes(bundle.read(variant))
-            (version.parent / LABELS_FILE).write_text("\n".join(bundle.contract.labels) + "\n", encoding="utf-8")
-            (version.parent / "config.pbtxt").write_text(configuration(names[-1], bundle.contract), encoding="utf-8")
+            model = folders.enter_context(new_folder(repository / names[-1], replace, _refuse_other))
+            (model / MODEL).parent.mkdir()
+            (model / MODEL).write_bytes(bundle.read(variant))
+            (model / LABELS_FILE).write_text("\n".join(bundle.contract.labels) + "\n", encoding="utf-8")
+            (model / CONFIGURATION).write_text(configuration(names[-1], bundle.contract), encoding="utf-8")
     return names
+
+
+def _refuse_other(folder: Path) -> None:
+    """Raise an OutputError unless a folder holds nothing but what is written here."""
+    for path in folder.rglob("*"):
+        if path.relative_to(folder).as_posix() not in ("1", MODEL, LABELS_FILE, CONFIGURATION):
+            raise OutputError(f"{path} is not of a model that was laid out from a bundle: choose another folder.")
 
 
 def configuration(name: str, contract: Contract) -> str:

@@ -16,6 +16,7 @@ import io
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +32,7 @@ from edgecifar.runtime.files import new_folder, write_file
 from edgecifar.runtime.manifest import BOM, CARD, GOLDEN, MANIFEST, SUMS, Variant
 from edgecifar.runtime.session import Session
 from edgecifar.train import data as datasets
+from edgecifar.train.folders import FolderOptions
 
 log = logging.getLogger("edgecifar")
 
@@ -41,7 +43,8 @@ def examples_of(bundle: Bundle, data: str | None) -> familiarity.Examples:
     Raises:
         EdgecifarError: the data set is not the one that the net was trained on.
     """
-    origin, dataset = bundle.manifest.provenance, datasets.load(data)
+    origin = bundle.manifest.provenance
+    dataset = datasets.load(data, options=FolderOptions.recorded(origin["dataset"].get("origin", {})))
     if dataset.digest != origin["dataset"]["sha256"]:
         raise EdgecifarError(f"The bundle was trained on {bundle.manifest.dataset}, not on this {dataset.name}.")
     return familiarity.Examples.of_dataset(dataset, origin["recipe"]["held_out"])
@@ -85,18 +88,15 @@ def rewrite(source: Path, out: Path, data: str | None, measured: Path | None) ->
         contract = replace(manifest.contract, familiarity_name=familiarity.NAME)
         manifest = replace(manifest, contract=contract, variants=tuple(variant for _, variant in made))
     if measured:
-        document = json.loads(measured.read_bytes())
-        if document["settings"].get("kinds") != "reported":
-            raise EdgecifarError(f"{measured} was not measured on the kinds that are reported: measure it on those.")
-        found = {row["model"]: row for row in document["rows"]}
-        manifest = replace(manifest, variants=tuple(with_figures(v, found[v.name]) for v in manifest.variants))
+        found = figures(measured)
+        manifest = replace(manifest, variants=tuple(with_figures(v, found) for v in manifest.variants))
     contract = manifest.contract
     sessions = {v.name: Session(models[v.file], contract=contract, provider="cpu") for v in manifest.variants}
     images, vectors = bundle.golden()
     scores = {name: lambda some, each=each: each.outputs(some)[2] for name, each in sessions.items()}
     vectors |= {f"{contract.familiarity_name}/{name}": score(images) for name, score in scores.items()}
     arrays = io.BytesIO()
-    np.savez(arrays, allow_pickle=False, **{contract.input_name: images, **vectors})
+    np.savez(arrays, **{contract.input_name: images, **vectors})  # pyright: ignore[reportArgumentType]: no array is called allow_pickle
     with new_folder(out, replace=out.resolve() == source.resolve()) as folder:
         kept = bundle.sums.keys() - {MANIFEST, CARD, BOM, GOLDEN, SUMS, *models}
         for name in kept:
@@ -110,11 +110,34 @@ def rewrite(source: Path, out: Path, data: str | None, measured: Path | None) ->
     return Bundle.open(out)
 
 
-def with_figures(variant: Variant, row: dict[str, Any]) -> Variant:
-    """Return a variant with what benchmarks/unknown.py measured of its score."""
+def figures(measured: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows that benchmarks/unknown.py kept, by their models' names.
+
+    Raises:
+        EdgecifarError: it is no such file, or was not measured on the kinds that are reported.
+    """
+    try:
+        document = json.loads(measured.read_bytes())
+        kinds, found = document["settings"].get("kinds"), {row["model"]: row for row in document["rows"]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EdgecifarError(f"{measured} is no file of benchmarks/unknown.py's ({error}): name one.") from None
+    if kinds != "reported":
+        raise EdgecifarError(f"{measured} was not measured on the kinds that are reported: measure it on those.")
+    return found
+
+
+def with_figures(variant: Variant, found: Mapping[str, dict[str, Any]]) -> Variant:
+    """Return a variant with what benchmarks/unknown.py measured of its score, its row in `found`.
+
+    Raises:
+        EdgecifarError: there is no such row, or it is of another threshold.
+    """
     score = variant.familiarity
     if score is None:
         return variant
+    if variant.name not in found:
+        raise EdgecifarError(f"There are no figures of {variant.name}: measure it, too.")
+    row = found[variant.name]
     if row["threshold"] != score.threshold:
         raise EdgecifarError(f"The figures are of another {variant.name}, by its threshold: measure this one.")
     other = {"images": row["images"], "auroc": round(row["auroc"], 4), "passed": round(row["passed"], 4)}

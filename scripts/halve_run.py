@@ -24,6 +24,7 @@ import torch
 from edgecifar.export.compress.distill import FOLDER
 from edgecifar.runtime import EdgecifarError
 from edgecifar.runtime.errors import RunError
+from edgecifar.runtime.files import new_folder
 from edgecifar.train.answers import store, stored
 from edgecifar.train.run import Run
 
@@ -39,16 +40,16 @@ def halve(run: Run, out: Path) -> Run:
     """Return the copy of `run` in the new folder `out`.
 
     Raises:
-        RunError: `run` is not finished or damaged, a weight is too large for half precision, or `out` is taken.
-        OutputError: `out` cannot be written.
+        RunError: `run` is not finished or damaged, or a weight is too large for half precision.
+        OutputError: `out` exists or cannot be written.
     """
-    record, net = run.record, run.net()
+    record, net, metrics = run.record, run.net(), run.metrics
     if not record.is_finished:
         raise RunError(f"{run.folder} is not finished: resume it first.")
     check(net.state_dict(), run.folder)
-    copy = Run.create(out, record)
-    copy.finish(net, record, run.metrics, torch.float16)
-    return copy
+    with new_folder(out) as folder:
+        Run(folder).finish(net, record, metrics, torch.float16)
+    return Run(out)
 
 
 def halve_students(run: Run) -> list[Path]:

@@ -10,8 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from ..runtime.bundle import Bundle
-from ..runtime.errors import BundleError, ProviderError, VariantError
-from ..runtime.files import new_folder
+from ..runtime.errors import BundleError, OutputError, ProviderError, VariantError
+from ..runtime.files import new_folder, refuse_existing
 from ..runtime.manifest import GOLDEN, GOLDEN_PICTURES, MANIFEST, ONNX, Variant
 
 WEB = Path(__file__).parent / "web"
@@ -37,6 +37,9 @@ HOW_TO_GET = f"run 'npm install {PACKAGE}@{VERSION}' and name the folder node_mo
 
 MODULES = ("png.js", "pixels.js", "npz.js", "decode.js", "bundle.js", "files.js", "page.js")
 """The page's scripts, each before those that import it."""
+
+VARIANT = b'name="edgecifar-variant"'
+"""A page's index.html holds this, by which it is known."""
 
 _POLICY = (
     "default-src 'none'; script-src {script} 'wasm-unsafe-eval'; style-src {style}; img-src blob: data:; "
@@ -122,23 +125,31 @@ def write_page(
         wasm: the unpacked npm package.
         variant: which model.
         single: write one file instead of many.
-        replace: whether an existing folder may be replaced.
+        replace: whether an existing folder may be replaced, one with such a page.
 
     Returns:
         The files that were written.
 
     Raises:
-        OutputError: `folder` exists or cannot be written.
+        OutputError: `folder` exists, and is not such a page or not to be replaced; or it cannot be written.
     """
+    refuse_existing(folder, replace, _refuse_other)
     files = page_files(bundle, wasm=wasm, variant=variant)
     if single:
         files = {"index.html": single_file(files)}
-    with new_folder(folder, replace) as staged:
+    with new_folder(folder, replace, _refuse_other) as staged:
         for name, content in files.items():
             path = staged / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
     return [folder / name for name in files]
+
+
+def _refuse_other(folder: Path) -> None:
+    """Raise an OutputError unless `write_page` made a folder."""
+    index = folder / "index.html"
+    if not index.is_file() or VARIANT not in index.read_bytes():
+        raise OutputError(f"{folder} is not a page of a bundle, and only a page is replaced: choose another folder.")
 
 
 def _onnx_variant(bundle: Bundle, name: str | None) -> Variant:

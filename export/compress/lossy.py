@@ -22,6 +22,8 @@ class LossyVariant:
             variant is a residual student or nothing.
         residual: widths of `students.Residual`, likewise.
         residual_multiplier: multiplier on the epochs for which a residual student is trained.
+        residual_budget: multiplier on the user's budget where it is a residual student: a net of another shape, and of
+            a tenth or a hundredth of the size of the one that it is held against.
     """
 
     name: str
@@ -29,6 +31,7 @@ class LossyVariant:
     candidates: Sequence[Sequence[int]]
     residual: Sequence[Sequence[int]] = ()
     residual_multiplier: int = 3
+    residual_budget: int = 10
 
 
 EDGE = LossyVariant(
@@ -37,14 +40,18 @@ EDGE = LossyVariant(
     candidates=((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)),
     residual=(scaled(128), scaled(144)),
     residual_multiplier=2,
+    residual_budget=8,
 )
 TINY = LossyVariant(
     "tiny",
     5,
     candidates=((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)),
     residual=(scaled(96),),
+    residual_budget=12,
 )
-NANO = LossyVariant("nano", 20, candidates=(), residual=((16, 16, 32, 40, 40, 40, 48),), residual_multiplier=5)
+NANO = LossyVariant(
+    "nano", 1, candidates=(), residual=((16, 16, 32, 40, 40, 40, 48),), residual_multiplier=5, residual_budget=40
+)
 """A variant for the smallest devices: MLPerf Tiny's reference IC01 has 98,496 bytes, and its int8 file has fewer."""
 
 

@@ -15,6 +15,7 @@ import onnx
 
 from ...runtime.contract import Contract
 from ...runtime.files import temporary_folder
+from ..formats.onnx import last_layer
 
 CALIBRATION_IMAGES = 1_000
 """The int8 ranges are taken from so many images, held-out ones first."""
@@ -54,11 +55,11 @@ def quantize(
             prepared, result = folder / "prepared.onnx", folder / "int8.onnx"
             # Symbolic shapes, which are of no use here, cannot be inferred of every graph.
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-            nodes = onnx.load(prepared).graph.node
-            pixels = next(node.output[0] for node in nodes if node.op_type == "Cast")
-            read_last = next(node.input[0] for node in nodes if node.output[0] == contract.logits_name)
+            model = onnx.load(prepared)
+            pixels = next(node.output[0] for node in model.graph.node if node.op_type == "Cast")
+            read_last = last_layer(model, contract).input[0]
             # So few weights are not worth logits in steps of a 256th; nor is the familiarity's layer.
-            last = [node.name for node in nodes if node.op_type == "Gemm" and node.input[0] == read_last]
+            last = [node.name for node in model.graph.node if node.op_type == "Gemm" and node.input[0] == read_last]
             unscaled = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
             quantization.quantize_static(
                 str(prepared),

@@ -20,7 +20,7 @@ from ...runtime.contract import Contract
 from ...runtime.errors import DataError, ParityError
 from ...runtime.files import temporary_folder
 from ...runtime.session import Session
-from ...train.calibration import fit_temperature
+from ...train.calibration import fit_sharpness, fit_temperature
 from ...train.data import Dataset
 from ...train.inference import in_batches
 from ...train.net import LAYERS, Net
@@ -153,7 +153,7 @@ class Search:
             ParityError: nothing is small enough, or nothing tried stays within the budget; the best is named.
         """
         self.trials, self._provenance = [], provenance
-        full, allowed = self._full, variant.multiplier * budget
+        full, allowed = self._full, self.budget_multiplier(variant) * budget
         self._note("fp32", full)
         distiller = self.distiller_for(variant)
         if not distiller:
@@ -208,6 +208,11 @@ class Search:
         """Return whether a variant is a residual student, if nets are fine-tuned at all."""
         only = not variant.candidates or not isinstance(self.model, Deployed)
         return bool(variant.residual) and (self.wanted.residual or only)
+
+    def budget_multiplier(self, variant: LossyVariant) -> int:
+        """Return by what a variant multiplies the user's budget."""
+        residual = self.distiller and self.is_residual(variant)
+        return variant.residual_budget if residual else variant.multiplier
 
     def distiller_for(self, variant: LossyVariant) -> Distiller | None:
         """Return what fine-tunes a variant; None where nothing does."""
@@ -275,6 +280,8 @@ class Search:
         scale = self.model.temperature / fit_temperature(logits, self.labels)
         for parameter in last_layer.parameters():
             parameter.mul_(scale)
+        if isinstance(model, DeployedResidual):
+            model.sharpness = fit_sharpness(scale * logits, self.labels, self.model.temperature)
         return self._accuracy(logits)
 
     def _split_layers(self, budget: float) -> tuple[Deployed, str]:
@@ -352,9 +359,10 @@ class Search:
 
     def _over_budget(self, variant: LossyVariant, budget: float) -> ParityError:
         tried, accuracy = max((trial for trial in self.trials if "int8" in trial[0]), key=lambda trial: trial[1])
-        asked = f"{variant.multiplier * budget:g} points"
-        if variant.multiplier > 1:
-            asked += f" ({variant.multiplier} times {budget:g})"
+        multiplier = self.budget_multiplier(variant)
+        asked = f"{multiplier * budget:g} points"
+        if multiplier > 1:
+            asked += f" ({multiplier} times {budget:g})"
         remedy = "fine-tune for more epochs" if self.distiller else "train longer, or fine-tune narrower nets"
         return ParityError(
             f"No {variant.name} that was tried keeps the budget of {asked}: the closest ({tried}) loses "

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ...train.calibration import Sharpness
 from ..graph import apart, fold, fold_normalisation, in_pairs, pair
 
 LAYERS = 7
@@ -111,12 +112,16 @@ class Residual(nn.Module):
 class DeployedResidual(nn.Module):
     """A residual student as a device runs it: uint8 pictures in, normalisation and batch norm folded in.
 
-    In exact arithmetic it equals softmax(student(x / 127.5 - 1) / temperature); the folding is done in float64.
+    In exact arithmetic it equals softmax(student(x / 127.5 - 1) / temperature) until it is given a sharpness; the
+    folding is done in float64.
 
     Args:
         student: the trained net; it is not changed.
         temperature: what the logits are divided by before the softmax.
         paired: whether the first convolution computes two neighbouring pixels at once, as in `graph.Deployed`.
+
+    Attributes:
+        sharpness: what the logits are multiplied by, picture by picture; None for nothing.
     """
 
     def __init__(self, student: Residual, temperature: float = 1.0, paired: bool = True) -> None:
@@ -132,6 +137,7 @@ class DeployedResidual(nn.Module):
         self.head = nn.Linear(student.head.in_features, student.head.out_features)
         self.head.load_state_dict(student.head.state_dict())
         self.temperature, self.paired = temperature, paired
+        self.sharpness: Sharpness | None = None
         self.eval().requires_grad_(False)
 
     def hidden(self, images: Tensor) -> Tensor:
@@ -155,4 +161,6 @@ class DeployedResidual(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 [N, size, size, 3] RGB to probabilities and logits, float32 [N, classes] each."""
         logits = self.head(self.hidden(images))
+        if self.sharpness:
+            logits = logits * self.sharpness(logits)
         return torch.softmax(logits / self.temperature, dim=1), logits

@@ -59,6 +59,18 @@ def write(model: nn.Module, path: Path, contract: Contract, provenance: Mapping[
     save(proto, path, contract, provenance)
 
 
+def last_layer(model: onnx.ModelProto, contract: Contract) -> onnx.NodeProto:
+    """Return the linear layer that the logits are computed with: the nearest before them, which inputs lead to."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    names = [contract.logits_name]
+    for name in names:
+        if node := makers.get(name):
+            if node.op_type == "Gemm":
+                return node
+            names += node.input
+    raise ValueError("it has no linear layer")
+
+
 def save(
     model: onnx.ModelProto,
     path: Path,

@@ -53,7 +53,7 @@ def before(bundle, plain_onnx, small, tmp_path) -> Path:
 
 
 def test_the_score_is_added_and_all_else_stays(script, before, small, monkeypatch, tmp_path):
-    monkeypatch.setattr(script.datasets, "load", lambda data: small)
+    monkeypatch.setattr(script.datasets, "load", lambda data, options: small)
     old = Bundle.open(before)
     images = small.test_images[:20]
     was = old.load(old.variant(), "cpu").outputs(images)
@@ -81,13 +81,41 @@ def test_figures_of_another_score_are_refused(script, bundle):
     score = Familiarity(-1.0, 0.95, 500, {})
     variant = replace(bundle.variant("edge"), familiarity=score)
     row = {"images": 5, "auroc": 0.9, "passed": 0.2, "known": {"images": 9, "passed": 0.9}, "threshold": -1.0}
-    assert script.with_figures(variant, row).familiarity.measured["other"]["passed"] == 0.2
+    assert script.with_figures(variant, {"edge": row}).familiarity.measured["other"]["passed"] == 0.2
     with pytest.raises(EdgecifarError, match="another edge"):
-        script.with_figures(variant, {**row, "threshold": -2.0})
+        script.with_figures(variant, {"edge": {**row, "threshold": -2.0}})
+    with pytest.raises(EdgecifarError, match="no figures of edge"):
+        script.with_figures(variant, {"tiny": row})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        ("{", "is no file of"),
+        ("[]", "is no file of"),
+        ('{"settings": {"kinds": "reported"}, "rows": [{}]}', "is no file of"),
+    ],
+)
+def test_what_are_no_figures_is_said(script, tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "found.json").write_text(content)
+    with pytest.raises(EdgecifarError, match=says):
+        script.figures(tmp_path / "found.json")
+
+
+def test_pictures_are_read_as_they_were_for_the_training(script, bundle, small, monkeypatch):
+    asked = []
+    monkeypatch.setattr(script.datasets, "load", lambda data, options: asked.append(options) or small)
+    origin = {"options": {"fit": "pad", "val": 0.2, "test": 0.3}}
+    dataset = {**bundle.manifest.provenance["dataset"], "origin": origin}
+    manifest = replace(bundle.manifest, provenance={**bundle.manifest.provenance, "dataset": dataset})
+    script.examples_of(replace(bundle, manifest=manifest), None)
+    assert (asked[0].fit, asked[0].val, asked[0].test) == ("pad", 0.2, 0.3)
 
 
 def test_another_data_set_is_refused(script, before, small, monkeypatch):
-    monkeypatch.setattr(script.datasets, "load", lambda data: replace(small, digest="0" * 64))
+    monkeypatch.setattr(script.datasets, "load", lambda data, options: replace(small, digest="0" * 64))
     with pytest.raises(EdgecifarError, match="trained on synthetic"):
         script.rewrite(before, before, None, None)
     assert Bundle.open(before).contract.familiarity_name is None

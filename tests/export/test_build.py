@@ -22,7 +22,7 @@ from edgecifar.export.options import ExportOptions
 from edgecifar.export.outliers import outliers
 from edgecifar.runtime import signing
 from edgecifar.runtime.bundle import Bundle
-from edgecifar.runtime.errors import DataError, OutputError, ParityError, RunError
+from edgecifar.runtime.errors import BundleError, DataError, OutputError, ParityError, RunError
 from edgecifar.runtime.metrics import evaluate
 from edgecifar.runtime.session import Session
 from edgecifar.train.inference import in_batches, logits_with
@@ -208,6 +208,33 @@ class TestReplacing:
             build.export(run, precious, small, REPLACING)
         assert (precious / "chapter.txt").read_text() == "1"
 
+    def test_what_has_come_there_meanwhile_is_kept(self, run, small, own_bundle, monkeypatch):
+        whole = build.describe
+
+        def describe(folder, manifest):
+            whole(folder, manifest)
+            (own_bundle / "manifest.json").unlink()  # it is no bundle any more
+
+        monkeypatch.setattr(build, "describe", describe)
+        with pytest.raises(OutputError, match="only a bundle is replaced"):
+            build.export(run, own_bundle, small, REPLACING)
+        assert (own_bundle / "model.edge.onnx").exists()
+
+    def test_one_that_cannot_be_opened_replaces_nothing(self, run, small, own_bundle, monkeypatch):
+        before = contents(own_bundle)
+        monkeypatch.setattr(build, "describe", lambda folder, manifest: (folder / "manifest.json").write_text("{}"))
+        with pytest.raises(BundleError):
+            build.export(run, own_bundle, small, REPLACING)
+        assert contents(own_bundle) == before
+
+    def test_the_working_folder(self, edgecifar, run, own_bundle, monkeypatch, synthetic_is_small):
+        monkeypatch.chdir(own_bundle)
+        result = edgecifar("export", run.folder, "--data", "synthetic", "--out", ".", "--force")
+        monkeypatch.chdir(own_bundle.parent)
+        assert result.exit_code == 0
+        assert f"--bundle {own_bundle}" in result.stderr
+        assert [variant.name for variant in Bundle.open(own_bundle).manifest.variants] == ["fp32"]
+
     @pytest.mark.parametrize("replace", [True, False])
     def test_a_file_in_the_way(self, run, small, tmp_path, replace):
         (tmp_path / "file").write_text("1")
@@ -293,6 +320,18 @@ class TestRuns:
         assert results["fp32"].passed
         assert "Temperature 1.000" in (bundle.folder / "README.md").read_text()
 
+    def test_one_that_is_trained_on_meanwhile_is_refused(self, linked, small, tmp_path, monkeypatch):
+        reference, unfinished = build._reference, linked(finished=None, status="running", epochs_done=1)
+
+        def trained_on(source):
+            linked(epochs_done=2)
+            return reference(source)
+
+        monkeypatch.setattr(build, "_reference", trained_on)
+        with pytest.raises(RunError, match="export it again"):
+            build.export(unfinished, tmp_path / "new", small)
+        assert not (tmp_path / "new").exists()
+
     def test_another_data_set_is_refused(self, linked, small, tmp_path):
         other = linked(dataset={**small_record(small), "name": "CIFAR-10", "sha256": "0" * 64})
         with pytest.raises(DataError, match=r"was trained on other data \(CIFAR-10\)"):
@@ -314,6 +353,13 @@ class TestRuns:
         with pytest.raises(DataError, match="name the data set"):
             build.export(elsewhere, tmp_path / "new", options=ExportOptions(variants=("edge",), without_data=True))
         assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("count", "said"), [(99, True), (100, False)])
+def test_few_test_pictures_are_said(small, lines, count, said):
+    images, labels = small.test_images[:count], small.test_labels[:count]
+    build._warn_of_few(build.Reference(images, "few", np.zeros((count, 10), np.float32), labels))
+    assert any(f"{count} labelled test pictures are too few" in line for line in lines()) == said
 
 
 def test_another_net_than_net_is_not_exported(small, record, tmp_path):

@@ -11,10 +11,12 @@ import pytest
 from edgecifar.export import familiarity
 from edgecifar.export.familiarity import Detectors, Examples, compare, fit_threshold, learn
 from edgecifar.export.outliers import MAKERS, outliers
+from edgecifar.export.parity import BATCH_SIZES
 from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.errors import ParityError
 from edgecifar.runtime.manifest import Familiarity
 from edgecifar.runtime.session import Session
+from edgecifar.train.inference import BATCH_SIZE, in_batches
 
 NONE = np.zeros((0, 2, 2, 3), np.uint8)
 COLOURS = {"a": (200, 20, 20), "b": (20, 200, 20), "c": (20, 20, 200)}
@@ -120,6 +122,17 @@ class TestGate:
     def score(images):
         return images.mean((1, 2, 3), dtype=np.float64).astype(np.float32)
 
+    def by_size(self, change):
+        sizes = {**{size: self.IMAGES[: 2 * size] for size in BATCH_SIZES}, BATCH_SIZE: self.IMAGES}
+        return {size: in_batches(lambda some: change(self.score(some)), some, size) for size, some in sizes.items()}
+
+    @pytest.mark.parametrize(("file", "net", "correlation"), [(0, 1, 0), (1, 0, 0), (0, 0, 1), (1, 1, 1)])
+    def test_a_constant_correlates_with_a_constant_alone(self, file, net, correlation):
+        found = self.by_size(lambda x: file * x)
+        figures, failure = compare(found, net * self.score(self.IMAGES), exact=False)
+        assert figures["correlation"] == pytest.approx(correlation)
+        assert bool(failure) == (correlation == 0)
+
     @pytest.mark.parametrize(
         ("change", "exact", "failure"),
         [
@@ -134,7 +147,7 @@ class TestGate:
         ],
     )
     def test_verdicts(self, change, exact, failure):
-        figures, found = compare(lambda some: change(self.score(some)), self.score(self.IMAGES), self.IMAGES, exact)
+        figures, found = compare(self.by_size(change), self.score(self.IMAGES), exact)
         assert failure in found
         assert bool(found) == bool(failure)
         if not failure:

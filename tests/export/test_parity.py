@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 
 import numpy as np
@@ -30,7 +31,18 @@ def table_lookup(images: np.ndarray) -> np.ndarray:
 
 def compare(exported, exact: bool = True, labels=LABELS, budget=0.2, within=None, temperature=1.0) -> parity.Parity:
     reference = parity.Reference(IMAGES, "numbers", LOGITS, labels, temperature)
-    return parity.compare(exported, reference, parity.Limits(None if exact else budget, within))
+    answers = parity.ask(with_softmax(exported, temperature), reference)
+    return parity.compare(answers, reference, parity.Limits(None if exact else budget, within))
+
+
+def with_softmax(exported, temperature=1.0):
+    """Return a model of the logits that a function gives."""
+
+    def outputs(images):
+        logits = exported(images)
+        return torch.softmax(torch.from_numpy(logits) / temperature, -1).numpy(), logits
+
+    return outputs
 
 
 class TestMcnemar:
@@ -254,9 +266,63 @@ class TestCompare:
             return np.tile(flat[::-1], (len(images), 1))
 
         reference = parity.Reference(IMAGES, "numbers", np.tile(flat, (130, 1)), np.full(130, 3))
-        result = parity.compare(other, reference, parity.Limits(0.2, 0.02))
+        result = parity.compare(parity.ask(with_softmax(other), reference), reference, parity.Limits(0.2, 0.02))
         assert result.max_probability_difference < 0.001
         assert result.failure.startswith("classifies 130 of 130 images fewer correctly")
+
+    @pytest.mark.parametrize("exact", [True, False])
+    @pytest.mark.parametrize("size", [1, 64, 250])
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (lambda p: p[::-1], "differ from"),
+            (lambda p: p**1.01, "differ from"),
+            (lambda p: p * np.nan, "probabilities"),
+            (lambda p: p[:, :9], r"probabilities of shape \["),
+        ],
+    )
+    def test_the_output_probabilities_is_looked_at_too(self, change, says, size, exact):
+        reference = parity.Reference(IMAGES, "numbers", LOGITS, LABELS, 2.0)
+
+        def outputs(images):
+            probabilities, logits = with_softmax(table_lookup, 2.0)(images)
+            return change(probabilities) if len(images) == min(size, 130) else probabilities, logits
+
+        def verdict(outputs):
+            return parity.compare(parity.ask(outputs, reference), reference, parity.Limits(None if exact else 0.2))
+
+        if size == 1 and says == "differ from":
+            change = lambda p: p**1.01  # noqa: E731 - one row cannot be turned round
+        assert re.search(says, verdict(outputs).failure)
+        assert verdict(with_softmax(table_lookup, 2.0)).passed
+
+    def test_figures_are_of_the_output_probabilities(self):
+        reference = parity.Reference(IMAGES, "numbers", LOGITS, LABELS)
+        exact = with_softmax(table_lookup)
+
+        def other(images):
+            probabilities, logits = exact(images)
+            return probabilities * 0.9 + 0.01, logits
+
+        found, was = (parity.compare(parity.ask(one, reference), reference, parity.Limits()) for one in (other, exact))
+        assert found.nll > was.nll
+        assert found.max_probability_difference > 0.02 > was.max_probability_difference
+
+    @pytest.mark.parametrize("labels", [LABELS, LABELS[:5]])
+    def test_agreement_needs_no_labels(self, labels):
+        """Of five labelled images a model may have none right: three standard errors are more."""
+
+        def other_for(count):
+            return lambda images: table_lookup(images) * np.where(images[:, :1, 0, 0] < count, -1, 1).astype(np.float32)
+
+        reference = parity.Reference(IMAGES, "numbers", LOGITS, labels)
+        limits = parity.Limits(100, agreement=0.9)
+        good, bad = (
+            parity.compare(parity.ask(with_softmax(other_for(count)), reference), reference, limits)
+            for count in (13, 14)
+        )
+        assert good.passed
+        assert bad.failure == "gives the same class for 116 of 130 images, less than 90 %"
 
     @pytest.mark.parametrize("exported", [table_lookup, lambda images: images[:, 0]], ids=["the same", "no model"])
     def test_as_json_is_json(self, exported):

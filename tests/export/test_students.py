@@ -21,19 +21,27 @@ from edgecifar.export.familiarity import constants
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions
 from edgecifar.export.parity import Limits, Reference
-from edgecifar.export.variants import Target
+from edgecifar.export.variants import Source, Target
 from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.errors import ParityError, RunError
 from edgecifar.runtime.session import Session
 from edgecifar.train.answers import Teachers
 from edgecifar.train.augment import normalise
+from edgecifar.train.calibration import Sharpness
 from edgecifar.train.inference import in_batches
+from edgecifar.train.nets import NETS
 from edgecifar.train.run import Run
+from edgecifar.train.teacher import Teacher, prepare
 
 WIDTHS = (8, 8, 8, 16, 8, 16, 16)
 ROOT = Path(__file__).parents[2]
 COMMITTED = sorted([*ROOT.glob("runtime/default_bundle/*.onnx"), *ROOT.glob("tests/fixtures/*/*.onnx")])
 CONTRACT = Contract(("one", "two", "three"), 32)
+
+
+class NarrowTeacher(Teacher):
+    def __init__(self, classes: int, dropout: float = 0.0) -> None:
+        super().__init__(classes, dropout, width=16)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +139,48 @@ class TestInt8:
             assert weight.min() > -128, name
 
 
+class TestSharpness:
+    """A student's logits may be multiplied by what depends on their two largest."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def sharp(cls, student):
+        model = student.deployed(1.7)
+        model.sharpness = Sharpness((1.3, -0.2, 0.05), 6.0)
+        return model
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def file(cls, sharp, tmp_path_factory):
+        path = tmp_path_factory.mktemp("sharp") / "float.onnx"
+        onnx_format.write(sharp, path, CONTRACT, {})
+        return path
+
+    def test_the_file_has_it(self, sharp, student, images, file):
+        plain = student.deployed(1.7)(torch.from_numpy(images))[1]
+        probabilities, logits = sharp(torch.from_numpy(images))
+        top = plain.topk(2).values
+        gap = (top[:, :1] - top[:, 1:]).clamp(max=6.0)
+        torch.testing.assert_close(logits, plain * (1.3 - 0.2 * gap + 0.05 * gap**2))
+        torch.testing.assert_close(probabilities, (logits / 1.7).softmax(1))
+        session = Session(file.read_bytes(), provider="cpu")
+        np.testing.assert_allclose(session.logits(images), logits.numpy(), atol=1e-4, rtol=1e-4)
+
+    def test_its_last_layer_is_found_and_stays_in_float(self, file, student, images):
+        last = onnx_format.last_layer(onnx.load(file), CONTRACT)
+        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(file).graph.initializer}
+        assert weights[last.input[1]].shape == tuple(student.head.weight.shape)
+        quantized = quantize(file, images, CONTRACT, "MinMax")
+        assert len(int8_weights(quantized)) == 7
+        assert onnx_format.last_layer(quantized, CONTRACT).op_type == "Gemm"
+        logits = Session(quantized.SerializeToString(), contract=CONTRACT, provider="cpu").logits(images)
+        assert np.isfinite(logits).all()
+
+    def test_its_nodes_are_counted(self, file, images, sharp):
+        size = len(quantize(file, images, CONTRACT, "MinMax").SerializeToString())
+        assert size < expected_bytes(sharp, CONTRACT, {}) - 4 * constants(2 * WIDTHS[-1])
+
+
 class TestSearch:
     @pytest.fixture
     def searching(self, deployed, small, net, tmp_path, monkeypatch):
@@ -226,14 +276,14 @@ class TestSearch:
             Residual(10, widths)
 
 
-def test_what_is_kept_in_git_is_what_the_documentation_s_command_takes():
-    """That is `export RUN --variant nano --fine-tune 20 --teacher …` of a RUN with `--corrupted 0.5`."""
+@pytest.mark.parametrize("variant", [lossy.TINY, lossy.NANO], ids=lambda variant: variant.name)
+def test_what_is_kept_in_git_is_what_the_documentation_s_command_takes(variant):
+    """That is `export benchmarks/runs/teacher --fine-tune 20 --corrupted 0.5` with the variants."""
     run, labels = Run(ROOT / "benchmarks" / "runs" / "teacher"), np.zeros(45_000, np.int64)
     recipe, teachers = replace(distill.recipe(20), corrupted=0.5), Teachers((run,))
     made = distill.Distiller(ROOT, "a run's", None, labels, labels, recipe, 0, torch.device("cpu"), teachers)
-    (widths,) = lossy.NANO.residual
-    student = Residual.untrained(10, widths, seed=0)
-    assert made.from_nothing(lossy.NANO.residual_multiplier).holds(student, student.widths)
+    student = Residual.untrained(10, variant.residual[0], seed=0)
+    assert made.from_nothing(variant.residual_multiplier).holds(student, student.widths)
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(1_999, 1_000), (1_400, 825), (10, 10), (5, 9), (7, 0)])
@@ -316,7 +366,7 @@ class TestExport:
         bundle, results = build.export(own, tmp_path / "bundle", small, options)
         variant = bundle.variant("nano")
         assert variant.bytes < 98_496  # MLPerf Tiny's IC01
-        assert "trained for 5 epochs on labels and the logits of 1 other run" in variant.made_by
+        assert "trained for 5 epochs on labels and the logits of a run by fast (weights " in variant.made_by
         assert set(results["nano"].torch_form) == {"agree", "accuracy", "max_probability_difference"}
         metadata = Session(bundle.read(variant), provider="cpu").metadata()["provenance"]
         expected = expected_bytes(Residual(10, lossy.NANO.residual[0]).deployed(), bundle.contract, metadata)
@@ -324,6 +374,63 @@ class TestExport:
         (teacher,) = metadata["fine_tuning"]["teachers"]
         assert teacher["weights_sha256"] == run.record.weights_sha256
         assert "folder" not in teacher
+
+
+class TestTeachersOwn:
+    """A teacher's own run is exported: its students alone, held against it."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def teacher(cls, record, small, tmp_path_factory):
+        """A finished run of a teacher, whose last layer alone is fitted."""
+        run = Run(tmp_path_factory.mktemp("taught"))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(3)
+            net = NarrowTeacher(10)
+            prepare(net, small.train_images)
+            hidden = net.train().features(normalise(torch.from_numpy(small.train_images)))
+            targets = torch.nn.functional.one_hot(torch.from_numpy(small.train_labels), 10).float()
+            hidden = net.eval().features(normalise(torch.from_numpy(small.train_images)))
+            net.head.weight.copy_(torch.linalg.lstsq(hidden, 90 * (targets - 0.1)).solution.T)
+        run.finish(net, replace(record, recipe=replace(record.recipe, name="teacher", net="narrow-teacher")), [])
+        return run
+
+    @pytest.fixture(autouse=True)
+    def small_teacher(self, monkeypatch):
+        monkeypatch.setitem(NETS, "narrow-teacher", NarrowTeacher)
+
+    def test_its_students_learn_from_it(self, teacher, small, tmp_path):
+        source = Source(teacher, small, ExportOptions(variants=("edge", "nano"), fine_tune=2, corrupted=0.25))
+        for variant in (lossy.EDGE, lossy.NANO):
+            assert source.search.is_residual(variant)
+            distiller = source.search.distiller_for(variant)
+            assert distiller.teachers.runs == (teacher,)
+            assert distiller.folder == teacher.folder
+            assert distiller.recipe.corrupted == 0.25
+            assert distiller.recipe.epochs == 2 * variant.residual_multiplier
+
+    def test_others_may_teach_with_it_and_it_counts_once(self, teacher, run, small):
+        options = ExportOptions(variants=("nano",), fine_tune=2, teachers=(teacher.folder, run.folder))
+        runs = Source(teacher, small, options).search.distiller_for(lossy.NANO).teachers.runs
+        assert [each.folder for each in runs] == [teacher.folder, run.folder]
+
+    def test_the_net_itself_is_not_exported(self, teacher, small, tmp_path):
+        with pytest.raises(RunError, match="--fine-tune"):
+            build.export(teacher, tmp_path / "new", small)
+        with pytest.raises(RunError, match="must be trained"):
+            build.export(teacher, tmp_path / "new", small, ExportOptions(variants=("edge",)))
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.slow
+    def test_the_whole_way(self, teacher, small, tmp_path):
+        options = ExportOptions(variants=("nano",), budget=20, fine_tune=1, corrupted=0.5)
+        bundle, results = build.export(teacher, tmp_path / "bundle", small, options)
+        assert bundle.manifest.provenance["recipe"]["net"] == "narrow-teacher"
+        assert results["nano"].passed
+        card = (bundle.folder / "README.md").read_text()
+        assert "The teacher" in card
+        assert "50 % of the pictures corrupted" in card
+        assert all(check.passed for check in bundle.verify())
 
 
 class TestCommandLine:

@@ -169,11 +169,19 @@ class TestCommand:
     def test_an_existing_folder_stays(self, edgecifar, refused, wasm, tmp_path):
         out = tmp_path / "made"
         out.mkdir()
-        (out / "mine").touch()
-        assert "--force" in refused("page", TINY, "--out", out, "--wasm", wasm)
-        assert (out / "mine").exists()
-        assert edgecifar("page", TINY, "--out", out, "--wasm", wasm, "--force").exit_code == 0
-        assert not (out / "mine").exists()
+        (out / "index.html").write_text("my page")
+        command = "page", TINY, "--out", out, "--wasm", wasm
+        assert "--force" in refused(*command)
+        assert "only a page is replaced" in refused(*command, "--force")
+        assert (out / "index.html").read_text() == "my page"
+
+    @pytest.mark.parametrize("more", [(), ("--single-file",)])
+    def test_a_page_is_replaced(self, edgecifar, refused, wasm, tmp_path, more):
+        command = "page", TINY, "--out", tmp_path / "made", "--wasm", wasm
+        assert edgecifar(*command, *more).exit_code == 0
+        assert "--force" in refused(*command)
+        assert edgecifar(*command, "--force").exit_code == 0
+        assert (tmp_path / "made" / "page.js").exists()
 
 
 def test_the_version_is_the_one_that_npm_installs():

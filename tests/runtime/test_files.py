@@ -312,6 +312,43 @@ class TestNewFolder:
         assert str(caught.value) == f"{tmp_path / 'made'} is a file: choose another place for the folder."
         assert contents(tmp_path) == {"made": "a file"}
 
+    @pytest.mark.parametrize("empty", [True, False])
+    def test_one_that_appears_meanwhile_is_kept(self, tmp_path, empty):
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        if not empty:
+            (theirs / "a").write_text("theirs")
+        with pytest.raises(OutputError, match="exists already"), new_folder(tmp_path / "made"):
+            theirs.rename(tmp_path / "made")
+        assert names(tmp_path) == ["made"]
+        assert contents(tmp_path / "made") == ({} if empty else {"a": "theirs"})
+
+    @pytest.mark.parametrize("late", [True, False])
+    def test_what_a_check_refuses_is_kept(self, tmp_path, late):
+        def only_old(folder: Path) -> None:
+            if not (folder / "old").exists():
+                raise OutputError("is other people's")
+
+        made = tmp_path / "made"
+        made.mkdir()
+        (made / "old").touch()
+        with new_folder(made, True, only_old) as folder:
+            (folder / "a").write_text("new")
+        assert names(made) == ["a"]
+        if late:
+            (made / "old").touch()
+        with pytest.raises(OutputError, match="other people"), new_folder(made, True, only_old):
+            (made / "old").unlink()  # without it the block is not entered
+        assert contents(made) == {"a": "new"}
+        assert names(tmp_path) == ["made"]
+
+    def test_a_file_elsewhere_that_cannot_be_read_is_not_blamed_on_the_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError), new_folder(tmp_path / "made"):
+            (tmp_path / "students" / "a").read_bytes()
+        with pytest.raises(OutputError, match="Could not write made"), new_folder(tmp_path / "made") as folder:
+            (folder / "students" / "a").write_bytes(b"")
+        assert names(tmp_path) == []
+
     def test_a_link_stays_one(self, tmp_path):
         (tmp_path / "real").mkdir()
         (tmp_path / "real" / "a").write_text("old")
@@ -481,14 +518,37 @@ class TestInUse:
     def test_what_another_container_is_making_is_no_leftover(self, tmp_path, dead):
         """Its processes have numbers that mean nothing here."""
         pytest.importorskip("fcntl")
-        made = tmp_path / f"{files.STAGING}{dead}-bundle"
-        made.mkdir()
-        let_go = files.lock(made)
+        folder, file = (tmp_path / f"{files.STAGING}{dead}-{name}" for name in ("bundle", "file"))
+        folder.mkdir()
+        file.write_text("half")
+        locks = files.lock(folder), files.lock(file)
         remove_leftovers(tmp_path)
-        assert made.is_dir()
-        let_go()
+        assert folder.is_dir()
+        assert file.is_file()
+        for let_go in locks:
+            let_go()
         remove_leftovers(tmp_path)
-        assert not made.exists()
+        assert names(tmp_path) == []
+
+    def test_a_file_is_locked_while_it_is_written(self, tmp_path):
+        pytest.importorskip("fcntl")
+
+        def content(staged: Path) -> None:
+            with pytest.raises(BlockingIOError):
+                files.lock(staged)
+            staged.write_text("whole")
+
+        write_file(tmp_path / "a", content)
+        files.lock(tmp_path / "a")()
+        assert contents(tmp_path) == {"a": "whole"}
+
+    def test_two_containers_whose_processes_have_one_number(self, tmp_path):
+        def content(staged: Path) -> None:
+            staged.write_text("ours")
+            write_file(tmp_path / "a", b"theirs")
+
+        write_file(tmp_path / "a", content)
+        assert contents(tmp_path) == {"a": "ours"}
 
 
 class TestWindows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.errors import BundleError
+from edgecifar.runtime.folder import write_sums
 
 CHECKS = ["golden vectors of fp32", "golden vectors of edge"]
 PICTURES = ("golden.alpha.png", "golden.large.png", "golden.orientation.jpg")
@@ -189,6 +191,8 @@ WRONG = {
             ("probabilities", {"fp32": [1.0]}),
             ("probabilities", {"fp32": "x"}),
             ("probabilities", {"fp32": [10**400] * 10}),
+            ("familiarity", {"fp32": 10**400}),
+            ("familiarity", {"fp32": "high"}),
         ]
     },
 }
@@ -267,3 +271,23 @@ class TestPictures:
     def test_missing(self, tiny_bundle, resealed):
         (tiny_bundle / "golden.json").unlink()
         assert "golden pictures" in failed(Bundle.open(resealed()))
+
+
+class TestFamiliarity:
+    @pytest.fixture
+    def three(self, three_classes, tmp_path) -> Path:
+        return shutil.copytree(three_classes, tmp_path / "three")
+
+    def test_that_none_is_stored_is_said(self, three):
+        found = [check for check in Bundle.open(three).verify() if check.name.startswith("golden vectors")]
+        assert found
+        assert all(check.passed and "not checked" in check.detail for check in found)
+
+    def test_some_missing(self, three):
+        images, vectors = Bundle.open(three).golden()
+        scores = {f"familiarity/{name}": np.zeros(len(images), np.float32) for name in vectors}
+        (three / "golden.npz").write_bytes(npz(images=images, **vectors, **scores))
+        write_sums(three)
+        reasons = failed(Bundle.open(three))
+        assert set(reasons) == {f"golden vectors of {name}" for name in vectors}
+        assert all("lack familiarities" in reason for reason in reasons.values())

@@ -64,6 +64,9 @@ WRONG = {
     "an escape sequence": ({"keys": ("dataset",), "value": "\x1b[2J"}, "cannot be shown"),
     "half a character": ({"keys": ("dataset",), "value": "\ud800"}, "cannot be shown"),
     "one in a name": ({"keys": ("provenance", "\x07"), "value": 1}, "cannot be shown"),
+    "a line break": ({"keys": ("dataset",), "value": "ten\r\ncolours"}, "cannot be shown"),
+    "no float holds it": ({"keys": (*VARIANT, "parity", "accuracy"), "value": 10**400}, "too large"),
+    "a size likewise": ({"keys": (*VARIANT, "bytes"), "value": 10**400}, "too large"),
     "no contract": ({"keys": ("contract",), "drop": True}, "'contract' is missing"),
     "labels of another count": ({"keys": ("contract", "labels"), "value": ["a", "b"]}, "contract"),
     "labels that are text": ({"keys": ("contract", "labels"), "value": "plane"}, "contract|alike"),
@@ -138,12 +141,27 @@ class TestReadAndWritten:
         assert manifest.as_json() == text
 
     @pytest.mark.parametrize(
-        "change", [{"threshold": float("1e999")}, {"accepted": 1.5}, {"images": -1}, {"images": 0.5}, {"measured": []}]
+        "change",
+        [
+            {"threshold": float("1e999")},
+            {"threshold": -(10**400)},
+            {"accepted": 1.5},
+            {"images": -1},
+            {"images": 0.5},
+            {"measured": []},
+        ],
     )
     def test_a_wrong_familiarity(self, three_classes, change):
         values = json.loads((three_classes / "manifest.json").read_text())
         values["variants"][0]["familiarity"] |= change
         refusal(json.dumps(values).replace("Infinity", "1e999"))
+
+    def test_what_looks_like_an_escape_sequence_is_a_label(self, tiny):
+        labels = [r"\u00b5", r"a\u001b[2J", *"cdefghij"]
+        values = changed(tiny, "contract", "labels", value=labels)
+        manifest = Manifest.parse(json.dumps(values), tiny)
+        assert list(manifest.labels) == labels
+        assert Manifest.parse(manifest.as_json(), tiny) == manifest
 
     @pytest.mark.parametrize(("levels", "read"), [(20, True), (40, False), (500, False)])
     def test_what_is_read_can_be_written_again(self, tiny, levels, read):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 from edgecifar.export.compress.distill import FOLDER
-from edgecifar.runtime.errors import RunError
+from edgecifar.runtime.errors import OutputError, RunError
 from edgecifar.train.answers import store, stored
-from edgecifar.train.run import WEIGHTS, Run
+from edgecifar.train.run import METRICS, WEIGHTS, Run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "halve_run.py"
 
@@ -60,6 +61,21 @@ def test_finished_students_are_rounded_where_they_are(script, tmp_path):
 def test_a_run_without_students_is_named(script, tmp_path):
     with pytest.raises(RunError, match="no finished students"):
         script.halve_students(Run(tmp_path))
+
+
+def test_damaged_metrics_leave_nothing(script, run, tmp_path):
+    damaged = Run(tmp_path / "damaged")
+    shutil.copytree(run.folder, damaged.folder)
+    (damaged.folder / METRICS).write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        script.halve(damaged, tmp_path / "half")
+    assert not (tmp_path / "half").exists()
+
+
+def test_what_is_there_is_kept(script, run, tmp_path):
+    (tmp_path / "half").mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        script.halve(run, tmp_path / "half")
 
 
 def test_what_is_not_finished_is_refused(script, run, tmp_path):

@@ -73,6 +73,30 @@ def test_what_cannot_be_laid_out(edgecifar, refused, tiny, own_tiny, tmp_path):
     assert not out.exists()
 
 
+def test_only_its_own_models_are_replaced(edgecifar, refused, tiny, tmp_path):
+    out = tmp_path / "models"
+    command = "export", tiny, "--layout", "triton", "--out", out, "--force"
+    (out / "theirs" / "1").mkdir(parents=True)
+    (out / "theirs" / "1" / "model.plan").write_text("theirs")
+    assert edgecifar(*command).exit_code == 0
+    (out / "tiny_bundle-fp32" / "config.pbtxt").write_text("old")
+    assert edgecifar(*command).exit_code == 0
+    assert parse((out / "tiny_bundle-fp32" / "config.pbtxt").read_text())
+    assert (out / "theirs" / "1" / "model.plan").read_text() == "theirs"
+    assert {path.name for path in out.iterdir()} == {"theirs", "tiny_bundle-fp32", "tiny_bundle-edge"}
+    (out / "tiny_bundle-edge" / "2").mkdir()
+    assert "not of a model" in refused(*command)
+    assert (out / "tiny_bundle-edge" / "2").is_dir()
+
+
+@pytest.mark.parametrize("option", [("--budget", "0.2"), ("--device", "auto"), ("--corrupted", "0"), ("--sign", "key")])
+def test_options_of_an_export_are_refused(edgecifar, tiny, tmp_path, option):
+    result = edgecifar("export", tiny, "--layout", "triton", "--out", tmp_path / "models", *option)
+    assert result.exit_code == 2
+    assert "--layout" in result.stderr
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_bundle_without_onnx_is_refused(tiny, tmp_path):
     from edgecifar.runtime import Bundle
     from edgecifar.runtime.errors import VariantError

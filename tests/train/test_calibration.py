@@ -1,13 +1,14 @@
-"""The fitted temperature is the one that a grid finds, whatever the logits are."""
+"""The fitted temperature is the one that a grid finds, whatever the logits are; a sharpness does what one cannot."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecifar.train.calibration import fit_temperature
+from edgecifar.train.calibration import Sharpness, fit_sharpness, fit_temperature
 
 
 def drawn(temperature: float, count: int = 20_000, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -80,3 +81,62 @@ def test_the_logits_are_left_alone():
     before = logits.copy()
     fit_temperature(logits, np.array([3, 4]))
     assert np.array_equal(logits, before)
+
+
+class TestSharpness:
+    @staticmethod
+    def too_sure_in_the_middle() -> tuple[np.ndarray, np.ndarray]:
+        """Logits that are right about the sure pictures and too sure of the others, as a small student's are."""
+        logits, labels = drawn(1.0, 20_000)
+        ordered = np.sort(logits, 1)
+        gap = (ordered[:, -1] - ordered[:, -2])[:, None]
+        return (logits * (1 + 0.8 * np.exp(-((gap - 2) ** 2)))).astype(np.float32), labels
+
+    @staticmethod
+    def calibration_error(logits: torch.Tensor, labels: np.ndarray) -> float:
+        sure, chosen = logits.softmax(1).max(1)
+        bins, right = (sure * 15).long().clamp(max=14), chosen == torch.from_numpy(labels)
+        return sum(float((sure - right.double())[bins == one].sum().abs()) for one in range(15)) / len(labels)
+
+    def test_it_mends_what_a_temperature_cannot(self):
+        logits, labels = self.too_sure_in_the_middle()
+        half = len(labels) // 2
+        temperature = fit_temperature(logits[:half], labels[:half])
+        sharpness = fit_sharpness(logits[:half], labels[:half], temperature)
+        assert sharpness is not None
+        others = torch.from_numpy(logits[half:]).double()
+        before = self.calibration_error(others / temperature, labels[half:])
+        after = self.calibration_error(others * sharpness(others) / temperature, labels[half:])
+        assert after < 0.6 * before
+
+    def test_what_is_calibrated_stays_as_it_is(self):
+        logits, labels = drawn(2.0)
+        sharpness = fit_sharpness(logits, labels, 2.0)
+        assert sharpness is not None
+        factors = sharpness(torch.from_numpy(logits))
+        assert factors.shape == (len(logits), 1)
+        assert float((factors - 1).abs().mean()) < 0.05
+
+    def test_classes_stay_and_a_wider_gap_stays_wider(self):
+        logits, labels = self.too_sure_in_the_middle()
+        sharpness = fit_sharpness(logits, labels, 1.0)
+        assert sharpness is not None
+        wide = 3 * torch.from_numpy(logits)  # gaps that were not fitted on, too
+        sharp = wide * sharpness(wide)
+        assert torch.equal(sharp.argmax(1), wide.argmax(1))
+        order = (wide.topk(2).values @ torch.tensor([1.0, -1.0])).argsort()
+        gaps = (sharp.topk(2).values @ torch.tensor([1.0, -1.0]))[order]
+        assert (gaps.diff() > -1e-4).all()
+
+    def test_there_is_none_where_it_would_say_nothing(self):
+        logits, labels = drawn(1.0, 999)
+        assert fit_sharpness(logits, labels, 1.0) is None
+        logits, _ = drawn(1.0, 2_000)
+        assert fit_sharpness(logits, logits.argmax(1), 1.0) is None
+
+    @pytest.mark.parametrize(
+        ("coefficients", "sound"),
+        [((1.0, 0.0, 0.0), True), ((1.3, -0.2, 0.06), True), ((1.0, -0.2, 0.0), False), ((-1.0, 0.0, 0.0), False)],
+    )
+    def test_what_would_narrow_a_wider_gap_is_not_sound(self, coefficients, sound):
+        assert Sharpness(coefficients, 5.0).is_sound is sound
