@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import harness
 import numpy as np
 import torch
 from harness import Function
 
-from edgecifar.export.graph import Deployed
 from edgecifar.export.options import ExportOptions
 from edgecifar.export.variants import Source
 from edgecifar.runtime import Bundle
 from edgecifar.runtime.errors import VariantError
+from edgecifar.runtime.machine import usable_cpus
 from edgecifar.train.inference import classify_with
 from edgecifar.train.run import Run
 
@@ -62,6 +64,17 @@ class OnDevice:
         return self.probabilities(images)
 
 
+@contextlib.contextmanager
+def all_threads() -> Iterator[None]:
+    """Let torch use every processor meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(usable_cpus())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Engines:
     """What the engines of any device share: the net, and the bundle that was exported of it.
 
@@ -79,16 +92,32 @@ class Engines:
     all: list[Peer]
 
     def __init__(self, run: Run, bundle: Bundle, threads: int) -> None:
-        net, temperature = Source(run, None, ExportOptions()).net, run.record.temperature
-        self.reference: Function = classify_with(net, temperature)
+        source = Source(run, None, ExportOptions())
+        self.deployed = source.model  # of another net than Net it says so
+        self.reference: Function = classify_with(source.net, run.record.temperature)
         self.bundle, self.contract, self.threads = bundle, bundle.contract, threads
-        self.deployed = Deployed(net, temperature)
         self.onnx = [variant for variant in bundle.manifest.variants if variant.format == "onnx"]
         full = [variant for variant in self.onnx if variant.precision == "fp32"]
         if not full:
             raise VariantError(f"{bundle.folder} has no fp32 ONNX variant: export one with --format onnx.")
         self.full, self.model = full[0], bundle.read(full[0])
+        self._checked: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         torch.set_num_threads(threads)
+
+    def checked(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the images that answers at a batch size are compared on, and the reference's answers, computed once.
+
+        Args:
+            batch: images a call.
+
+        Returns:
+            uint8 [N, size, size, 3], N a multiple of `batch`, and probabilities, float32 [N, classes].
+        """
+        if batch not in self._checked:
+            images = harness.images_to_check(batch, self.contract)
+            with all_threads():
+                self._checked[batch] = images, self.reference(images)
+        return self._checked[batch]
 
     def settings(self) -> dict[str, Any]:
         """Return what the line of JSON says of them all."""

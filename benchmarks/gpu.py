@@ -3,26 +3,31 @@
     python benchmarks/gpu.py --minutes 8 --out DIR --data DIR    # on a machine with a CUDA device
     python benchmarks/gpu.py --rehearse --out DIR                # on a processor, on drawn pictures, in two minutes
 
-Tasks in the order of their worth, in six steps:
+Tasks in the order of their worth, in seven steps:
 
     1  smoke       30 steps of each recipe, eagerly and as a CUDA graph: milliseconds, equal losses, no waiting
     2  training    `fast` and `best`, three seeds: seconds to an accuracy, apart from the first use of CUDA's libraries
     3  parity      fp32 and fp16 exported and held against eager torch on the device; fp16 against its own gate
-    4  inference   the CUDA provider bare, bound, by a graph and resident; torch compiled; the share of the card's peak
+    4  provider    the CUDA provider bare, bound, by a graph, resident and as `Classifier`
     5  reference   50 epochs, loss and accuracy by class beside what the experiment reported
-    6  more training   `fast` in 20 and in 2 epochs, `teacher`, `best` taught by it
+    6  engines     torch compiled and not, plain onnxruntime and ours in turns; the share of the card's peak
+    7  more training   `fast` in 20 and in 2 epochs, `teacher`, `best` taught by it
 
 A task begins only where the time that it is expected to take is left. Each writes its rows to DIR/gpu.json and
 DIR/gpu.txt at once. The same command goes on: what is done is not done again, and trainings go on where they were.
 What did not fit, and what failed, is named with its reason, and the exit code is then 1. DIR is best in memory, such
-as /dev/shm: a checkpoint is 250 MB. Needs onnxruntime-gpu for step 4 and for parity: docs/gpu.md.
+as /dev/shm: a checkpoint is 250 MB. What can be kept of it is small: --copy-to writes it to another folder as well,
+every time. Needs onnxruntime-gpu for steps 4 and 6 and for parity: docs/gpu.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import math
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,18 +45,19 @@ from edgecifar.runtime.errors import DataError
 from edgecifar.runtime.files import make_folder, write_file
 from edgecifar.train import data
 from edgecifar.train.devices import choose_device, describe_device
+from edgecifar.train.run import METRICS, RECORD
 
-STEPS = {1: "smoke", 2: "training", 3: "parity", 4: "inference", 5: "reference", 6: "more training"}
+STEPS = dict(enumerate(("smoke", "training", "parity", "provider", "reference", "engines", "more training"), 1))
 """What the steps are called."""
 
-DONE, LEFT_OUT, FAILED, STOPPED = "done", "left out", "failed", "stopped"
+DONE, LEFT_OUT, FAILED, STOPPED, UNDER_WAY = "done", "left out", "failed", "stopped", "under way"
 """What becomes of a task."""
 
 RESERVE = 5.0
 """Seconds at the end for what is under way to be written."""
 
 REHEARSAL = Sizes(
-    steps=2,
+    steps=1,
     batch_size=8,
     epochs=1,
     seeds=1,
@@ -93,7 +99,7 @@ def tasks(setup: Setup) -> list[Task]:
         for name in ("fast", "best", "reference", "teacher")
     ]
 
-    seeds = setup.sizes.seeds
+    seeds, batches = setup.sizes.seeds, setup.sizes.batches
 
     def training(step: int, name: str, seed: int, seconds: float, teacher: str = "") -> Task:
         said = f"{name}{f' taught by {teacher}' * bool(teacher)}, seed {seed}"
@@ -101,19 +107,18 @@ def tasks(setup: Setup) -> list[Task]:
 
     found += [training(2, "fast", seed, 12) for seed in range(seeds)]
     found += [training(2, "best", seed, 45) for seed in range(seeds)]
-    found.append(Task(3, "export of best, seed 0", 45, lambda end: gpu_tasks.export(setup, end)))
+    # Most of an export is the CPU's, as is the reference of the parity.
+    found.append(Task(3, "export of best, seed 0", 100, lambda end: gpu_tasks.export(setup, end)))
     for variant, settings in (("fp16", {}), ("fp32", {}), ("fp32", {"use_tf32": "0"})):
         name = f"{variant} on {setup.kind}{' without TF32' * bool(settings)}"
         found.append(Task(3, name, 10, lambda end, v=variant, s=settings: gpu_tasks.parity(setup, v, s, end)))
-    for batch in setup.sizes.batches:
-        found.append(Task(4, f"provider, batch {batch}", 15, lambda end, b=batch: gpu_tasks.latency(setup, b, end)))
-    for batch in setup.sizes.batches:
-        name = f"other engines, batch {batch}"
-        found.append(Task(4, name, 40, lambda end, b=batch: gpu_tasks.other_engines(setup, b, end)))
+    found += [Task(4, f"provider, batch {batch}", 15, partial(gpu_tasks.latency, setup, batch)) for batch in batches]
     # It goes on where it was: what is left is worth beginning.
     found.append(Task(5, "reference, 50 epochs", 20, lambda end: gpu_tasks.experiment(setup, end)))
-    found += [training(6, name, seed, 15) for name in setup.sizes.lengths for seed in range(seeds)]
-    found += [training(6, "teacher", 0, 30), training(6, "best", 0, 70, "teacher")]
+    engines = partial(gpu_tasks.other_engines, setup)
+    found += [Task(6, f"engines, batch {batch}", 80, partial(engines, batch)) for batch in batches]
+    found += [training(7, name, seed, 15) for name in setup.sizes.lengths for seed in range(seeds)]
+    found += [training(7, "teacher", 0, 30), training(7, "best", 0, 70, "teacher")]
     return found
 
 
@@ -125,13 +130,15 @@ class Results:
     """What was measured, in a folder: written after every task, read when the same command goes on.
 
     Args:
-        folder: where gpu.json and gpu.txt are.
+        folder: where gpu.json and gpu.txt are, and the runs.
         settings: of this call.
         card: the name of the device, which each row has.
+        copies: a folder where the two are written, too, and an archive of what is small in the runs; None for none.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], card: str) -> None:
-        self.path, self.settings, self.card = folder / "gpu.json", dict(settings), card
+    def __init__(self, folder: Path, settings: Mapping[str, Any], card: str, copies: Path | None = None) -> None:
+        self.path, self.settings, self.card, self.copies = folder / "gpu.json", dict(settings), card, copies
+        self.running: Task | None = None
         self.tasks: dict[str, dict[str, Any]] = {}
         self.rows: list[Row] = []
         if self.path.exists():
@@ -152,12 +159,22 @@ class Results:
         return self.tasks.get(task.key, {}).get("status") == DONE
 
     def add(self, task: Task, status: str, seconds: float, why: str = "", rows: Sequence[Row] = ()) -> None:
-        """Take the end of a task, and write everything."""
+        """Take the end of a task, and write everything; a number that is not finite becomes None, as JSON has none."""
         self.tasks[task.key] = {"task": task.key, "status": status, "seconds": seconds, "why": why or None}
-        named = [{"step": task.step, "task": task.name, "card": self.card, **row} for row in rows]
+        named = [{"step": task.step, "task": task.name, "card": self.card, **_finite(row)} for row in rows]
         if rows:
             self.rows = [row for row in self.rows if (row["step"], row["task"]) != (task.step, task.name)] + named
         self.write()
+
+    def begin(self, task: Task) -> None:
+        """Take the beginning of a task: if all ends in it, it is known what did, and `keep` is its."""
+        self.running = task
+        self.keep(())
+
+    def keep(self, rows: Sequence[Row]) -> None:
+        """Take what the task that is under way has so far, and write everything."""
+        if self.running:
+            self.add(self.running, UNDER_WAY, 0.0, "It was cut off: the same command goes on.", rows)
 
     def document(self) -> dict[str, Any]:
         """Return all as JSON values."""
@@ -166,12 +183,17 @@ class Results:
         return report.document("gpu", self.settings, rows, tasks=[*self.tasks.values()], versions=versions)
 
     def write(self) -> None:
-        """Write gpu.json and gpu.txt."""
-        found = self.document()
-        write_file(self.path, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
-        write_file(
-            self.path.with_suffix(".txt"), (report.header(found["machine"]) + "\n\n" + self.text() + "\n").encode()
-        )
+        """Write gpu.json and gpu.txt, and the copies."""
+        found, folder = self.document(), self.path.parent
+        files = {
+            self.path.name: f"{json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)}\n".encode(),
+            "gpu.txt": f"{report.header(found['machine'])}\n\n{self.text()}\n".encode(),
+        }
+        for name, content in files.items():
+            write_file(folder / name, content)
+        if self.copies:
+            for name, content in {**files, "runs.zip": _records(folder)}.items():
+                write_file(self.copies / name, content)
 
     def text(self) -> str:
         """Return a table for each step, and below what is missing."""
@@ -182,6 +204,23 @@ class Results:
         missing = [task for task in self.tasks.values() if task["status"] != DONE]
         parts += [f"{task['task']}: {task['status']}. {task['why']}" for task in missing]
         return "\n".join(parts).rstrip()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _records(folder: Path) -> bytes:
+    """Return a ZIP archive of what is small in the runs of a folder: their records and the lines of their epochs."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted([*folder.glob(f"*/{RECORD}"), *folder.glob(f"*/{METRICS}")]):
+            archive.write(path, path.relative_to(folder))
+    return packed.getvalue()
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -223,6 +262,7 @@ def measure(wanted: Sequence[Task], results: Results, minutes: float, clock: Cal
             harness.say(f"{task.key}: left out. {why}")
             continue
         harness.say(f"{task.key} …")
+        results.begin(task)
         started, rows, status, why = clock(), [], DONE, ""
         try:
             for row in task.measure(end):
@@ -233,8 +273,10 @@ def measure(wanted: Sequence[Task], results: Results, minutes: float, clock: Cal
             status, why = FAILED, harness.problem(error)
         results.add(task, status, clock() - started, why, rows)
         harness.say(f"{task.key}: {status}, {clock() - started:.1f} s. {why}".rstrip(" ."))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        try:
+            torch.cuda.empty_cache()  # nothing where there is no CUDA
+        except RuntimeError as error:  # a graph whose recording failed can prevent it
+            harness.say(f"The GPU's memory could not be given back: {harness.problem(error)}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,6 +284,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=harness.positive(float), default=8.0, help="that all takes; default: 8")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, the runs and the bundle")
+    copies = "write gpu.json and gpu.txt here as well, and runs.zip: run.json and metrics.jsonl of every run"
+    parser.add_argument("--copy-to", type=Path, metavar="DIR", help=copies)
     parser.add_argument("--data", help="folder of the CIFAR-10 files, as 'edgecifar train' takes it")
     parser.add_argument("--rehearse", action="store_true", help="on a processor, on drawn pictures, in small")
     parser.add_argument("--step", type=int, action="append", choices=STEPS, help="only this one; may be repeated")
@@ -253,10 +297,12 @@ def main(arguments: list[str] | None = None) -> int:
         device, sizes = choose_device("cuda"), Sizes()
         # The smoke test draws its pictures: it may come before the data is there.
         dataset = data.synthetic(10, 10) if given.step == [1] else data.load(given.data, download=False)
-    make_folder(given.out)
+    for folder in filter(None, (given.out, given.copy_to)):
+        make_folder(folder)
     settings = {"minutes": given.minutes, "rehearsal": given.rehearse, "dataset": dataset.name}
-    results = Results(given.out, settings, describe_device(device))
-    wanted = [task for task in tasks(Setup(device, given.out, dataset, sizes)) if task.step in (given.step or STEPS)]
+    results = Results(given.out, settings, describe_device(device), given.copy_to)
+    setup = Setup(device, given.out, dataset, sizes, keep=results.keep)
+    wanted = [task for task in tasks(setup) if task.step in (given.step or STEPS)]
     measure(wanted, results, given.minutes, time.perf_counter)
     report.finish(results.document(), results.text())
     return int(any(not results.is_done(task) for task in wanted))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +31,7 @@ class Sizes:
         seconds: of each entry that is timed.
         rounds: turns of each.
         product: rows of the matrices whose product gives the device's peak.
-        engines: of peers.py, by their names; None for all.
+        engines: of peers.py, by parts of their names: those that are not fastest, or timed elsewhere, are left out.
     """
 
     steps: int = 30
@@ -41,7 +43,7 @@ class Sizes:
     seconds: float = 0.5
     rounds: int = 5
     product: int = 8192
-    engines: tuple[str, ...] | None = None
+    engines: tuple[str, ...] = ("torch eager", "torch.compile", "onnxruntime", "Classifier", "resident")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Setup:
         dataset: what is trained on.
         sizes: how much is measured.
         known: what eager torch says of the test images, once it was asked.
+        not_recorded: recipes whose step could not be recorded as a CUDA graph: they train without.
+        keep: takes the rows that a long task has so far, so that they are not lost where it is killed.
     """
 
     device: torch.device
@@ -61,6 +65,8 @@ class Setup:
     dataset: Dataset
     sizes: Sizes = field(default_factory=Sizes)
     known: dict[str, Reference] = field(default_factory=dict)
+    not_recorded: set[str] = field(default_factory=set)
+    keep: Callable[[Sequence[dict[str, Any]]], None] = lambda _: None
 
     @property
     def kind(self) -> str:

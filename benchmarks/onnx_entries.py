@@ -76,7 +76,7 @@ class Measurement:
         images = harness.images_to_check(batch, self.contract)
         key = variant.name, batch
         if key not in self._expected:
-            self._expected[key] = self.bundle.load(variant, "cpu", 1).probabilities(images)
+            self._expected[key] = self.bundle.load(variant, "cpu").probabilities(images)
         expected, answer = self._expected[key], harness.in_batches(classify, images, batch)
         if not np.isfinite(answer).all():
             entry.call, entry.problem = None, "its answers are not finite."

@@ -82,13 +82,12 @@ def entry(peer: Peer, batch: int, engines: Engines) -> Entry:
         return Entry(labels, problem=f"{' and '.join(missing)} must be installed: 'pip install {' '.join(missing)}'.")
     try:
         function = peer.make(batch)
-        images = harness.images_to_check(batch, engines.contract)
+        images, expected = engines.checked(batch)
         answers = harness.in_batches(function, images, batch)
     except Exception as error:  # each engine has failures of its own, and none may cost the others' figures
         return Entry(labels, problem=harness.problem(error))
     if not np.isfinite(answers).all():
         return Entry(labels, problem="its answers are not finite.")
-    expected = engines.reference(images)
     agree = int((answers.argmax(1) == expected.argmax(1)).sum())
     difference = float(np.abs(answers - expected).max())
     labels["agree"] = f"{agree}/{len(images)}"

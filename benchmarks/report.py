@@ -6,6 +6,7 @@ The JSON says which machine and versions, what was asked for, and a row for each
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -42,8 +43,9 @@ def document(name: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str,
     return {"benchmark": name, "machine": described, "settings": dict(settings), **rest, "rows": [*rows]}
 
 
+@functools.cache
 def gpus() -> list[str]:
-    """Return name, driver and memory of each NVIDIA GPU; none if nvidia-smi is missing."""
+    """Return name, driver and memory of each NVIDIA GPU, asked for once; none if nvidia-smi is missing."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return []

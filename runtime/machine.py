@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import platform
 from pathlib import Path
 
+ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+"""Packages that all hold the module `onnxruntime`."""
+
 PACKAGES = (
     "edgecifar",
     "numpy",
     "pillow",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-openvino",
+    *ONNXRUNTIMES,
     "onnx",
     "torch",
     "torchvision",
@@ -121,7 +123,11 @@ def describe() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed version of each package that results depend on."""
+    """Return the installed version of each package that results depend on.
+
+    Of several packages that hold onnxruntime it names the one that is imported: the others' files may be there too, and
+    are not what runs.
+    """
     from importlib import metadata  # slow to import, and a classifier only asks for the cores
 
     found: dict[str, str] = {}
@@ -130,4 +136,11 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    if len(found.keys() & ONNXRUNTIMES) > 1:
+        try:
+            info = importlib.import_module("onnxruntime.capi.build_and_package_info")
+            imported = {str(info.package_name): str(info.__version__)}
+        except Exception:  # half of two packages raises whatever it leads to: then both are named
+            return found
+        found = {name: version for name, version in found.items() if name not in ONNXRUNTIMES} | imported
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -253,6 +254,11 @@ class Views:
         teachers = Teachers.recorded(record.distillation or {}, folder)
         return cls(teachers, images, record.recipe, record.seed, device)
 
+    @functools.cached_property
+    def pictures(self) -> Tensor:
+        """The images on the device, where they stay, uint8 [N, size, size, 3]."""
+        return torch.from_numpy(self.images).to(self.device)
+
     def view(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return what a student sees in an epoch: the images, uint8 [N, size, size, 3], and float32 [N, classes].
 
@@ -267,8 +273,7 @@ class Views:
         mirrored = teachers.flips and recipe.flip and number % 2 == 1
         number -= mirrored
         plan = epoch_plan(self.seed, number, len(self.images), VIEW_BATCH_SIZE, self.device)
-        parts = torch.from_numpy(self.images).to(self.device).split(VIEW_BATCH_SIZE)
-        firsts = plan.flipped_first.split(VIEW_BATCH_SIZE)
+        parts, firsts = (whole.split(VIEW_BATCH_SIZE) for whole in (self.pictures, plan.flipped_first))
         images = torch.cat(
             [augment(some, number, first, recipe, plan.generator) for some, first in zip(parts, firsts, strict=True)]
         )

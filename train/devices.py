@@ -53,7 +53,14 @@ def precision(recipe: Recipe, device: torch.device) -> str:
     """Return in what `recipe` computes on `device`, as `record.Conditions` says it."""
     if in_bfloat16(recipe, device):
         return "bfloat16"
-    return "tf32" if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "float32"
+    return "tf32" if device.type == "cuda" and _convolves_in_tf32() else "float32"
+
+
+def _convolves_in_tf32() -> bool:
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    if convolutions is None:  # torch before 2.9; some later versions warn where the older setting is read
+        return torch.backends.cudnn.allow_tf32
+    return convolutions.fp32_precision == "tf32"
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -73,6 +80,12 @@ def searched_algorithms(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def synchronize(device: torch.device) -> None:
+    """Return when the device has done what it was told, so that a clock reads true; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextlib.contextmanager

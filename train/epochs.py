@@ -95,7 +95,10 @@ class Steps:
 
     Attributes:
         losses: of the steps of the running epoch, float32 [steps], on the device.
+        recorded: whether a CUDA graph is replayed.
     """
+
+    recorded = False
 
     def __init__(self, step: TrainingStep, loss: Loss, steps: int) -> None:
         self.step, self.loss, self.losses = step, loss, torch.empty(steps, device=step.device)

@@ -77,7 +77,8 @@ class GraphedSteps(Steps):
         self._rates = torch.tensor([float(group["lr"]) for group in groups], device=device)
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate
-        self._replay: Callable[[], None] = self._record() if device.type == "cuda" else self._advance
+        self.recorded = device.type == "cuda"
+        self._replay: Callable[[], None] = self._record() if self.recorded else self._advance
 
     def run(self, material: Material) -> Iterator[int]:
         """Take the steps of an epoch; yield after each how many are done."""
@@ -132,7 +133,7 @@ class GraphedSteps(Steps):
             current.wait_stream(stream)
             for parameter in self.step.net.parameters():
                 parameter.grad = None  # made anew in the graph's own memory, and never added to
-            with torch.cuda.graph(graph, stream=stream):
+            with _as_before(current), torch.cuda.graph(graph, stream=stream):
                 self._advance()
         return graph.replay
 
@@ -159,6 +160,23 @@ class GraphedSteps(Steps):
                         for value in filter(torch.is_tensor, state.values()):
                             value.copy_(kept[id(value)]) if id(value) in kept else value.zero_()
                 self._buffers.counter.zero_()
+
+
+@contextlib.contextmanager
+def _as_before(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Where recording fails, undo what torch leaves behind, so that what comes after it works.
+
+    Args:
+        stream: that was current before. Torch up to 2.11, at least, leaves the graph's own.
+    """
+    try:
+        yield
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        # The default generator believes that it is still recorded, and would refuse to draw; a copy does not.
+        generator = torch.cuda.default_generators[stream.device_index]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
 
 
 def make_steps(

@@ -22,7 +22,7 @@ from . import initial, keepsakes, plots
 from .answers import Teachers, Views, describe_distillation
 from .calibration import fit_temperature
 from .data import Dataset
-from .devices import describe_device, enough_memory, precision, searched_algorithms
+from .devices import describe_device, enough_memory, precision, searched_algorithms, synchronize
 from .distributed import Group
 from .epochs import Loss, Material, Steps
 from .following import recipe_of
@@ -217,7 +217,7 @@ class _Training:
 
     def complete(self) -> Evaluation:
         """Train the epochs that are left, evaluate, and store everything."""
-        images = torch.from_numpy(self._images()).to(self.device)
+        images = self.views.pictures if self.views else torch.from_numpy(self._images()).to(self.device)
         labels = torch.from_numpy(self.dataset.train_labels[self.trained_on]).to(self.device)
         loss = Loss(self.recipe.label_smoothing, self.class_weights, self.group)
         classes = self.dataset.contract.classes if self.views else None
@@ -226,15 +226,26 @@ class _Training:
             steps = make_steps(self.step, loss, images, labels, classes, self.options.cuda_graph)
             self.kept_at = time.perf_counter()
             while self.epoch < self.recipe.epochs:
+                began = time.perf_counter()
+                shown, logits = self._view(images)
+                synchronize(self.device)  # all that was prepared is done before the clock runs
                 started = time.perf_counter()
-                losses = self._train_epoch(steps, images, labels)
-                self.seconds += time.perf_counter() - started
+                self._train_epoch(steps, shown, labels, logits)
+                seconds = time.perf_counter() - started
+                self.seconds += seconds
                 self.epoch += 1
-                self._end_epoch(losses, time.perf_counter() - started)
+                self._end_epoch(steps, seconds, started - began)
         return self._finish()
 
+    def _view(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the next epoch shows before its steps augment it, and the teachers' logits of it."""
+        if not self.views:
+            return images, None
+        with self.group.main_process_first():
+            return self.views.view(self.epoch)
+
     def _warm_up(self, images: Tensor, labels: Tensor, loss: Loss) -> None:
-        """Take a few steps of each size of batch on a copy of the net, which is then forgotten."""
+        """Augment a batch, and take a few steps of each size of batch on a copy of the net, which is then forgotten."""
         steps = self.options.warm_up_steps
         if steps is None:
             steps = 3 if self.device.type == "cuda" else 0
@@ -242,22 +253,20 @@ class _Training:
             return
         net, size = copy.deepcopy(self.net).train(), self.recipe.batch_size
         step = replace(self.step, net=net, optimizers=make_optimizers(net, self.recipe))
-        for count in {min(size, len(labels)), len(labels) % size} - {0}:
+        plan = epoch_plan(self.seed, 0, len(labels), size, self.device)
+        shown = Material(0, plan, images, labels).shown(0, self.recipe)
+        for count in {len(shown), len(labels) % size} - {0}:
             for number in range(steps):
-                step(number, images[:count], loss.of(labels[:count], count))
+                step(number, shown[:count], loss.of(labels[:count], count))
 
-    def _train_epoch(self, steps: Steps, images: Tensor, labels: Tensor) -> Tensor:
-        """Run one epoch and return the loss of every step, float32 [steps].
+    def _train_epoch(self, steps: Steps, images: Tensor, labels: Tensor, logits: Tensor | None) -> None:
+        """Run one epoch; `steps` then has the loss of each.
 
         All randomness is a function of the seed and the epoch, so a resumed run repeats what was lost.
         """
         torch.manual_seed(derive_seed(self.seed, self.epoch, DROPOUT) + self.group.rank)
         plan = epoch_plan(self.seed, self.epoch, len(labels), self.recipe.batch_size, self.device)
-        material = Material(self.epoch, plan, images, labels)
-        if self.views:
-            with self.group.main_process_first():
-                view, logits = self.views.view(self.epoch)
-            material = Material(self.epoch, plan, view, labels, logits)
+        material = Material(self.epoch, plan, images, labels, logits)
         self.net.train()
         losses, count = steps.losses, self.steps_per_epoch
         started = shown = time.perf_counter()
@@ -269,10 +278,16 @@ class _Training:
                 self._check_finite(mean, f"at step {done} of epoch {self.epoch + 1}")
                 rate = min(done * self.recipe.batch_size, len(labels)) / (time.perf_counter() - started)
                 self.listener.progress(Progress(self.epoch + 1, done, count, mean, rate))
-        return losses
 
-    def _end_epoch(self, losses: Tensor, seconds: float) -> None:
-        """Validate, checkpoint where it is time, and tell the listener."""
+    def _end_epoch(self, steps: Steps, seconds: float, view_seconds: float) -> None:
+        """Validate, checkpoint where it is time, and tell the listener.
+
+        Args:
+            steps: the epoch's.
+            seconds: that they took.
+            view_seconds: that it took before to prepare what they show, where teachers answer.
+        """
+        losses = steps.losses
         validated_on, result = self._validate()
         self._check_finite(result.nll, f"after epoch {self.epoch}")  # the last step was one too many
         windows = losses[: len(losses) // WINDOW * WINDOW].view(-1, WINDOW).mean(1)
@@ -284,6 +299,8 @@ class _Training:
             "learning_rate": float(self.optimizers[0].param_groups[1]["lr"]),  # of `lr`: the first may be of `head_lr`
             "seconds": seconds,
             "images_per_second": len(self.trained_on) / seconds,
+            **({"view_seconds": view_seconds} if self.views else {}),
+            **({"cuda_graph": True} if steps.recorded else {}),
         }
         self.metrics.append(line)
         self._count()

@@ -36,7 +36,7 @@ def classify(images: np.ndarray) -> np.ndarray:
 def engines() -> Engines:
     """No engines, only what is asked of them; the reference is `classify`."""
     made = Engines.__new__(Engines)
-    made.threads, made.contract, made.reference = 2, CIFAR10, classify
+    made.threads, made.contract, made.reference, made._checked = 2, CIFAR10, classify, {}
     return made
 
 
@@ -66,6 +66,20 @@ class TestEntry:
 
     def test_a_batch_that_is_larger_than_the_check(self, engines):
         assert entry(Peer("other", "fp32", lambda batch: classify), 100, engines).details["checked"] == 100
+
+    def test_the_reference_is_asked_once_a_batch_size_with_all_threads(self, engines, monkeypatch):
+        asked = []
+
+        def reference(images: np.ndarray) -> np.ndarray:
+            asked.append((len(images), torch.get_num_threads()))
+            return classify(images)
+
+        engines.reference, before = reference, torch.get_num_threads()
+        monkeypatch.setattr("engines.usable_cpus", lambda: before + 1)
+        for batch in (100, 100, 120):
+            assert entry(Peer("other", "fp32", lambda batch: classify), batch, engines).problem == ""
+        assert asked == [(100, before + 1), (120, before + 1)]
+        assert torch.get_num_threads() == before
 
     def test_one_wrong_answer_and_it_is_not_timed(self, engines):
         calls = []

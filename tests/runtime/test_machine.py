@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -187,6 +188,32 @@ def test_versions_names_what_is_installed(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert versions() == installed
+
+
+BOTH = {"numpy": "1.2", "onnxruntime": "1.31.0", "onnxruntime-gpu": "1.31.1"}
+
+
+@pytest.mark.parametrize(
+    ("info", "wanted"),
+    [
+        (("onnxruntime-gpu", "1.31.1"), {"numpy": "1.2", "onnxruntime-gpu": "1.31.1"}),
+        (("onnxruntime", "1.30.0"), {"numpy": "1.2", "onnxruntime": "1.30.0"}),
+        (None, BOTH),
+    ],
+)
+def test_of_two_onnxruntimes_the_imported_one_is_named(monkeypatch, info, wanted):
+    """Its version is the module's, too: what is installed may be hidden by what is found first."""
+
+    def version(package: str) -> str:
+        if package not in BOTH:
+            raise importlib.metadata.PackageNotFoundError
+        return BOTH[package]
+
+    name = "onnxruntime.capi.build_and_package_info"
+    module = info and SimpleNamespace(package_name=info[0], __version__=info[1])
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setitem(sys.modules, name, module)  # None: importing it fails
+    assert versions() == wanted
 
 
 def test_describe(monkeypatch):

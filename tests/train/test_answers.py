@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,14 @@ class TestViews:
         views(**{change: other[change]}).view(0)
         assert len(list((master.folder / answers.ANSWERS).iterdir())) == 2
 
+    def test_the_images_are_moved_to_the_device_once(self, views, monkeypatch):
+        made, moved, move = views(), [], torch.from_numpy
+        monkeypatch.setattr(torch, "from_numpy", lambda array: moved.append(array) or move(array))
+        for epoch in range(3):
+            made.view(epoch)
+        assert sum(array is made.images for array in moved) == 1
+        assert torch.equal(made.pictures, move(made.images))
+
     def test_damaged_answers_are_computed_anew(self, views, master):
         _, whole = views().view(0)
         (path,) = (master.folder / answers.ANSWERS).iterdir()
@@ -175,6 +184,19 @@ class TestTaughtRun:
         assert [teacher["weights_sha256"] for teacher in record.distillation["teachers"]] == [digest(whole)]
         assert record.distillation["views"] == answers.RUN_VIEWS
         assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+
+    def test_the_time_for_its_views_is_told_apart(self, taught, whole, monkeypatch):
+        made = Views.view
+
+        def slowly(*given):
+            time.sleep(0.05)
+            return made(*given)
+
+        monkeypatch.setattr(Views, "view", slowly)
+        run = Run(taught("taught"))
+        assert all(line["view_seconds"] >= 0.05 for line in run.metrics)
+        assert run.record.training_seconds == pytest.approx(sum(line["seconds"] for line in run.metrics))
+        assert all("view_seconds" not in line for line in Run(whole).metrics)
 
     def test_answers_are_kept_with_the_teacher_for_all(self, taught, master, monkeypatch):
         first = taught("taught")

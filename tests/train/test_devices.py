@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -61,3 +63,18 @@ def test_cpus_compute_in_bfloat16_where_they_have_instructions_for_it(monkeypatc
 def test_float32_on_cuda_is_named_as_what_cudnn_makes_of_it():
     assert precision(REFERENCE, torch.device("cuda")) == "tf32"
     assert precision(BEST, torch.device("cuda")) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("cudnn", "wanted"),
+    [
+        (SimpleNamespace(conv=SimpleNamespace(fp32_precision="tf32")), "tf32"),
+        (SimpleNamespace(conv=SimpleNamespace(fp32_precision="ieee")), "float32"),
+        (SimpleNamespace(allow_tf32=True), "tf32"),
+        (SimpleNamespace(allow_tf32=False), "float32"),
+    ],
+)
+def test_the_older_setting_is_read_only_where_there_is_no_newer_one(monkeypatch, cudnn, wanted):
+    """Some versions of torch warn where it is read."""
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    assert precision(REFERENCE, torch.device("cuda")) == wanted

@@ -103,6 +103,16 @@ def test_steps_before_the_clock_runs_change_nothing(whole, recipe, tiny, tmp_pat
     assert digest(tmp_path / "warm") == digest(whole)
 
 
+def test_the_augmentation_is_warmed_up_too(recipe, tiny, tmp_path, no_plots, monkeypatch):
+    seen, shown = [], loop.Material.shown
+    monkeypatch.setattr(loop.Material, "shown", lambda *given: seen.append(given[1]) or shown(*given))
+    loop.train(replace(recipe, epochs=1), tiny, tmp_path / "cold", TrainingOptions())
+    cold = list(seen)
+    seen.clear()
+    loop.train(replace(recipe, epochs=1), tiny, tmp_path / "warm", TrainingOptions(warm_up_steps=1))
+    assert seen == [0, *cold]
+
+
 def test_another_seed_other_weights(whole, recipe, tiny, tmp_path, no_plots):
     loop.train(recipe, tiny, tmp_path / "other", TrainingOptions(seed=1))
     assert digest(tmp_path / "other") != digest(whole)
