@@ -141,8 +141,11 @@ def rows(small):
     def stubborn(images):
         return one_hot(np.full(len(images), 3))
 
-    found = {name: Model("onnx", call, call, "cpu") for name, call in (("a", knowing), ("b", stubborn))}
-    return accuracy.measure(found, small, 50, 20)
+    return accuracy.measure({"a": model_of(knowing), "b": model_of(stubborn)}, small, 50, 20)
+
+
+def model_of(call) -> Model:
+    return Model("onnx", call, call, lambda images: (call(images), call(images)), "cpu")
 
 
 class TestMeasure:
@@ -169,7 +172,7 @@ class TestMeasure:
         assert sum(line.startswith("gaussian blur") for line in lines) == 2
 
     def test_none_corrupted(self, small):
-        found = {"a": Model("onnx", lambda images: one_hot(np.zeros(len(images), int)), lambda images: images, "cpu")}
+        found = {"a": model_of(lambda images: one_hot(np.zeros(len(images), int)))}
         rows = accuracy.measure(found, small, 20, 0)
         assert rows[0]["mean_corrupted"] == rows[0]["corrupted"] == {}
         assert "severity" not in accuracy.table(rows)
