@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import harness
 import numpy as np
@@ -21,13 +21,11 @@ from edgecifar.export.compress.quantize import CALIBRATION_IMAGES, CALIBRATORS, 
 from edgecifar.export.compress.search import MIN_CALIBRATION_IMAGES, Search, importance_subset, spread_over
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.graph import Deployed
-from edgecifar.export.options import ExportOptions
-from edgecifar.export.variants import Source
 from edgecifar.runtime import Bundle
 from edgecifar.runtime.contract import METADATA_PREFIX, Contract
 from edgecifar.runtime.errors import BundleError, DataError, VariantError
 from edgecifar.train.data import Dataset
-from edgecifar.train.net import LAYERS
+from edgecifar.train.net import LAYERS, Net
 from edgecifar.train.run import Run
 
 FULL = "fp32"
@@ -140,7 +138,7 @@ class ReferenceModels:
 
     def __init__(self, run: Run, dataset: Dataset, exported: Sequence[Candidate], folder: Path) -> None:
         self.run, self.dataset, self.folder = run, dataset, folder
-        record, self._net = run.record, Source(run, dataset, ExportOptions()).net
+        record, self._net = run.record, cast("Net", run.net())
         self.model, self.paired = (Deployed(self._net, record.temperature, paired) for paired in (False, True))
         self.provenance = {"checkpoint_sha256": record.weights_sha256, "dataset": asdict(record.dataset)}
         self.trained_on, self.held_out = dataset.hold_out(record.recipe.held_out)

@@ -146,7 +146,7 @@ def size(out: Path) -> int:
     ("form", "kills"),
     [
         ("rows.jsonl", 2),
-        *(pytest.param(form, 17, marks=pytest.mark.slow) for form in ("rows.jsonl", "rows.csv", "rows")),
+        *(pytest.param(form, 6, marks=pytest.mark.slow) for form in ("rows.jsonl", "rows.csv", "rows")),
     ],
 )
 def test_killed_at_random_every_picture_has_one_row(many, tiny, tmp_path, form, kills):
