@@ -91,7 +91,7 @@ def export(
             min=0,
             callback=finite,
             help="Percentage points of validation accuracy that edge may lose; tiny 5 times as many. Residual nets: "
-            "edge 8, tiny 12, nano 40 times.",
+            "edge 10, tiny 15, nano 40 times.",
         ),
     ] = 0.2,
     max_bytes: Annotated[
