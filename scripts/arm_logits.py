@@ -14,7 +14,7 @@ import numpy as np
 
 COUNT = 500
 
-MOST = 1e-5
+MOST = 1e-4
 """A logit may differ by so much. What is int8 has the same bits everywhere; a mean in float32 is summed in the order of
 a processor's vectors."""
 

@@ -133,7 +133,7 @@ class TestCompare:
         assert ran.returncode == 0
         assert "39 of 40" in ran.stdout
 
-    @pytest.mark.parametrize("change", [np.float32(1e-4), np.float32(np.nan)])
+    @pytest.mark.parametrize("change", [np.float32(1e-3), np.float32(np.nan)])
     def test_one_other_logit(self, tmp_path, logits, change):
         np.savez(tmp_path / "x86.npz", edge=logits)
         logits[2, 3] += change
