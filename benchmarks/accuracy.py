@@ -265,6 +265,7 @@ def main() -> None:
         "dataset_sha256": dataset.digest,
         "corruptions": {name: list(constants) for name, (_, constants) in CORRUPTIONS.items()},
         "agreement_with": rows[0]["model"],
+        "run": given.run.name if given.run else None,
     }
     report.finish(report.document("accuracy", settings, rows), table(rows), given.save)
 

@@ -142,12 +142,13 @@ def accuracy(found: Mapping[str, Any]) -> Any:
     """Draw accuracy over severity: axes for each corruption, a line for each model; severity 0 is the clean images."""
     rows = [row for row in found["rows"] if row["corrupted"]]
     corruptions = [*rows[0]["corrupted"]] if rows else []
+    called = {row["model"]: row["model"] for row in rows} | {"run": found["settings"].get("run") or "run"}
     figure = drawing.new_figure((9, 5.4), f"{found['settings']['dataset']} test images, corrupted as in CIFAR-10-C")
     every = figure.subplots(2, 3, sharex=True, sharey=True)
     for axes, corruption in zip(every.flat, corruptions, strict=True):
         for row in rows:
             figures = [row["clean"], *row["corrupted"][corruption]]
-            axes.plot([100 * one["accuracy"] for one in figures], marker=".", label=row["model"], alpha=0.8)
+            axes.plot([100 * one["accuracy"] for one in figures], marker=".", label=called.get(row["model"]), alpha=0.8)
         axes.set_title(corruption, fontsize=9)
         axes.grid(alpha=0.3)
     for axes in every[-1]:

@@ -191,7 +191,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description="edgecifar serve against other servers.")
     parser.add_argument("--bundle", type=Path, help="by default the one installed")
-    parser.add_argument("--variant", default="edge")
+    parser.add_argument("--variant", default="tiny")
     parser.add_argument("--peer", action="append", choices=[*PEERS, "none"], help="may be repeated; default: all")
     parser.add_argument("--seconds", type=harness.positive(float), default=8.0, help="of each load")
     parser.add_argument("--connections", type=harness.positive(int), default=16)

@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="edgecifar serve at its limits.")
     parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("--bundle", type=Path, help="by default the one installed")
-    parser.add_argument("--variant", default="edge")
+    parser.add_argument("--variant", default="tiny")
     parser.add_argument("--seconds", type=harness.positive(float), default=60.0)
     parser.add_argument("--times", type=harness.positive(int), default=50)
     parser.add_argument("--connections", type=harness.positive(int), default=160, help="of the overload")

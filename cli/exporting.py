@@ -60,7 +60,9 @@ def export(
     context: typer.Context,
     run: Annotated[
         Path | None,
-        typer.Argument(help="A run folder, by default the newest finished under runs/; or with --layout a bundle."),
+        typer.Argument(
+            help="A run folder, by default the newest finished of Net under runs/; or with --layout a bundle."
+        ),
     ] = None,
     formats: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.onnx],  # noqa: B006
     variants: Annotated[
@@ -114,12 +116,16 @@ def export(
     students: Annotated[
         Students,
         typer.Option(
-            help="What is trained: the net with fewer channels, or a small residual net that begins untrained."
+            help="What is trained: the net with fewer channels, or a small residual net that begins untrained, as nano "
+            "and a teacher's are always."
         ),
     ] = Students.narrowed,
     teachers: Annotated[
         list[Path],
-        typer.Option("--teacher", help="Fine-tune on the answers of this finished run instead. May be repeated."),
+        typer.Option(
+            "--teacher",
+            help="Fine-tune on the answers of this finished run instead (of a teacher's run: too). Repeatable.",
+        ),
     ] = [],  # noqa: B006
     corrupted: Annotated[
         float | None,
@@ -222,7 +228,7 @@ def _check_usage(formats: list[Format], variants: list[VariantName], fine_tune: 
     if set(variants) != {VariantName.fp32} and not {Format.onnx, Format.all} & set(formats):
         raise typer.BadParameter("--variant chooses among the ONNX models: add --format onnx.")
     if fine_tune and not {*SMALL, VariantName.all} & set(variants):
-        raise typer.BadParameter("--fine-tune is for the lossy variants: add --variant edge or --variant tiny.")
+        raise typer.BadParameter("--fine-tune is for the lossy variants: add --variant edge, tiny or nano.")
     if data:
         raise typer.BadParameter("--data and --without-data exclude one another: give one of them.")
 
