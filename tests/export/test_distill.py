@@ -369,7 +369,7 @@ def test_export_fine_tunes_once_and_gives_the_same_bytes_again(run, small, tmp_p
     bundle, results = build.export(Run(folder), tmp_path / "bundle", small, options)
     assert results["tiny"].passed
     assert bundle.variant("tiny").bytes < 100_000
-    assert ", fine-tuned for 5 epochs on labels and the teacher's logits, " in bundle.variant("tiny").made_by
+    assert ", fine-tuned for 5 epochs on labels and the net's logits, " in bundle.variant("tiny").made_by
     assert len(epochs_of(lines())) == 5
     assert student_in(folder).name.startswith("-".join(map(str, CANDIDATES[0])) + "-")
     again, _ = build.export(Run(folder), tmp_path / "again", small, options)
