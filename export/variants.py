@@ -219,7 +219,7 @@ def lossy(source: Source, variant: LossyVariant) -> Target:
     """
     search, options = source.search, source.options  # what it lacks is said now, before others are written and checked
     distiller = search.distiller_for(variant)
-    if not distiller and (search.is_residual(variant) or not isinstance(search.model, Deployed)):
+    if not distiller and search.is_residual(variant):
         raise RunError(
             f"{variant.name} must be trained: fine-tune it for some epochs, such as 20, or leave it out.",
             option="fine_tune",
