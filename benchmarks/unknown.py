@@ -264,7 +264,11 @@ def main() -> None:
     save = given.save
     if given.near:
         rows = near(dataset, given.near, given.epochs, given.splits)
-        settings |= {"recipe": FAST.name, "epochs": given.epochs, "known": [list(known) for known in SPLITS[: given.splits]]}
+        settings |= {
+            "recipe": FAST.name,
+            "epochs": given.epochs,
+            "known": [list(known) for known in SPLITS[: given.splits]],
+        }
         save = save.with_name("unknown-near.json") if save == report.RESULTS / "unknown.json" else save
         report.finish(report.document("unknown-near", settings, rows), near_table(rows), save)
         return
