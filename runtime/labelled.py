@@ -22,6 +22,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from .contract import MAX_CLASSES, MAX_LABEL_LENGTH, MIN_CLASSES
 from .errors import DataError
+from .paths import RUN_RECORD
 from .sources import LeftOut, walk
 
 SPLITS = ("train", "val", "test")
@@ -38,9 +39,6 @@ WANTED = "a folder with a folder of pictures per class, or a CSV with the column
 
 DATA_VARIABLE = "EDGECIFAR_DATA"
 """The environment variable that names the data where nothing else does."""
-
-RUN = "run.json"
-"""A folder that holds this file was made by training."""
 
 MAX_NAMED = 5
 """How many names a message lists; of the rest it gives the number."""
@@ -202,7 +200,7 @@ def _subfolders(path: Path) -> list[str]:
 
 def _holds_runs(folder: Path) -> bool:
     """Whether a folder is one of a run, or of runs: what pictures are there are drawings."""
-    return (folder / RUN).is_file() or any(folder.glob(f"*/{RUN}"))
+    return (folder / RUN_RECORD).is_file() or any(folder.glob(f"*/{RUN_RECORD}"))
 
 
 def _split_folders(names: Iterable[str]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions
 from edgecifar.export.parity import Limits, Reference
 from edgecifar.export.variants import Source, Target
+from edgecifar.runtime import Bundle
 from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.errors import ParityError, RunError
 from edgecifar.runtime.session import Session
@@ -296,6 +297,15 @@ def test_images_are_spread_over_all(given, wanted):
 
 
 class TestSizes:
+    @pytest.mark.parametrize("variant", [lossy.TINY, lossy.NANO], ids=lambda variant: variant.name)
+    def test_what_ships_is_no_larger_than_expected(self, variant):
+        """With all that a real file holds: a temperature for each picture, a familiarity, what taught it."""
+        bundle = Bundle.open()
+        shipped = bundle.variant(variant.name)
+        metadata = Session(bundle.read(shipped), provider="cpu").metadata()["provenance"]
+        expected = expected_bytes(Residual(10, variant.residual[0]).deployed(), bundle.contract, metadata)
+        assert expected - 3_500 < shipped.bytes < expected
+
     @pytest.mark.parametrize(("middle", "counts"), [(16, 0), (40, 2_000), (96, 10)])
     def test_a_file_is_a_little_smaller_than_expected(self, images, tmp_path, middle, counts):
         """Both before what an export adds: the familiarity."""
