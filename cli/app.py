@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -117,13 +117,25 @@ class Subcommands(TyperGroup):
 class Subcommand(TyperCommand):
     """A subcommand's name and its line in the list; the whole of it is made when it is called."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **kwargs: Any) -> Any:
         """Parse the subcommand's arguments, by its own options."""
+        _refuse_empty(args)
         name = str(self.name)
         function = getattr(import_module(f".{SUBCOMMANDS[name][0]}", __package__), name)
         whole = typer.Typer(**FRAME)
         whole.command(name, short_help=self.short_help, epilog=_EPILOGS.get(name))(function)
-        return typer.main.get_command(whole).make_context(*args, **kwargs)
+        return typer.main.get_command(whole).make_context(info_name, args, *more, **kwargs)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """End the command where an argument is empty, as an unset variable of a shell is: as a path, "" is this folder."""
+    before = ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        if not value and (equals or not argument):
+            where = f" ({flag})" if flag.startswith("-") else ""
+            fail(f"an argument is empty, as an unset variable is: give it a value, or leave it out{where}.")
+        before = argument
 
 
 def fail(sentence: str) -> None:

@@ -130,3 +130,22 @@ def test_a_number_that_is_none_is_wrong_usage(edgecifar, arguments, tmp_path, mo
     assert result.exit_code == 2
     assert arguments[-1] in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (("train", "--data", ""), "(--data)"),
+        (("train", "--data", "synthetic", "--out="), "(--out)"),
+        (("evaluate", "model.onnx", "--data", ""), "(--data)"),
+        (("predict", "a.png", ""), ""),
+        (("inspect", ""), ""),
+        (("export", "", "--force"), ""),
+    ],
+)
+def test_an_empty_argument_is_an_unset_variable_and_no_path(refused, tmp_path, monkeypatch, arguments, flag):
+    monkeypatch.chdir(tmp_path)
+    sentence = refused(*arguments)
+    assert "empty" in sentence
+    assert sentence.endswith(f"{flag}.")
+    assert not list(tmp_path.iterdir())

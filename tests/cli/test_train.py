@@ -402,15 +402,6 @@ def test_options_of_own_pictures_are_refused_for_others(small, option, value):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("command", [("train",), ("evaluate", "model.onnx")])
-def test_data_named_by_an_unset_variable_is_not_cifar10(small, command):
-    Path("model.onnx").write_bytes(b"")
-    result = edgecifar(*command, "--data", "")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "variable" in result.stderr
-    assert "(--data)" in result.stderr
-
-
 @pytest.mark.parametrize(("given", "named"), [("a folder", "--data 'a folder'"), (None, "")])
 def test_the_next_command_names_the_data_that_were_named(small, monkeypatch, given, named):
     drawn = data.synthetic()
