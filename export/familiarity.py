@@ -1,8 +1,13 @@
 """Familiarity: a third output of the graph that says how much a picture is like those that the net was trained on.
 
-It is computed of what the last layer reads: the logarithm of a sum of exponentials of a few linear functions, each of
-which is large for training pictures of some kind, and small for pictures of nothing (`outliers`). The functions are
-learnt from the features of both; the net itself stays as it is.
+It is computed of what the last layer reads, and is a sum of two logarithms of sums of exponentials. One is of the last
+layer's functions, the net's own: the energy score (Liu et al., Energy-based out-of-distribution detection, 2020). The
+other is of a few more linear functions without constants, the detectors, each of which is large for training pictures
+of some kind, and small for pictures of nothing (`outliers`). They are learnt from the features of both; the net itself
+stays as it is.
+
+On pictures of other things the detectors tell most, and the energy changes nothing (AUROC 95.2 instead of 95.0 % with
+`tiny`); on other classes of the same kind the energy tells more: 71.5 % instead of 67.4 (benchmarks/unknown.py).
 """
 
 from __future__ import annotations
@@ -59,48 +64,50 @@ MIN_CORRELATION = 0.95
 
 @dataclass(frozen=True)
 class Detectors:
-    """The linear functions whose log-sum-exp is the familiarity.
+    """The linear functions whose log-sum-exp is added to the energy.
 
     Attributes:
         weight: float32 [detectors, features].
-        bias: float32 [detectors].
+        head: weight, float32 [classes, features], and bias, float32 [classes], of the last layer.
     """
 
     weight: np.ndarray
-    bias: np.ndarray
+    head: tuple[np.ndarray, np.ndarray]
 
     def __call__(self, hidden: np.ndarray) -> np.ndarray:
         """Map what the last layer reads, float32 [N, features], to the familiarity, float32 [N]."""
         with torch.inference_mode():
-            return _score(torch.from_numpy(hidden), *map(torch.from_numpy, (self.weight, self.bias))).numpy()
+            features = torch.from_numpy(hidden)
+            energy = _score(features, *map(torch.from_numpy, self.head))
+            return (_score(features, torch.from_numpy(self.weight)) + energy).numpy()
 
 
-def _score(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _score(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(hidden, weight, bias).logsumexp(1)
 
 
 def detector_count(features: int) -> int:
     """Return how many linear functions of so many features there are."""
-    return max(1, min(MAX_DETECTORS, MAX_CONSTANTS // (features + 1)))
+    return max(1, min(MAX_DETECTORS, MAX_CONSTANTS // features))
 
 
 def constants(features: int) -> int:
     """Return how many float32 constants the score of so many features adds to a graph."""
-    return detector_count(features) * (features + 1)
+    return detector_count(features) * features
 
 
 def learn(known: np.ndarray, unknown: np.ndarray, head: tuple[np.ndarray, np.ndarray], seed: int = 0) -> Detectors:
-    """Return detectors whose familiarity is positive for known features and negative for unknown ones.
+    """Return detectors whose log-sum-exp is larger for known features than for unknown ones.
 
-    They begin as the last layer's functions, one a class, so that the familiarity begins as the energy score (Liu et
-    al., Energy-based out-of-distribution detection, 2020), with further random ones; what they learn is logistic
-    regression on outliers (Hendrycks et al., Deep anomaly detection with outlier exposure, 2019, there for the whole
-    net).
+    They begin as the last layer's functions, one a class, so that this begins almost as the energy, with further random
+    ones; what they learn is logistic regression on outliers (Hendrycks et al., Deep anomaly detection with outlier
+    exposure, 2019, there for the whole net). Neither a constant for each gained anything, nor to learn what the energy
+    lacks, with it in the sum.
 
     Args:
         known: what the last layer reads of training pictures, float32 [N, features].
         unknown: and of pictures of nothing, float32 [M, features].
-        head: weight, float32 [classes, features], and bias, float32 [classes], of the last layer.
+        head: of the last layer, as `Detectors` has it.
         seed: of all randomness.
     """
     units = detector_count(known.shape[1])
@@ -120,24 +127,23 @@ def _learn(
     inside, outside = inside / scale, outside / scale
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        layer = nn.Linear(known.shape[1], units)
+        weight = nn.Linear(known.shape[1], units, bias=False).weight
         with torch.no_grad():
             first = min(units, len(head[0]))
-            layer.weight[:first] = torch.from_numpy(head[0][:first]) * scale
-            layer.bias[:first] = torch.from_numpy(head[1][:first])
-            layer.bias -= layer(inside).logsumexp(1).sort().values[len(inside) // 10]
-        optimizer = torch.optim.AdamW(layer.parameters(), lr=RATE, weight_decay=DECAY)
+            weight[:first] = torch.from_numpy(head[0][:first]) * scale
+            level = nn.Parameter(_score(inside, weight).sort().values[len(inside) // 10])  # the boundary's
+        optimizer = torch.optim.AdamW([weight, level], lr=RATE, weight_decay=DECAY)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
         for _ in range(STEPS):
             some = inside[torch.randint(len(inside), (LEARNING_BATCH,))]
             others = outside[torch.randint(len(outside), (LEARNING_BATCH,))]
-            loss = functional.softplus(-_score(some, layer.weight, layer.bias)).mean()
-            loss = loss + functional.softplus(_score(others, layer.weight, layer.bias)).mean()
+            loss = functional.softplus(level - _score(some, weight)).mean()
+            loss = loss + functional.softplus(_score(others, weight) - level).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    return Detectors((layer.weight.detach() / scale).numpy(), layer.bias.detach().numpy())
+    return Detectors((weight.detach() / scale).numpy(), head)
 
 
 @torch.inference_mode()
@@ -178,18 +184,16 @@ def append(model: onnx.ModelProto, contract: Contract, detectors: Detectors) -> 
     """
     if (name := contract.familiarity_name) is None:
         raise ValueError("the contract names no familiarity")
-    graph, hidden = model.graph, onnx_format.last_layer(model, contract).input[0]
-    weight, bias, axes, values = (f"{name}_{part}" for part in ("weight", "bias", "axes", "detectors"))
+    graph, last = model.graph, onnx_format.last_layer(model, contract)
+    weight, axes, energy, values = (f"{name}_{part}" for part in ("weight", "axes", "energy", "detectors"))
     graph.initializer.extend(
-        [
-            numpy_helper.from_array(detectors.weight, weight),
-            numpy_helper.from_array(detectors.bias, bias),
-            numpy_helper.from_array(np.array([1], np.int64), axes),
-        ]
+        [numpy_helper.from_array(detectors.weight, weight), numpy_helper.from_array(np.array([1], np.int64), axes)]
     )
+    # The energy goes in as what Gemm adds to each row, which saves a node.
     graph.node.extend(
         [
-            helper.make_node("Gemm", [hidden, weight, bias], [values], f"{name}_gemm", transB=1),
+            helper.make_node("ReduceLogSumExp", [last.output[0], axes], [energy], energy),
+            helper.make_node("Gemm", [last.input[0], weight, energy], [values], values, transB=1),
             helper.make_node("ReduceLogSumExp", [values, axes], [name], f"{name}_logsumexp", keepdims=0),
         ]
     )
