@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import time
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ...runtime.errors import RunError
@@ -200,7 +201,7 @@ class Distiller:
         return student.cpu().eval().requires_grad_(False)
 
     def _train_epoch(self, student: nn.Module, optimizers: list[Optimizer], epoch: int) -> None:
-        recipe, (images, teacher_logits) = self.recipe, self._view(epoch)
+        recipe, (images, teacher_logits) = self.recipe, self.views.view(epoch)
         labels, started = torch.from_numpy(self.labels).to(self.device), time.perf_counter()
         weights = class_weights(self.labels, teacher_logits.shape[1]).to(self.device) if recipe.balance else None
         torch.manual_seed(derive_seed(self.seed, epoch, DROPOUT))
@@ -219,11 +220,11 @@ class Distiller:
             raise RunError("The loss of the fine-tuning is not finite any more: export without fine-tuning.")
         log.info("  fine-tuning, epoch %d of %d: loss %.4f, %.0f s", epoch + 1, recipe.epochs, mean, seconds)
 
-    def _view(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the images of an epoch, uint8 [N, size, size, 3], and their teacher logits, float32 [N, classes]."""
+    @functools.cached_property
+    def views(self) -> Views:
+        """What is shown: of one object, so that a GPU is given the images once."""
         teachers = self.teachers or Itself(self.folder / ANSWERS, self.origin, self.teacher)
-        views = Views(teachers, self.images, self.recipe, self.seed, self.device, VIEWS)
-        return views.view(epoch)
+        return Views(teachers, self.images, self.recipe, self.seed, self.device, VIEWS)
 
     def _path(self, widths: Mapping[str, int], key: str) -> Path:
         return self.folder / FOLDER / f"{'-'.join(map(str, widths.values()))}-{key[:12]}.state"

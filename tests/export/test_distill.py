@@ -245,18 +245,18 @@ class TestViews:
 
     @pytest.mark.parametrize("changes", [{"seed": 9}, {"origin": "another"}, {"recipe": replace(ONE, translate=1)}])
     def test_answers_to_other_views_are_not_taken(self, distiller, tmp_path, changes):
-        distiller()._view(0)
-        distiller(**changes)._view(0)
+        distiller().views.view(0)
+        distiller(**changes).views.view(0)
         assert len(self.stored(tmp_path)) == 2
 
     def test_answers_are_those_of_the_images_shown(self, net, distiller):
         made = distiller(recipe=replace(ONE, bfloat16=False))
         for number in (0, 1):
-            images, answers = made._view(number)
+            images, answers = made.views.view(number)
             assert images.dtype == torch.uint8
             np.testing.assert_allclose(answers, logits_with(net)(images.numpy()), atol=1e-4)
-        assert not torch.equal(made._view(0)[0], made._view(1)[0])
-        assert torch.equal(made._view(1)[0], images)
+        assert not torch.equal(made.views.view(0)[0], made.views.view(1)[0])
+        assert torch.equal(made.views.view(1)[0], images)
 
     def test_another_teacher_answers_for_the_run_s_net(self, distiller, start, net, tmp_path):
         class Doubled:
@@ -266,8 +266,8 @@ class TestViews:
                 return [lambda x: 2 * net(x)]
 
         one, other = distiller(), distiller(teachers=Doubled())
-        images, logits = other._view(0)
-        assert torch.equal(images, one._view(0)[0])
+        images, logits = other.views.view(0)
+        assert torch.equal(images, one.views.view(0)[0])
         both = (logits_with(net)(images.numpy()) + logits_with(net)(images.flip(2).numpy())).copy()
         np.testing.assert_allclose(logits, both, atol=1e-4)
         one = distiller(recipe=ONE)
@@ -276,19 +276,21 @@ class TestViews:
 
     def test_in_bfloat16_they_are_about_the_same(self, distiller, monkeypatch):
         monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: True)
-        exact, rough = (distiller(recipe=replace(ONE, bfloat16=bfloat16))._view(0)[1] for bfloat16 in (False, True))
+        exact, rough = (
+            distiller(recipe=replace(ONE, bfloat16=bfloat16)).views.view(0)[1] for bfloat16 in (False, True)
+        )
         assert not torch.equal(exact, rough)
         assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
 
     def test_another_precision_has_answers_of_its_own(self, distiller, tmp_path, monkeypatch):
         for there in (True, False):
             monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda there=there: there)
-            distiller(recipe=ONE)._view(0)
+            distiller(recipe=ONE).views.view(0)
         assert len(self.stored(tmp_path)) == 2
 
     def test_a_view_and_the_next_show_both_sides(self, distiller):
         made = distiller(recipe=replace(RECIPE, translate=0))
-        one, other = made._view(0)[0], made._view(1)[0]
+        one, other = made.views.view(0)[0], made.views.view(1)[0]
         assert torch.equal(one, other.flip(2))
         originals = torch.from_numpy(made.images)
         mirrored = [not torch.equal(shown, image) for shown, image in zip(one, originals, strict=True)]
@@ -296,10 +298,10 @@ class TestViews:
 
     def test_damaged_answers_are_computed_anew(self, distiller, tmp_path):
         made = distiller()
-        _, whole = made._view(0)
+        _, whole = made.views.view(0)
         (path,) = self.stored(tmp_path)
         path.write_bytes(path.read_bytes()[:-9])
-        assert torch.equal(made._view(0)[1], whole)
+        assert torch.equal(made.views.view(0)[1], whole)
 
 
 class TestCandidates:
