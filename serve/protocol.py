@@ -114,7 +114,7 @@ def parse_infer(body: bytes, json_length: bytes | None, contract: Contract, max_
     timeout = parameters.get("timeout")
     if timeout is not None and (type(timeout) is not int or timeout < 0):
         raise _bad("the parameter 'timeout' is not a number of microseconds, an integer")
-    images = _images(values.get("inputs"), tail, contract, max_images, plain=b"true" not in head)
+    images = _images(values.get("inputs"), tail, contract, max_images, plain=not (b"true" in head or b"false" in head))
     outputs = _outputs(values.get("outputs"), parameters.get("binary_data_output", False), contract)
     return InferRequest(images, outputs, given, timeout / 1e6 if timeout else None)
 
@@ -215,7 +215,7 @@ def _flag(value: Any, name: str) -> bool:
 
 
 def _images(inputs: Any, tail: memoryview, contract: Contract, max_images: int, plain: bool) -> np.ndarray:
-    """Return the only input, uint8 [N, size, size, 3]; `plain`: no value of the JSON is true."""
+    """Return the only input, uint8 [N, size, size, 3]; `plain`: no value of the JSON is true or false."""
     name, shape = contract.input_name, contract.picture_shape
     if type(inputs) is not list or len(inputs) != 1 or type(inputs[0]) is not dict or inputs[0].get("name") != name:
         raise _bad(f"'inputs' is not a list of one object whose 'name' is {name!r}")

@@ -165,6 +165,7 @@ def broken(**changes):
         (broken(data=[-1] * 3072), "integer"),
         (broken(data=["a"] * 3072), "integer"),
         (broken(data=[True] * 3072), "true"),
+        (broken(data=[False] * 3072), "false"),
         (broken(data=[[[[0, 0, 0]] * 32] * 31]), "nested"),
         (broken(data=[[[[0, 0]] * 32] * 32]), "nested"),
         (broken(data=[[0] * 3072]), "nested"),
