@@ -7,6 +7,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -55,7 +56,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self.awaited: asyncio.Future[Any] | Whole | None = None
         self._whole: Whole | None = None  # the present request, as long as it may turn out to come whole
-        self.lost = False
+        self.lost = self._upgrading = False
         self._fields, self._in_body = 0, False  # bytes of URL, header and trailer; whether the header is complete
         self._silent = 0  # bytes that came since a header, a part of a body or a message ended: the parser keeps them
         self._received = 0
@@ -85,11 +86,34 @@ class Connection(HttpToolsProtocol):
             self._receiving_since, self._received = time.monotonic(), 0
         self._received += len(data)
         self._silent += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        left: list[Any] = [memoryview(data)]
+        try:
+            while left:
+                part = left.pop()
+                try:
+                    self.parser.feed_data(part)
+                except httptools.HttpParserUpgrade as stopped:
+                    if self._upgrading:
+                        left += [part[stopped.args[0] :], self._without_upgrade()]
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self._whole:
             self._go_the_long_way(self._whole)
         if self._silent > MAX_HEADER and not self.transport.is_closing():  # a field without end
             self._refuse_field()
+
+    def _without_upgrade(self) -> bytes:
+        """Return the header of a request that asks for another protocol as if it did not, for a parser of its own.
+
+        HTTP allows that, and Java's client asks so by default. The parser would take the body for that protocol's.
+        """
+        parser: Any = self.parser
+        lines = [b"%s %s HTTP/%s" % (parser.get_method(), self.url, parser.get_http_version().encode())]
+        lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
+        self._upgrading, self.parser = False, httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        return b"\r\n".join((*lines, b"", b""))
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -119,6 +143,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin its body."""
         self._in_body, self._silent = True, 0
+        self._upgrading = self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
+        if self._upgrading:  # it begins again, see `data_received`
+            return
         found = _INFER.fullmatch(self.url)
         if found and self._may_come_whole():
             parser: Any = self.parser
@@ -134,7 +161,6 @@ class Connection(HttpToolsProtocol):
         return (
             parser.get_method() == b"POST"
             and (cycle is None or cycle.response_complete)
-            and not parser.should_upgrade()
             and not self.flow.write_paused  # by a client that takes no answers: the long way waits for it
             and not self.transport.is_closing()
             and not self.limits.settings.allow_origins  # CORS adds headers to what is sent the long way
@@ -197,6 +223,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End it: from now on the client waits, not the server."""
+        if self._upgrading:
+            return
         self._silent = 0
         whole, self._whole = self._whole, None
         if whole:

@@ -460,3 +460,23 @@ def test_an_answered_request_keeps_no_pixels(live, images, ask_binary):
         assert read_answer(connection)[0] == 200
         (one,) = server.server.server_state.connections
         assert not one.cycle.body
+
+
+@pytest.mark.parametrize("place", [0, 5, -5])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(live, images, ask, place):
+    server = live(settings(receive_timeout=10))
+    body = json.dumps(ask(images[3:4], id="7")).encode()
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"  # Java's default
+    request = HEAD % (len(body), upgrade) + body
+    with server.connect() as connection:
+        for data in (request, request.replace(b"/infer ", b"/infer?a=b ")):
+            cut = data.index(body) + place % len(body)
+            connection.sendall(data[:cut])
+            time.sleep(0.02)
+            connection.sendall(data[cut:] + b"GET /v2 HTTP/1.1\r\nHost: a\r\n%s\r\n" % upgrade)
+            answers, part = b"", b" "
+            while part and not (b'"extensions"' in answers and answers.endswith(b"]}")):
+                part = connection.recv(65536)
+                answers += part
+            assert answers.count(b"HTTP/1.1 200") == 2
+            assert b'"id":"7"' in answers
