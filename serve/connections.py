@@ -232,6 +232,8 @@ class Connection(HttpToolsProtocol):
             whole.ask()
         else:
             super().on_message_complete()
+            if not self.pipeline and not self.transport.is_closing():
+                self.flow.resume_reading()  # uvicorn paused it within a long body: whether the client leaves is read
         self._receiving_since, self._received = None, 0
 
     def pause_writing(self) -> None:

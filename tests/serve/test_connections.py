@@ -329,9 +329,10 @@ def wait_until(condition) -> None:
         time.sleep(0.005)
 
 
-def test_pictures_of_who_leaves_are_not_decoded(live, held, images, png):
+@pytest.mark.parametrize("more", [0, 400_000, 600_000])
+def test_pictures_of_who_leaves_are_not_decoded(live, held, images, png, more):
     server = live(settings(receive_timeout=10, decoders=1))
-    body = png(images[0])
+    body = png(images[0]) + bytes(more)
     request = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     left = server.app.metrics.left._value
     with server.connect() as first:
