@@ -118,13 +118,20 @@ class App:
         return self._received + self._decoder.buffered
 
     def replace(self, registry: Registry) -> None:
-        """Put `registry` in the place of the present one, which answers what it has accepted; on the event loop."""
-        registry.start(self.metrics, self.settings)
-        old, self.registry = self.registry, registry
-        self.metrics.updated.set_to_current_time()
-        task = asyncio.get_running_loop().create_task(old.retire())
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        """Put `registry` in the place of the present one, which answers what it has accepted; on the event loop.
+
+        Raises:
+            RuntimeError: a thread cannot be started; the present one stays.
+        """
+        leaves = registry
+        try:
+            registry.start(self.metrics, self.settings)
+            leaves, self.registry = self.registry, registry
+            self.metrics.updated.set_to_current_time()
+        finally:
+            task = asyncio.get_running_loop().create_task(leaves.retire())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:

@@ -79,9 +79,9 @@ class Batcher:
         self._tickets: set[Ticket] = set()
         self._images = 0
         self._running_since: float | None = None
-        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
         self._thread = threading.Thread(target=self._work, name=f"inference of {name}", daemon=True)
         self._thread.start()
+        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
 
     @property
     def requests(self) -> int:

@@ -161,10 +161,11 @@ class Model:
             self._free.set()
 
     async def retire(self) -> None:
-        """End the thread when the last lease has ended and all is answered."""
+        """End the thread, if it was started, when the last lease has ended and all is answered."""
         while self._leases:
             await self._free.wait()
-        await self.batcher.close()
+        if hasattr(self, "batcher"):
+            await self.batcher.close()
 
 
 class PageFile:

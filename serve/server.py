@@ -291,6 +291,7 @@ class _Life:
         try:
             keys = ApiKeys(self._api_key_file) if self._api_key_file else None
             registry = await loop.run_in_executor(None, load_registry, self._source)
+            app.replace(registry)
         except EdgecifarError as error:
             app.metrics.updates.labels("failed").inc()
             log.error("The bundles in service stay: %s", error, extra={"event": "update_failed"})
@@ -299,7 +300,6 @@ class _Life:
             log.error("The bundles in service stay: %r", error, exc_info=error, extra={"event": "update_failed"})
         else:
             app.keys = keys
-            app.replace(registry)
             app.metrics.updates.labels("done").inc()
             versions = {model.name: model.version for model in registry.models}
             log.info("New bundles are in service.", extra={"event": "updated", "versions": versions})

@@ -7,6 +7,7 @@ import gc
 import json
 import re
 import shutil
+import threading
 import weakref
 from pathlib import Path
 
@@ -147,6 +148,41 @@ def test_a_new_registry_takes_over_and_the_old_answers_what_it_has(tiny, own_tin
             assert app.ready
             assert (await new.batcher.submit(images, 5))[0].argmax(1).tolist() == list(range(10))
         assert not new.batcher.healthy
+
+    asyncio.run(scenario())
+
+
+def test_a_new_registry_whose_threads_cannot_be_started_changes_nothing(tiny, monkeypatch):
+    from edgecifar.serve import server
+
+    others, most = set(threading.enumerate()), 0
+
+    def inference() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t.name.startswith("inference") and t not in others]
+
+    class NoMore(threading.Thread):
+        def start(self) -> None:
+            if len(inference()) == most:
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    async def scenario():
+        app = App(load_registry(source({"a": tiny})))
+        async with app._lifespan(None):
+            old, models = app.registry, len(app.registry.models)
+            life = server._Life(server.make_server(app), source({"a": tiny}), None)
+            nonlocal most
+            most = 2 * models - 1
+            monkeypatch.setattr("edgecifar.serve.batching.threading.Thread", NoMore)
+            await life._take_up()
+            assert app.registry is old
+            assert app.ready
+            assert app.metrics.updates.labels("failed")._value.get() == 1
+            for _ in range(200):
+                await asyncio.sleep(0.01)
+                if len(inference()) == models:
+                    return
+            raise AssertionError("threads were left behind")
 
     asyncio.run(scenario())
 
