@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,14 @@ class LogFormat(StrEnum):
     auto = "auto"
     text = "text"
     json = "json"
+
+
+def _origins(values: list[str]) -> list[str]:
+    """Refuse what no browser sends as the origin of a page: it would allow nobody."""
+    for value in values:
+        if value not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+", value):
+            raise typer.BadParameter(f"{value!r} is no origin: it is SCHEME://HOST[:PORT] in lower case, without a path.")
+    return values
 
 
 @examples(
@@ -49,7 +58,9 @@ def serve(
     open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Ask for no key at /metrics.")] = False,
     allow_origin: Annotated[
         list[str],
-        typer.Option(help="Let web pages of this origin ask (CORS); may be repeated.", show_default=False),
+        typer.Option(
+            callback=_origins, help="Let web pages of this origin ask (CORS); may be repeated.", show_default=False
+        ),
     ] = [],  # noqa: B006
     wasm: Annotated[
         Path | None,
@@ -93,7 +104,9 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    max_pixels: Annotated[float, typer.Option(min=0.001, max=64, help="Millions of pixels of a picture.")] = 25.0,
+    max_pixels: Annotated[
+        float, typer.Option(min=0.001, max=64, callback=finite, help="Millions of pixels of a picture.")
+    ] = 25.0,
     max_connections: Annotated[int, typer.Option(min=1, help="Connections that may be open.")] = 512,
     drain: Annotated[
         float, typer.Option(min=0, callback=finite, help="Seconds after SIGTERM that requests are still taken.")

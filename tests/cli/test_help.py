@@ -121,6 +121,7 @@ def test_wrong_usage_is_exit_code_2(edgecifar):
         ("train", "--held-out", "nan"),
         ("export", "--budget", "nan"),
         ("benchmark", "--seconds", "nan"),
+        ("serve", "--max-pixels", "nan"),
     ],
     ids=" ".join,
 )
@@ -130,6 +131,13 @@ def test_a_number_that_is_none_is_wrong_usage(edgecifar, arguments, tmp_path, mo
     assert result.exit_code == 2
     assert arguments[-1] in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "https://A.example", "a.example"])
+def test_an_origin_that_no_browser_sends_is_wrong_usage(edgecifar, origin):
+    result = edgecifar("serve", "--allow-origin", origin)
+    assert result.exit_code == 2
+    assert origin in result.stderr
 
 
 @pytest.mark.parametrize(
