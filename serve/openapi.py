@@ -80,6 +80,8 @@ def document(registry: Registry, settings: Settings, version: str, *, with_key: 
         "components": {"schemas": _schemas(contracts, settings.max_images)},
     }
     if with_key:
+        if settings.open_metrics:
+            paths["/metrics"]["get"]["security"] = []
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         found["security"] = [{"key": []}]
         for path in paths.values():

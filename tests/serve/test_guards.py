@@ -27,7 +27,15 @@ def keys(key_file):
     return ApiKeys(key_file)
 
 
-@pytest.mark.parametrize("header", [{"Authorization": f"Bearer {KEY}"}, {"X-API-Key": "fedcba9876543210-two"}])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"Authorization": f"Bearer {KEY}"},
+        {"X-API-Key": "fedcba9876543210-two"},
+        {"Authorization": "Bearer of-another-service", "X-API-Key": KEY},
+        {"Authorization": f"Bearer {KEY}", "X-API-Key": "of another service"},
+    ],
+)
 def test_a_key_opens_everything(open_client, keys, images, ask, header):
     client = open_client(keys=keys)
     assert client.post(INFER, json=ask(images[:1]), headers=header).status_code == 200
@@ -230,6 +238,8 @@ def test_a_line_of_the_log_is_one_document():
 
 
 def test_the_openapi_document_names_every_route(open_client, keys):
+    from edgecifar.serve import Settings
+
     client = open_client()
     document = client.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
@@ -244,6 +254,9 @@ def test_the_openapi_document_names_every_route(open_client, keys):
     assert secured["security"] == [{"key": []}]
     assert secured["paths"]["/v2/health/live"]["get"]["security"] == []
     assert "401" in secured["paths"]["/classify"]["post"]["responses"]
+    assert "401" in secured["paths"]["/metrics"]["get"]["responses"]
+    opened = open_client(Settings(open_metrics=True), keys).get("/openapi.json", headers={"X-API-Key": KEY}).json()
+    assert opened["paths"]["/metrics"]["get"]["security"] == []
 
 
 def test_the_openapi_document_is_right_for_all_models(open_client, three_classes, tiny, labels, three_colours):
