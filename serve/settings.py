@@ -100,7 +100,8 @@ class ApiKeys:
 
     def allow(self, headers: dict[bytes, bytes]) -> bool:
         """Whether `headers` carry one of the keys: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        digest = hashlib.sha256(key).digest()
-        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0  # unlike any, it compares all
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        given = [bearer.strip() if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b"")]
+        digests = [hashlib.sha256(key).digest() for key in given]
+        pairs = [(digest, known) for digest in digests for known in self._digests]
+        return sum(hmac.compare_digest(*pair) for pair in pairs) > 0  # unlike any, it compares all
