@@ -27,7 +27,7 @@ def _origins(values: list[str]) -> list[str]:
     """Refuse what no browser sends as the origin of a page: it would allow nobody."""
     for value in values:
         if value not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+", value):
-            raise typer.BadParameter(f"{value!r} is no origin: it is SCHEME://HOST[:PORT] in lower case, without a path.")
+            raise typer.BadParameter(f"{value!r} is no origin, SCHEME://HOST[:PORT] in lower case without a path.")
     return values
 
 
