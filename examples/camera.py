@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from edgecifar.runtime import Classifier
+from edgecifar.runtime import Classifier, EdgecifarError
 
 UNKNOWN = "unknown"
 
@@ -75,11 +75,15 @@ def main() -> None:
     parser.add_argument("--hold", type=int, default=3, help="frames in a row that must agree (default: 3)")
     parser.add_argument("--retry", type=float, default=2, help="seconds before a source is opened again; 0: not at all")
     given = parser.parse_args()
+    if not 0 <= given.retry < float("inf"):
+        parser.error("--retry is a number of seconds")
     try:
         for line in changes(Classifier(given.bundle), frames(given.source, given.retry), given.hold):
             print(json.dumps(line, ensure_ascii=False), flush=True)
     except KeyboardInterrupt:
         pass
+    except EdgecifarError as error:
+        sys.exit(f"camera.py: {error}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import * as ort from "onnxruntime-web";
 
 const BITS = 22; // of a filter weight's fraction
 const refuse = (sentence) => (console.error(sentence), process.exit(1));
+process.on("uncaughtException", (error) => refuse(`classify.mjs: ${error.message}`)); // a file is missing, or damaged
 const clip = (value) => Math.min(Math.max(value, 0), 255);
 
 /** Decode a PNG over `behind`. Returns {width, height, data}, data R, G, B of each pixel. */
@@ -32,8 +33,7 @@ function decode(file, behind) {
   if (header[8] !== 8 || header[11] || header[12] || !channels || turned || curved) {
     refuse(`${file} is a kind of PNG that this example does not read.`);
   }
-  const raw = zlib.inflateSync(Buffer.concat(chunks.IDAT));
-  const stride = width * channels;
+  const [raw, stride] = [zlib.inflateSync(Buffer.concat(chunks.IDAT)), width * channels];
   if (raw.length < height * (stride + 1)) refuse(`${file} is damaged: it lacks pixels.`);
   const data = new Uint8Array(width * height * 3);
   let above = new Uint8Array(stride);
@@ -126,7 +126,7 @@ function prepare(file, { input, preprocessing: steps }) {
   return scale(square, input.shape[1], input.shape[1], steps).data;
 }
 
-const [bundle, ...files] = process.argv.slice(2);
+const [bundle = refuse("usage: node classify.mjs BUNDLE [PICTURE.png...]"), ...files] = process.argv.slice(2);
 const json = (name) => JSON.parse(fs.readFileSync(path.join(bundle, name), "utf8"));
 const { contract, variants, default_variant: chosen } = json("manifest.json");
 const variant = variants.find(({ name }) => name === chosen);

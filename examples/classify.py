@@ -34,7 +34,7 @@ def decode(file: Path, behind: list[int]) -> np.ndarray:
         known = image.format in ("PNG", "JPEG", "MPO") and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
         image.load()
         key = "transparency" in image.info and image.mode != "P"  # Pillow compares it at another depth than the file's
-        curved = abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.05
+        curved = abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.05 or b"cICP" in file.read_bytes()
         if not known or key or curved:
             raise SystemExit(f"This example does not read this kind of picture: make {file} an 8-bit PNG or JPEG.")
         orientation = image.getexif().get(0x0112, 1)
@@ -128,9 +128,8 @@ def main(folder: Path, files: list[Path]) -> int:
         return 0
 
     wrong = 0
-    for golden in json.loads((folder / "golden.json").read_text(encoding="utf-8"))["pictures"]:
-        if not golden["file"].endswith(".png"):
-            continue
+    pictures = json.loads((folder / "golden.json").read_text(encoding="utf-8"))["pictures"]
+    for golden in (entry for entry in pictures if entry["file"].endswith(".png")):
         image = prepare(folder / golden["file"], contract)
         pixels = np.abs(image.ravel().astype(int) - golden["array"]).max()
         row = np.array(session.run(outputs, {name: image[None]})[0])[0]
@@ -144,4 +143,7 @@ def main(folder: Path, files: list[Path]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]]))
+    try:
+        sys.exit(main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]]) if sys.argv[1:] else __doc__)
+    except OSError as error:  # a file is missing, or no picture
+        sys.exit(f"classify.py: {error}")

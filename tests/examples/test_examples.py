@@ -97,9 +97,19 @@ class TestPython:
         colour.convert("CMYK").save(tmp_path / "cmyk.jpg")
         colour.save(tmp_path / "gamma.png", pnginfo=gamma)
         colour.convert("L").save(tmp_path / "key.png", transparency=76)
+        linear = PngInfo()
+        linear.add(b"cICP", bytes([1, 8, 0, 1]))
+        colour.save(tmp_path / "linear.png", pnginfo=linear)
         for file in tmp_path.iterdir():
             with pytest.raises(SystemExit, match=file.name):
                 classify.prepare(file, CIFAR10.as_json())
+
+    @pytest.mark.parametrize("arguments", [[], [DEFAULT, EXAMPLES / "README.md"]])
+    def test_what_cannot_be_read_is_said_without_a_traceback(self, arguments):
+        ran = self.example(*arguments)
+        assert ran.returncode == 1
+        assert "Traceback" not in ran.stderr
+        assert (Path(arguments[-1]).name if arguments else "BUNDLE") in ran.stderr
 
     def test_a_difference_is_seen(self, bundle):
         spoil(bundle)
@@ -147,11 +157,16 @@ def test_node_refuses_what_it_would_read_wrongly(tmp_path):
     text = PngInfo()
     text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
     Image.new("RGB", (32, 32), "red").save(tmp_path / "turned.png", pnginfo=text)
-    for file in (tmp_path / "turned.png", SAMPLES / "ship.jpg"):
+    (tmp_path / "cut.png").write_bytes((SAMPLES / "cat.png").read_bytes()[:2000])
+    for file in (tmp_path / "turned.png", SAMPLES / "ship.jpg", tmp_path / "missing.png"):
         ran = run("node", tmp_path / "classify.mjs", DEFAULT, file)
         assert ran.returncode == 1
         assert ran.stdout == ""
         assert file.name in ran.stderr
+        assert len(ran.stderr.splitlines()) == 1
+    for arguments in ((), (tmp_path,), (DEFAULT, tmp_path / "cut.png")):
+        ran = run("node", tmp_path / "classify.mjs", *arguments)
+        assert ran.returncode == 1
         assert len(ran.stderr.splitlines()) == 1
 
 
@@ -194,6 +209,13 @@ class TestCamera:
     def test_a_source_that_never_gives_a_picture(self, camera, tmp_path):
         with pytest.raises(SystemExit, match=r"missing.mp4 gives no picture"):
             list(camera.frames(str(tmp_path / "missing.mp4"), 0))
+
+    @pytest.mark.parametrize("given", [["--bundle", "missing"], ["--retry", "-1"], ["--retry", "nan"]])
+    def test_what_cannot_be_is_said(self, camera, monkeypatch, capsys, given):
+        monkeypatch.setattr(sys, "argv", ["camera.py", *given])
+        with pytest.raises(SystemExit) as ended:
+            camera.main()
+        assert (given[1] if given[0] == "--bundle" else given[0]) in f"{ended.value}{capsys.readouterr().err}"
 
     def test_it_goes_on_when_the_source_comes_back(self, cv2, tmp_path):
         path = tmp_path / "video.avi"
