@@ -92,7 +92,7 @@ def visit(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def row(what: str, milliseconds: Sequence[float]) -> dict[str, Any]:
     """Return median, quartiles and the longest of these times."""
-    low, median, high = quantiles(milliseconds, n=4)
+    low, median, high = quantiles(milliseconds, n=4) if len(milliseconds) > 1 else [*milliseconds] * 3
     return {
         "what": what,
         "n": len(milliseconds),

@@ -16,6 +16,11 @@ def test_rows_have_the_quartiles():
     assert (row["n"], row["low"], row["median"], row["high"], row["longest"]) == (5, 1.5, 3, 4.5, 5)
 
 
+def test_a_single_visit_is_its_own_median():
+    row = page.row("what", [3.0])
+    assert (row["n"], row["low"], row["median"], row["high"]) == (1, 3, 3, 3)
+
+
 def test_without_the_npm_packages_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(page, "MODULES", tmp_path)
     with pytest.raises(EdgecifarError, match="scripts/web"):
