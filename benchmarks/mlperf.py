@@ -237,7 +237,8 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, help="folder for LoadGen's logs (default: runs/mlperf-TIME)")
     report.add_save(parser, "mlperf")
     given = parser.parse_args()
-    if min(given.seconds, given.queries, given.batch, given.latency, given.images, given.qps or 1) <= 0:
+    qps = 1 if given.qps is None else given.qps
+    if min(given.seconds, given.queries, given.batch, given.latency, given.images, qps) <= 0:
         parser.error("--seconds, --queries, --batch, --latency, --images and --qps must be more than 0")
     lg = loadgen()
     dataset = datasets.load(given.data)

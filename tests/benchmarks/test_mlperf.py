@@ -141,6 +141,15 @@ class TestShareCorrect:
             mlperf.share_correct(tmp_path, np.array([1, 1]))
 
 
+@pytest.mark.parametrize("option", ["--qps", "--seconds"])
+def test_nothing_a_second_is_wrong_usage(monkeypatch, capsys, option):
+    monkeypatch.setattr(sys, "argv", ["mlperf.py", option, "0"])
+    with pytest.raises(SystemExit) as ended:
+        mlperf.main()
+    assert ended.value.code == 2
+    assert option in capsys.readouterr().err
+
+
 def test_without_loadgen(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
     with pytest.raises(EdgecifarError, match=r"pip install mlcommons-loadgen==[0-9.]+\.$"):
