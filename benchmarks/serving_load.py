@@ -7,6 +7,7 @@ costs little beside the server.
 from __future__ import annotations
 
 import json
+import os
 import re
 import selectors
 import socket
@@ -232,7 +233,7 @@ def _given_up(selector: selectors.BaseSelector, outcome: Outcome) -> list[Any]:
 
 def used(pid: int) -> tuple[float, float]:
     """Return processor seconds and resident MB of a process and its children, of /proc."""
-    page, ticks = 4096, 100
+    page, ticks = os.sysconf("SC_PAGESIZE"), os.sysconf("SC_CLK_TCK")
     seconds = memory = 0.0
     for process in [pid, *_children(pid)]:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 
 import numpy as np
@@ -125,3 +126,11 @@ def test_servers_without_a_model_give_each_picture_its_answer(tmp_path):
                 assert outcome.latencies
                 assert (outcome.wrong, outcome.broken, outcome.statuses) == (0, 0, {})
     assert names == ["uvicorn, no model", "Starlette, no model"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_memory_is_counted_in_the_pages_of_the_machine(monkeypatch):  # a Raspberry Pi 5 has larger ones
+    once = serving_load.used(os.getpid())[1]
+    sysconf = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: sysconf(name) * (4 if name == "SC_PAGESIZE" else 1))
+    assert serving_load.used(os.getpid())[1] == pytest.approx(4 * once, rel=0.2)
