@@ -267,6 +267,8 @@ class Connection(HttpToolsProtocol):
     def sweep(self, now: float) -> None:
         """End the connection if its client takes too long."""
         allowed = self.limits.settings.receive_timeout
+        if self.pipeline and self._receiving_since is not None:  # it is behind others, and is read on after them
+            self._receiving_since = now
         if self.transport.is_closing():  # what was written is not taken
             self._blocked_since = self._blocked_since or now
         if self._blocked_since is not None and now - self._blocked_since > allowed:

@@ -166,6 +166,24 @@ def test_who_sends_nothing_or_too_slowly_is_ended(live):
     assert server.app.metrics.requests.labels("refused", 408)._value.get() == 3
 
 
+def test_who_waits_behind_another_request_is_not_slow(live, images, ask):
+    server = live(settings())
+    batcher, gate = server.app.registry.default.batcher, threading.Event()
+    run = batcher._run
+    batcher._run = lambda batch: (gate.wait(10), run(batch))[1]
+    body = json.dumps(ask(images[:1])).encode()
+    request = HEAD % (len(body), b"") + body
+    with server.connect() as connection:
+        connection.sendall(request + request[:-10])
+        time.sleep(0.5)
+        gate.set()
+        assert read_answer(connection)[0] == 200
+        connection.sendall(request[-10:])
+        assert read_answer(connection)[0] == 200
+        connection.sendall(request[:-10])  # in its turn, it is
+        assert read_answer(connection)[0] == 408
+
+
 def test_who_is_idle_between_requests_is_not_slow(live):
     server = live(settings(keep_alive=30))
     with server.connect() as connection:
