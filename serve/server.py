@@ -158,7 +158,7 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     with contextlib.closing(address.listen()) as listener:  # first: a port that is taken is said before models are read
-        keys = ApiKeys(api_key_file) if api_key_file else None
+        keys = _read_keys(api_key_file)
         _warn(keys, address)
         app = App(load_registry(source), settings, keys)
         server = make_server(app)
@@ -171,9 +171,15 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
         os._exit(0)
 
 
-def _warn(keys: ApiKeys | None, address: Address) -> None:
+def _read_keys(path: Path | None) -> ApiKeys | None:
+    """Return the keys of a file, or None without one; say so if other users can read it."""
+    keys = ApiKeys(path) if path else None
     if keys and keys.exposed:
         log.warning("%s can be read by other users: chmod 600 it.", keys.path, extra={"event": "exposed_keys"})
+    return keys
+
+
+def _warn(keys: ApiKeys | None, address: Address) -> None:
     if not keys and not address.is_local:
         log.warning(
             "Anybody who can reach %s may use this server, because it asks for no key: pass --api-key-file, or listen "
@@ -289,7 +295,7 @@ class _Life:
         self._updating = True
         loop, app = asyncio.get_running_loop(), self._app
         try:
-            keys = ApiKeys(self._api_key_file) if self._api_key_file else None
+            keys = _read_keys(self._api_key_file)
             registry = await loop.run_in_executor(None, load_registry, self._source)
             app.replace(registry)
         except EdgecifarError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import re
 import shutil
 import threading
@@ -185,6 +186,27 @@ def test_a_new_registry_whose_threads_cannot_be_started_changes_nothing(tiny, mo
             raise AssertionError("threads were left behind")
 
     asyncio.run(scenario())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have no such permissions")
+@pytest.mark.parametrize(("mode", "said"), [(0o600, 0), (0o644, 1)])
+def test_an_update_says_if_others_can_read_the_keys(tiny, tmp_path, caplog, mode, said):
+    from edgecifar.serve import server
+
+    keys = tmp_path / "keys"
+    keys.write_text("0123456789abcdef0123\n")
+    keys.chmod(mode)
+
+    async def scenario():
+        edge = source({"a": tiny}, variants=("edge",))
+        app = App(load_registry(edge))
+        async with app._lifespan(None):
+            await server._Life(server.make_server(app), edge, keys)._take_up()
+        assert app.keys is not None
+
+    with caplog.at_level("WARNING", "edgecifar.serve"):
+        asyncio.run(scenario())
+    assert [getattr(record, "event", "") for record in caplog.records].count("exposed_keys") == said
 
 
 def test_a_model_that_was_replaced_is_let_go_of_at_once(tiny, images):
