@@ -71,9 +71,9 @@ async function classifyFile(file) {
     const began = performance.now();
     const picture = await bundle.decode(file);
     const time = performance.now() - began;
+    if (turn !== turnOf) return;
     const url = URL.createObjectURL(file);
     at("shown").onload = at("shown").onerror = () => URL.revokeObjectURL(url);
-    if (turn !== turnOf) return;
     at("shown").src = url;
     at("shown").alt = `The picture ${name}`;
     at("original").hidden = false;

@@ -118,6 +118,25 @@ seen.violations.error = await violations(page);
 seen.again = await choose(page, ship);
 seen.wider = await choose(page, given.pictures.wider);
 
+// A picture whose reading takes so long that another was chosen meanwhile.
+await page.evaluate(() => {
+  const [read, make, end] = [Blob.prototype.arrayBuffer, URL.createObjectURL, URL.revokeObjectURL];
+  window.held = new Set();
+  URL.createObjectURL = (blob) => (window.held.add(make(blob)), [...window.held].at(-1));
+  URL.revokeObjectURL = (url) => (window.held.delete(url), end(url));
+  Blob.prototype.arrayBuffer = async function () {
+    Blob.prototype.arrayBuffer = read;
+    await new Promise((resume) => setTimeout(resume, 500));
+    window.late = true;
+    return read.call(this);
+  };
+});
+await page.setInputFiles("#file", cat);
+await choose(page, ship);
+await page.waitForFunction(() => window.late);
+await page.waitForTimeout(500);
+seen.overtaken = { ...(await shown(page)), held: await page.evaluate(() => window.held.size) };
+
 // By keyboard alone: from the top to the camera's button; then Enter.
 await page.evaluate(() => {
   document.activeElement?.blur();

@@ -256,6 +256,11 @@ def test_the_same_answer_is_said_again(seen):
     assert seen["said"][1].startswith("cat.png: cat")
 
 
+def test_a_picture_that_was_overtaken_is_let_go_of(seen):
+    assert seen["overtaken"]["answer"] == seen["again"]["answer"]
+    assert seen["overtaken"]["held"] == 0
+
+
 def test_a_phone_needs_no_scrolling_sideways(seen):
     assert seen["overflow"] <= 0
 
