@@ -158,18 +158,20 @@ def lock(path: Path) -> Callable[[], None]:
 def remove_leftovers(folder: Path) -> None:
     """Delete what processes that were killed while writing into `folder` left unfinished.
 
-    A folder that was moved away for its successor, and whose successor did not make it, is put back.
+    A folder that was moved away for its successor, and whose successor did not make it, is put back. What may not be
+    deleted stays: none of this keeps anybody from writing there.
     """
     for path in list(folder.iterdir()):
         found = re.fullmatch(f"({re.escape(STAGING)}|{re.escape(REPLACED)})([0-9]+)-(.+)", path.name)
         if not found or _runs(int(found[2])) or path in _in_use or _is_taken(path):
             continue
-        if found[1] == REPLACED and not os.path.lexists(folder / found[3]):
-            path.rename(folder / found[3])
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's in a folder of all: it stays
+            if found[1] == REPLACED and not os.path.lexists(folder / found[3]):
+                path.rename(folder / found[3])
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _is_taken(path: Path) -> bool:

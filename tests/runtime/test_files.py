@@ -466,6 +466,22 @@ class TestLeftovers:
         assert names(tmp_path) == ["made"]
         assert contents(tmp_path / "made") == {"a": "made"}
 
+    def test_of_another_user_keep_nobody_from_writing(self, tmp_path, dead, monkeypatch):
+        """In a folder such as /tmp everybody may write, and each may remove only what is theirs."""
+
+        def refuse(path: object, *, ignore_errors: bool = False) -> None:
+            if not ignore_errors:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+        theirs = [f".edgecifar-partial-{dead}-{name}" for name in ("file", "folder")]
+        (tmp_path / theirs[0]).touch()
+        (tmp_path / theirs[1]).mkdir()
+        monkeypatch.setattr(Path, "unlink", refuse)
+        monkeypatch.setattr(files.shutil, "rmtree", refuse)
+        with new_folder(tmp_path / "made") as folder:
+            (folder / "a").touch()
+        assert names(tmp_path) == [*theirs, "made"]
+
     KILLED = """
 import os, signal, sys
 from pathlib import Path
