@@ -93,7 +93,9 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    max_pixels: Annotated[float, typer.Option(min=0.001, max=64, help="Millions of pixels of a picture.")] = 25.0,
+    max_pixels: Annotated[
+        float, typer.Option(min=0.001, max=64, callback=finite, help="Millions of pixels of a picture.")
+    ] = 25.0,
     max_connections: Annotated[int, typer.Option(min=1, help="Connections that may be open.")] = 512,
     drain: Annotated[
         float, typer.Option(min=0, callback=finite, help="Seconds after SIGTERM that requests are still taken.")

@@ -121,6 +121,7 @@ def test_wrong_usage_is_exit_code_2(edgecifar):
         ("train", "--held-out", "nan"),
         ("export", "--budget", "nan"),
         ("benchmark", "--seconds", "nan"),
+        ("serve", "--max-pixels", "nan"),
     ],
     ids=" ".join,
 )
