@@ -15,7 +15,7 @@ import numpy as np
 from . import choice, files, labelled
 from .bundle import Bundle
 from .contract import Contract
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, VariantError
 from .labelled import SPLITS, Entry, Listing
 from .machine import usable_cpus
 from .metrics import Evaluation, score
@@ -84,7 +84,8 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
 
     Raises:
         ModelError: it is missing, damaged, or needs torch.
-        BundleError, VariantError, ProviderError: as their loaders say.
+        VariantError: a variant is named, and it is no bundle; or as the bundle's loader says.
+        BundleError, ProviderError: as their loaders say.
     """
     kind = kind_of(path)
     if kind == "bundle":
@@ -93,6 +94,8 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
         provenance: Any = bundle.manifest.provenance
         name = chosen.name
     elif kind == "onnx":
+        if variant:
+            raise VariantError(f"{path} is not a bundle and has no variants: leave the variant out.", option="variant")
         session = Session(path.read_bytes(), provider=provider, name=str(path))
         provenance = session.metadata().get("provenance")
         name = None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgecifar.runtime.errors import DataError, ModelError
+from edgecifar.runtime.errors import DataError, ModelError, VariantError
 from edgecifar.runtime.evaluation import evaluate, load
 from edgecifar.runtime.files import sha256
 from edgecifar.runtime.splitting import assign_splits
@@ -50,6 +50,11 @@ def test_an_onnx_file_says_the_same_as_its_bundle(tiny, data):
     found = evaluate(load(tiny / "model.onnx"), data)
     assert load(tiny / "model.onnx").kind == "onnx"
     assert found.result.correct == evaluate(load(tiny, "fp32"), data).result.correct
+
+
+def test_an_onnx_file_has_no_variants(tiny):
+    with pytest.raises(VariantError, match="no variants"):
+        load(tiny / "model.onnx", "fp32")
 
 
 def test_one_class_is_enough_and_a_picture_that_cannot_be_read_is_left_out(model, data):
