@@ -99,6 +99,7 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
     Raises:
         OutputError: the disk is full, the folder is read-only, and so on; `path` is as it was before.
     """
+    path = Path(os.path.realpath(path))  # a link stays one, and the file that it leads to is replaced
     staged = _beside(path)
     with explained(path), contextlib.ExitStack() as locked:
         _in_use.add(staged)

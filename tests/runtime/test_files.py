@@ -90,6 +90,14 @@ class TestWriteFile:
         write_file(tmp_path / "a", b"new")
         assert contents(tmp_path) == {"a": "new"}
 
+    def test_a_link_stays_one(self, tmp_path):
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "real").write_text("old")
+        (tmp_path / "link").symlink_to(Path("there") / "real")
+        write_file(tmp_path / "link", b"new")
+        assert (tmp_path / "link").is_symlink()
+        assert contents(tmp_path / "there") == {"real": "new"}
+
     def test_the_old_file_stays_until_the_new_one_is_complete(self, tmp_path):
         (tmp_path / "a").write_text("old")
         seen = []
