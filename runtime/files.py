@@ -217,6 +217,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def refuse_existing(path: Path, replace: bool, check: Callable[[Path], object] | None = None) -> None:
     """Raise an OutputError where `new_folder`, with the same arguments, would not make or replace what is at `path`."""
+    if Path(os.path.realpath(path)).is_symlink():
+        raise OutputError(f"{path} is a link that leads in a circle: choose another place.")
     if not path.exists():
         return
     if not replace:
@@ -242,7 +244,7 @@ def new_folder(path: Path, replace: bool = False, check: Callable[[Path], object
     Raises:
         OutputError: `path` exists, before the block or after it, and may not be replaced; or it cannot be written.
     """
-    given, path = path, path.resolve()  # a link stays one, and what it leads to is replaced
+    given, path = path, Path(os.path.realpath(path))  # a link stays one, and what it leads to is replaced
     make_folder(path.parent)
     staged, old = _beside(path), path.with_name(f"{REPLACED}{os.getpid()}-{path.name}")
     with explained(path):

@@ -367,6 +367,12 @@ class TestNewFolder:
         assert (tmp_path / "link").is_symlink()
         assert contents(tmp_path / "real") == {"b": "new"}
 
+    def test_a_link_that_leads_in_a_circle(self, tmp_path):
+        (tmp_path / "link").symlink_to("link")
+        with pytest.raises(OutputError, match="circle"), new_folder(tmp_path / "link"):
+            pytest.fail("the block may take hours")
+        assert names(tmp_path) == ["link"]
+
     def test_the_working_directory(self, tmp_path, monkeypatch):
         (tmp_path / "here").mkdir()
         monkeypatch.chdir(tmp_path / "here")
