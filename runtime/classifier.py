@@ -182,8 +182,8 @@ class Classifier:
         loaded = self._read_here(pictures, fit) if jobs == 1 else self._read_there(pictures, fit, jobs)
         batches = iter(lambda: list(itertools.islice(loaded, BATCH)), [])
         calls = max(1, usable_cpus() // self.threads) if jobs > 1 and self.provider == "cpu" else 1
-        ahead = list(itertools.islice(batches, 2))
-        if calls == 1 or len(ahead) < 2:
+        ahead = list(itertools.islice(batches, 2)) if calls > 1 else []  # else nothing is read before it is needed
+        if len(ahead) < 2:
             for batch in itertools.chain(ahead, batches):
                 yield from self._answer(batch, top_k)
             return
