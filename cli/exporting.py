@@ -159,6 +159,8 @@ def export(
     if run and run.exists() and kind_of(run) != "run":
         raise ModelError(f"{run} is not a run folder: name one that 'edgecifar train' made.")
     _check_usage(formats, variants, fine_tune, data if without_data else None)
+    if "budget" in _given(context) and not {*SMALL, VariantName.all} & {*variants}:
+        raise typer.BadParameter("--budget is for the lossy variants: add --variant edge, tiny or nano.")
     if max_bytes is not None and (len(SMALL & {*variants}) != 1 or VariantName.all in variants):
         raise typer.BadParameter("--max-bytes is for one small variant: add --variant edge, tiny or nano.")
     if not fine_tune and (teachers or students != Students.narrowed or corrupted is not None):
