@@ -145,8 +145,8 @@ def classify_into(
         progress: is told how far it is, after every batch.
 
     Raises:
-        OutputError: `out` is there and `resume` is false, was begun with another bundle, variant or fit, is damaged, is
-            being written by another process, or cannot be written.
+        OutputError: `out` is there and `resume` is false, was begun with another bundle, variant, fit, `top_k` or
+            `unknown`, is damaged, is being written by another process, or cannot be written.
     """
     if options.unknown == "skip":
         raise OutputError("Every picture has a row in an output: keep unknown pictures, or make them errors.")
