@@ -228,4 +228,4 @@ def _digest(path: Path, entry: Entry) -> str:
     try:
         return files.sha256(path)
     except OSError:
-        return sha256(entry.path.encode()).hexdigest()  # it is reported when it is decoded
+        return sha256(entry.path.encode(errors="surrogatepass")).hexdigest()  # it is reported when it is decoded

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +96,15 @@ def test_what_the_model_was_trained_on_is_not_measured(model, data):
     assert evaluate(trained, data, split="all").result.images == 90
     elsewhere = replace(model, dataset={"name": "other", "origin": origin})
     assert evaluate(elsewhere, data).pictures == "all"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
+def test_a_name_that_is_no_text(model, data):
+    (data / "car" / os.fsdecode(b"\xff.png")).symlink_to("nowhere")
+    origin = {"options": {"val": 0.2, "test": 0.3}}
+    trained = replace(model, dataset={"name": "lab", "origin": origin})
+    splits = ("train", "val", "test")
+    assert sum(len(evaluate(trained, data, split=split).unread) for split in splits) == 1
 
 
 @pytest.mark.parametrize("val", ["a tenth", None, -0.1, 0.9])
