@@ -184,7 +184,8 @@ def _choose(model: Model, listing: Listing, split: str | None) -> tuple[str, str
             return ALL, f"The data has no split: all of its pictures are measured; {doubt}.", None
         if shares is None:
             return ALL, "The data has no split: all of its pictures are measured.", None
-        if model.dataset.get("name") != listing.source.name:
+        name = listing.source.name
+        if model.dataset.get("name") not in (name, f"{name} (own)"):  # as training calls folders of known names
             doubt = "if they are those that the model was trained on under another name, measure the split test"
             return ALL, f"The data has no split: all of its pictures are measured; {doubt}.", None
         return (

@@ -98,6 +98,18 @@ def test_what_the_model_was_trained_on_is_not_measured(model, data):
     assert evaluate(elsewhere, data).pictures == "all"
 
 
+@pytest.mark.parametrize("name", ["CIFAR-10", "synthetic"])
+def test_a_folder_that_is_called_as_a_known_data_set(model, data, name):
+    pytest.importorskip("torch")
+    from edgecifar.train.data import load_labelled
+    from edgecifar.train.folders import FolderOptions
+
+    own = data.rename(data.with_name(name))
+    dataset = load_labelled(own, FolderOptions(val=0.2, test=0.3), cache=data.with_name("cache"))
+    trained = replace(model, dataset={"name": dataset.name, "origin": dataset.origin})
+    assert evaluate(trained, own).pictures == "test"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
 def test_a_name_that_is_no_text(model, data):
     (data / "car" / os.fsdecode(b"\xff.png")).symlink_to("nowhere")
