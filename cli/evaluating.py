@@ -38,13 +38,13 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
 
     Raises:
         ModelError: there is no such model.
-        DataError: there is no torch, and no data is named.
+        DataError: there is no torch, and no data is named; or they lie in a home folder that is not known.
     """
     from ..runtime.errors import DataError
     from ..runtime.labelled import named as named_data
     from ..runtime.labelled import recognise
     from ..runtime.manifest import SYNTHETIC
-    from ..runtime.paths import kind_of
+    from ..runtime.paths import expanded, kind_of
 
     needs_torch = kind_of(model) not in WITHOUT_TORCH
     named = named_data(data)
@@ -53,7 +53,7 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
         if with_torch:
             return None
         raise DataError("Name labelled pictures, a folder with a folder per class or a CSV.", option="data")
-    path = Path(named).expanduser()
+    path = expanded(named)
     if path.name in CIFAR10_FILES or any((path / name).exists() for name in CIFAR10_FILES) or named == SYNTHETIC:
         return None
     if not with_torch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Set
 from enum import StrEnum
 from pathlib import Path
@@ -159,6 +160,8 @@ def export(
     if run and run.exists() and kind_of(run) != "run":
         raise ModelError(f"{run} is not a run folder: name one that 'edgecifar train' made.")
     _check_usage(formats, variants, fine_tune, data if without_data else None)
+    if "budget" in _given(context) and not {*SMALL, VariantName.all} & {*variants}:
+        raise typer.BadParameter("--budget is for the lossy variants: add --variant edge, tiny or nano.")
     if max_bytes is not None and (len(SMALL & {*variants}) != 1 or VariantName.all in variants):
         raise typer.BadParameter("--max-bytes is for one small variant: add --variant edge, tiny or nano.")
     if not fine_tune and (teachers or students != Students.narrowed or corrupted is not None):
@@ -201,7 +204,7 @@ def export(
     )
     bundle, _ = build(source, place, dataset, options)
     shown = place if place.name else bundle.folder  # "." is the folder that was replaced
-    say(f"\nThe bundle is in {shown}. Next: edgecifar predict photo.jpg --bundle {shown}")
+    say(f"\nThe bundle is in {shown}. Next: edgecifar predict photo.jpg --bundle {shlex.quote(str(shown))}")
 
 
 def _given(context: typer.Context) -> set[str]:
@@ -220,7 +223,8 @@ def _lay_out(folder: Path | None, out: Path | None, force: bool) -> None:
     bundle = Bundle.open(folder)
     name = folder.resolve().name if folder else "edgecifar"
     names = write_repository(bundle, out, name=name, replace=force)
-    say(f"The model repository is in {out}: {', '.join(names)}. Next: tritonserver --model-repository {out.resolve()}")
+    place = shlex.quote(str(out.resolve()))
+    say(f"The model repository is in {out}: {', '.join(names)}. Next: tritonserver --model-repository {place}")
 
 
 def _check_usage(formats: list[Format], variants: list[VariantName], fine_tune: int, data: str | None) -> None:

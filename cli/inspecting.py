@@ -29,6 +29,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Report on labelled pictures before training: unreadable ones, duplicates, leaks, wrong labels, imbalance."""
+    from ..runtime.paths import expanded
     from ..train.adapting import DEFAULT_BUDGET, held_out_remark
     from ..train.data import CACHE
     from ..train.folders import FolderOptions
@@ -38,7 +39,7 @@ def inspect(
 
     options = FolderOptions(fit=fit.value, val=val, test=test)
     with Progress(None) as progress:
-        report, pictures = look(data, options, CACHE.expanduser(), progress.update_of)
+        report, pictures = look(data, options, expanded(CACHE), progress.update_of)
     problems = report.problems()
     few = held_out_remark(sum(report.counts.get("val", {}).values()), DEFAULT_BUDGET)
     notes = [*report.notes, *([few] if few else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -50,4 +51,5 @@ def page(
     if single_file:
         say("Open it in a browser; it needs nothing else, and no network.")
     else:
-        say(f"Put the folder on a web server, or try it: python -m http.server --bind 127.0.0.1 --directory {out}")
+        folder = shlex.quote(str(out))
+        say(f"Put the folder on a web server, or try it: python -m http.server --bind 127.0.0.1 --directory {folder}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import choice
 from .bundle import Bundle
-from .classifier import BATCH, Classifier
+from .classifier import BATCH, Classifier, check_choices
 from .errors import BundleError, InputError, OutputError, PictureError
 from .files import temporary_folder
 from .machine import usable_cpus
@@ -28,7 +28,6 @@ from .outputs import open_output
 from .rows import Result, pyarrow_or_refuse, schema, table_of
 
 if TYPE_CHECKING:
-    import pyarrow
     import pyarrow.fs
 
     from .classifier import Prediction
@@ -57,6 +56,12 @@ class Options:
     fit: str | None = None
     jobs: int | None = None
     unknown: str = "keep"
+
+    def __post_init__(self) -> None:
+        """Raise an `InputError` where `top_k` is below 1, or there is no such `fit` or `unknown`."""
+        check_choices(self.top_k, self.fit)
+        if self.unknown not in UNKNOWN:
+            raise InputError(f"Unknown pictures cannot be {self.unknown!r}: choose one of {', '.join(UNKNOWN)}.")
 
 
 @dataclass
@@ -145,8 +150,8 @@ def classify_into(
         progress: is told how far it is, after every batch.
 
     Raises:
-        OutputError: `out` is there and `resume` is false, was begun with another bundle, variant or fit, is damaged, is
-            being written by another process, or cannot be written.
+        OutputError: `out` is there and `resume` is false, was begun with another bundle, variant, fit, `top_k` or
+            `unknown`, is damaged, is being written by another process, or cannot be written.
     """
     if options.unknown == "skip":
         raise OutputError("Every picture has a row in an output: keep unknown pictures, or make them errors.")
@@ -207,8 +212,8 @@ class PackedBundle:
             if not check.passed:
                 raise BundleError(f"{opened.folder} does not verify ({check.name}: {check.detail}): copy it again.")
         chosen, _ = choice.choose(opened, "cpu", variant)
-        names = (MANIFEST, SUMS)
-        return cls({**{name: opened.file(name) for name in names}, chosen.file: opened.read(chosen)}, chosen.name)
+        own = {name: opened.file(name) for name in (MANIFEST, SUMS)}
+        return cls({**own, chosen.file: opened.read(chosen)}, chosen.name)
 
     def __repr__(self) -> str:
         return f"<PackedBundle {self.variant}, {sum(map(len, self.files.values())):,} bytes>"
@@ -276,9 +281,7 @@ class Classify:
                 "'bytes', or those with their paths 'path'."
             )
         if taken := {*schema().names} & {*batch.column_names}:
-            raise InputError(
-                f"The batch has columns that a prediction has, too ({', '.join(sorted(taken))}): rename them."
-            )
+            raise InputError(f"The batch has columns that a prediction has ({', '.join(sorted(taken))}): rename them.")
         found = table_of(self._classifier.stream(self._pictures(batch), self._top_k, self._fit))
         kept = batch.drop_columns(["bytes"]) if "bytes" in batch.column_names else batch
         for name in found.column_names:

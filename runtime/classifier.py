@@ -13,7 +13,7 @@ import numpy as np
 
 from . import choice
 from .bundle import Bundle
-from .contract import Contract
+from .contract import FITS, Contract
 from .errors import InputError, PictureError
 from .machine import usable_cpus
 from .providers import AUTO
@@ -142,7 +142,7 @@ class Classifier:
 
         Raises:
             PictureError: a picture cannot be read.
-            InputError: an array of another dtype or shape, what is no picture, or a `top_k` below 1.
+            InputError: an array of another dtype or shape, what is no picture, a `top_k` below 1, or an unknown `fit`.
         """
         given = cast("Any", pictures)
         if isinstance(pictures, np.ndarray) and given.ndim != 3:
@@ -177,13 +177,13 @@ class Classifier:
             InputError: as `predict` says; or there are several jobs and a picture that is no path.
             EdgecifarError: the processes do not start.
         """
-        _check_top_k(top_k)
+        check_choices(top_k, fit)
         self._warn(fit)
         loaded = self._read_here(pictures, fit) if jobs == 1 else self._read_there(pictures, fit, jobs)
         batches = iter(lambda: list(itertools.islice(loaded, BATCH)), [])
         calls = max(1, usable_cpus() // self.threads) if jobs > 1 and self.provider == "cpu" else 1
-        ahead = list(itertools.islice(batches, 2))
-        if calls == 1 or len(ahead) < 2:
+        ahead = list(itertools.islice(batches, 2)) if calls > 1 else []  # else nothing is read before it is needed
+        if len(ahead) < 2:
             for batch in itertools.chain(ahead, batches):
                 yield from self._answer(batch, top_k)
             return
@@ -253,7 +253,7 @@ class Classifier:
         return load_picture(picture, self.contract, fit, name=None if named else f"picture {index}")
 
     def _predict_batch(self, images: np.ndarray, top_k: int) -> list[Prediction]:
-        _check_top_k(top_k)
+        check_choices(top_k)
         self.contract.check_images(images)
         names = [str(index) for index in range(len(images))]
         found: list[Prediction] = []
@@ -310,6 +310,9 @@ def predictions_from(
     return found
 
 
-def _check_top_k(top_k: int) -> None:
+def check_choices(top_k: int, fit: str | None = None) -> None:
+    """Raise an `InputError` where `top_k` is below 1, or `fit` is neither None, as in training, nor one of `FITS`."""
+    if fit not in (None, *FITS):
+        raise InputError(f"There is no fit {fit!r}: choose one of {', '.join(FITS)}.")
     if top_k < 1:
         raise InputError(f"The {top_k} most probable classes cannot be listed: choose 1 or more.")

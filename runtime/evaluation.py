@@ -15,7 +15,7 @@ import numpy as np
 from . import choice, files, labelled
 from .bundle import Bundle
 from .contract import Contract
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, VariantError
 from .labelled import SPLITS, Entry, Listing
 from .machine import usable_cpus
 from .metrics import Evaluation, score
@@ -84,7 +84,8 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
 
     Raises:
         ModelError: it is missing, damaged, or needs torch.
-        BundleError, VariantError, ProviderError: as their loaders say.
+        VariantError: a variant is named, and it is no bundle; or as the bundle's loader says.
+        BundleError, ProviderError: as their loaders say.
     """
     kind = kind_of(path)
     if kind == "bundle":
@@ -93,6 +94,8 @@ def load(path: Path, variant: str | None = None, provider: str = AUTO) -> Model:
         provenance: Any = bundle.manifest.provenance
         name = chosen.name
     elif kind == "onnx":
+        if variant:
+            raise VariantError(f"{path} is not a bundle and has no variants: leave the variant out.", option="variant")
         session = Session(path.read_bytes(), provider=provider, name=str(path))
         provenance = session.metadata().get("provenance")
         name = None
@@ -181,7 +184,8 @@ def _choose(model: Model, listing: Listing, split: str | None) -> tuple[str, str
             return ALL, f"The data has no split: all of its pictures are measured; {doubt}.", None
         if shares is None:
             return ALL, "The data has no split: all of its pictures are measured.", None
-        if model.dataset.get("name") != listing.source.name:
+        name = listing.source.name
+        if model.dataset.get("name") not in (name, f"{name} (own)"):  # as training calls folders of known names
             doubt = "if they are those that the model was trained on under another name, measure the split test"
             return ALL, f"The data has no split: all of its pictures are measured; {doubt}.", None
         return (
@@ -225,4 +229,4 @@ def _digest(path: Path, entry: Entry) -> str:
     try:
         return files.sha256(path)
     except OSError:
-        return sha256(entry.path.encode()).hexdigest()  # it is reported when it is decoded
+        return sha256(entry.path.encode(errors="surrogatepass")).hexdigest()  # it is reported when it is decoded

@@ -99,6 +99,7 @@ def write_file(path: Path, content: bytes | Callable[[Path], object]) -> None:
     Raises:
         OutputError: the disk is full, the folder is read-only, and so on; `path` is as it was before.
     """
+    path = Path(os.path.realpath(path))  # a link stays one, and the file that it leads to is replaced
     staged = _beside(path)
     with explained(path), contextlib.ExitStack() as locked:
         _in_use.add(staged)
@@ -158,18 +159,20 @@ def lock(path: Path) -> Callable[[], None]:
 def remove_leftovers(folder: Path) -> None:
     """Delete what processes that were killed while writing into `folder` left unfinished.
 
-    A folder that was moved away for its successor, and whose successor did not make it, is put back.
+    A folder that was moved away for its successor, and whose successor did not make it, is put back. What may not be
+    deleted stays: none of this keeps anybody from writing there.
     """
     for path in list(folder.iterdir()):
         found = re.fullmatch(f"({re.escape(STAGING)}|{re.escape(REPLACED)})([0-9]+)-(.+)", path.name)
         if not found or _runs(int(found[2])) or path in _in_use or _is_taken(path):
             continue
-        if found[1] == REPLACED and not os.path.lexists(folder / found[3]):
-            path.rename(folder / found[3])
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's in a folder of all: it stays
+            if found[1] == REPLACED and not os.path.lexists(folder / found[3]):
+                path.rename(folder / found[3])
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _is_taken(path: Path) -> bool:
@@ -214,6 +217,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def refuse_existing(path: Path, replace: bool, check: Callable[[Path], object] | None = None) -> None:
     """Raise an OutputError where `new_folder`, with the same arguments, would not make or replace what is at `path`."""
+    if Path(os.path.realpath(path)).is_symlink():
+        raise OutputError(f"{path} is a link that leads in a circle: choose another place.")
     if not path.exists():
         return
     if not replace:
@@ -239,7 +244,7 @@ def new_folder(path: Path, replace: bool = False, check: Callable[[Path], object
     Raises:
         OutputError: `path` exists, before the block or after it, and may not be replaced; or it cannot be written.
     """
-    given, path = path, path.resolve()  # a link stays one, and what it leads to is replaced
+    given, path = path, Path(os.path.realpath(path))  # a link stays one, and what it leads to is replaced
     make_folder(path.parent)
     staged, old = _beside(path), path.with_name(f"{REPLACED}{os.getpid()}-{path.name}")
     with explained(path):

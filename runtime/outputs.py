@@ -277,9 +277,10 @@ class JsonLines(Lines):
                 return
             try:
                 row = json.loads(line)
-                name = row["source"]
-                failed = "error" in row
-            except (ValueError, LookupError, TypeError):
+                name, failed = row["source"], "error" in row
+                if not isinstance(name, str):
+                    raise ValueError
+            except (ValueError, LookupError, TypeError, RecursionError):
                 raise self._damaged(number) from None
             yield line, name, failed
 
@@ -305,8 +306,11 @@ class Csv(Lines):
                 return
             if row.count(b'"') % 2:  # the end of the line stands in quotes: it belongs to a name
                 continue
-            reader = csv.reader(io.StringIO(row.decode("utf-8", "surrogateescape"), newline=""))
-            cells = next(reader, list[str]())
+            text = io.StringIO(row.decode("utf-8", "surrogateescape"), newline="")
+            try:
+                cells = next(csv.reader(text), list[str]())
+            except csv.Error:  # a cell is longer than csv takes
+                cells = []
             if len(cells) != len(csv_columns(self._top_k)):
                 raise self._damaged(number)
             yield row, cells[0], bool(cells[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .errors import ModelError
+from .errors import DataError, ModelError
 from .manifest import MANIFEST
 
 Kind = Literal["run", "bundle", "onnx", "torchscript", "pt2"]
@@ -15,6 +15,20 @@ RUN_RECORD = "run.json"
 
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2"}
 """What a model file is, by how its name ends."""
+
+
+def expanded(path: str | Path) -> Path:
+    """Return `path` with the home folder that a `~` at its beginning stands for.
+
+    Raises:
+        DataError: there is no such user, or none whose home is known, as in a container without HOME.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"{path} begins with a home folder that is not known here: write the path out, or set HOME."
+        ) from None
 
 
 def kind_of(path: Path) -> Kind:

@@ -144,6 +144,8 @@ def _read(source: str | Path | bytes | BinaryIO, name: str) -> bytes:
         if isinstance(source, bytes):
             data = source
         elif source == "-":
+            if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]: a shell may close it
+                raise _refusal(name, "it is closed; name a file, or pipe one in")
             data = read_bounded(sys.stdin.buffer)
         elif isinstance(source, str | Path):
             data = read_file(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
 import re
@@ -152,9 +153,10 @@ def find_pictures(arguments: Sequence[str], left_out: LeftOut | None = None) -> 
 def read_list(file: BufferedReader) -> Iterator[str]:
     """Yield the names in a list, one a line, or each ended by a zero byte, as `find -print0` gives them.
 
-    Which it is, what the file gives at the first reading decides. Empty lines are passed over.
+    Which it is, what the file gives at the first reading decides. Empty lines are passed over, and so is the mark with
+    which Windows begins a file in UTF-8.
     """
-    block = file.read1(1 << 16)
+    block = file.read1(1 << 16).removeprefix(codecs.BOM_UTF8)
     mark = b"\0" if b"\0" in block else b"\n"
     ending = b"" if mark == b"\0" else b"\r"
     rest = b""

@@ -25,6 +25,7 @@ from ..runtime.contract import CIFAR10, Contract
 from ..runtime.errors import DataError
 from ..runtime.files import STAGING, explained, make_folder, remove_leftovers
 from ..runtime.labelled import SPLITS
+from ..runtime.paths import expanded
 from . import folders
 from .folders import FolderOptions, SplitPictures
 
@@ -141,7 +142,7 @@ def load(
     named = labelled.named(data)
     if str(named) == SYNTHETIC:
         return synthetic()
-    root = Path(named or CACHE).expanduser().absolute()
+    root = expanded(named or CACHE).absolute()
     if root.name in _cifar10_names():  # what the folder holds was named
         root = root.parent
     if named and not root.exists():  # most likely mistyped
@@ -189,7 +190,7 @@ def load_labelled(
     """
     listing = labelled.read(path)
     contract = folders.contract_of(listing.labels(), options.fit)
-    pictures = folders.decode(listing, contract, (cache or CACHE).expanduser(), progress=progress)
+    pictures = folders.decode(listing, contract, expanded(cache or CACHE), progress=progress)
     splits = folders.splits_of(pictures, options)
     folders.check(pictures, splits, options)
     classes = np.array(listing.indices(contract.labels), np.int64)

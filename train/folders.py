@@ -275,7 +275,7 @@ def splits_of(pictures: Pictures, options: FolderOptions) -> list[str | None]:
     test = 0.0 if pictures.listing.has_splits else options.test
     groups = [entry.group for entry in pictures.entries]
     named = zip(pictures.digests, pictures.entries, strict=True)
-    digests = [digest or sha256(entry.path.encode()).hexdigest() for digest, entry in named]
+    digests = [digest or sha256(entry.path.encode(errors="surrogatepass")).hexdigest() for digest, entry in named]
     try:
         made = assign_splits(digests, groups, options.val, test)
     except ValueError as error:

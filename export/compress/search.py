@@ -154,7 +154,7 @@ class Search:
         """
         self.trials, self._provenance = [], provenance
         full, allowed = self._full, self.budget_multiplier(variant) * budget
-        self._note("fp32", full)
+        self._note("the net", full)
         distiller = self.distiller_for(variant)
         if not distiller:
             reductions: Iterator[tuple[Lossy, str, str]] = self._low_ranks(allowed)

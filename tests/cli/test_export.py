@@ -72,6 +72,11 @@ class TestRefusals:
         monkeypatch.chdir(tmp_path)
         assert "no trained run under runs/" in refused("export")
 
+    def test_a_budget_that_no_variant_has(self, edgecifar, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert edgecifar("export", "--budget", "0.5", "--variant", "fp16").exit_code == 2
+        assert edgecifar("export", "--budget", "0.5", "--variant", "edge").exit_code == 1  # there is no run
+
     def test_a_folder_that_is_no_run(self, refused, tmp_path):
         assert f"{tmp_path} is " in refused("export", tmp_path)
 

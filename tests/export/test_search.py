@@ -65,7 +65,7 @@ class TestLowRank:
         assert made.made_by.endswith("79.20 % against 80.00 %")
         assert made.held_out_accuracy == 0.792
         tried = [name for name, _ in found.trials]
-        assert tried[0] == "fp32"
+        assert tried[0] == "the net"
         assert set(tried[1:-3]) >= {"ranks fc1 8", "ranks fc1 16"}
         assert tried[-3:] == [f"ranks fc1 16, int8, {calibrator}" for calibrator in search.CALIBRATORS]
         said = lines()
@@ -99,7 +99,7 @@ class TestLowRank:
         assert "(fc1 16)" in found.write(tmp_path / "edge.onnx", EDGE, 0.2, {}).made_by
         tiny = lossy.LossyVariant("tiny", 5, ())
         assert "(fc1 8)" in found.write(tmp_path / "tiny.onnx", tiny, 0.2, {}).made_by
-        assert [name for name, _ in found.trials].count("fp32") == 1
+        assert [name for name, _ in found.trials].count("the net") == 1
 
     def test_how_it_was_made_is_said(self, bundle):
         made_by = bundle.variant("edge").made_by

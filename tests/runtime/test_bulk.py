@@ -89,6 +89,11 @@ class TestUnknown:
         assert isinstance(result, PictureError)
         assert "unlike the training pictures" in str(result)
 
+    @pytest.mark.parametrize("wrong", [{"unknown": "Keep"}, {"fit": "centre"}, {"top_k": 0}])
+    def test_what_there_is_not_is_refused_at_once(self, wrong):
+        with pytest.raises(InputError):
+            Options(**wrong)
+
     def test_an_output_leaves_none_out(self, three, tmp_path):
         with pytest.raises(OutputError, match="row"):
             classify_into(tmp_path / "rows.jsonl", *three, Options(1, unknown="skip"))

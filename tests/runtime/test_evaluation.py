@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgecifar.runtime.errors import DataError, ModelError
+from edgecifar.runtime.errors import DataError, ModelError, VariantError
 from edgecifar.runtime.evaluation import evaluate, load
 from edgecifar.runtime.files import sha256
 from edgecifar.runtime.splitting import assign_splits
@@ -52,6 +54,11 @@ def test_an_onnx_file_says_the_same_as_its_bundle(tiny, data):
     assert found.result.correct == evaluate(load(tiny, "fp32"), data).result.correct
 
 
+def test_an_onnx_file_has_no_variants(tiny):
+    with pytest.raises(VariantError, match="no variants"):
+        load(tiny / "model.onnx", "fp32")
+
+
 def test_one_class_is_enough_and_a_picture_that_cannot_be_read_is_left_out(model, data):
     (data / "car" / "7.png").write_text("a text")
     found = evaluate(model, data, jobs=2)
@@ -89,6 +96,27 @@ def test_what_the_model_was_trained_on_is_not_measured(model, data):
     assert evaluate(trained, data, split="all").result.images == 90
     elsewhere = replace(model, dataset={"name": "other", "origin": origin})
     assert evaluate(elsewhere, data).pictures == "all"
+
+
+@pytest.mark.parametrize("name", ["CIFAR-10", "synthetic"])
+def test_a_folder_that_is_called_as_a_known_data_set(model, data, name):
+    pytest.importorskip("torch")
+    from edgecifar.train.data import load_labelled
+    from edgecifar.train.folders import FolderOptions
+
+    own = data.rename(data.with_name(name))
+    dataset = load_labelled(own, FolderOptions(val=0.2, test=0.3), cache=data.with_name("cache"))
+    trained = replace(model, dataset={"name": dataset.name, "origin": dataset.origin})
+    assert evaluate(trained, own).pictures == "test"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
+def test_a_name_that_is_no_text(model, data):
+    (data / "car" / os.fsdecode(b"\xff.png")).symlink_to("nowhere")
+    origin = {"options": {"val": 0.2, "test": 0.3}}
+    trained = replace(model, dataset={"name": "lab", "origin": origin})
+    splits = ("train", "val", "test")
+    assert sum(len(evaluate(trained, data, split=split).unread) for split in splits) == 1
 
 
 @pytest.mark.parametrize("val", ["a tenth", None, -0.1, 0.9])

@@ -90,6 +90,14 @@ class TestWriteFile:
         write_file(tmp_path / "a", b"new")
         assert contents(tmp_path) == {"a": "new"}
 
+    def test_a_link_stays_one(self, tmp_path):
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "real").write_text("old")
+        (tmp_path / "link").symlink_to(Path("there") / "real")
+        write_file(tmp_path / "link", b"new")
+        assert (tmp_path / "link").is_symlink()
+        assert contents(tmp_path / "there") == {"real": "new"}
+
     def test_the_old_file_stays_until_the_new_one_is_complete(self, tmp_path):
         (tmp_path / "a").write_text("old")
         seen = []
@@ -359,6 +367,12 @@ class TestNewFolder:
         assert (tmp_path / "link").is_symlink()
         assert contents(tmp_path / "real") == {"b": "new"}
 
+    def test_a_link_that_leads_in_a_circle(self, tmp_path):
+        (tmp_path / "link").symlink_to("link")
+        with pytest.raises(OutputError, match="circle"), new_folder(tmp_path / "link"):
+            pytest.fail("the block may take hours")
+        assert names(tmp_path) == ["link"]
+
     def test_the_working_directory(self, tmp_path, monkeypatch):
         (tmp_path / "here").mkdir()
         monkeypatch.chdir(tmp_path / "here")
@@ -465,6 +479,22 @@ class TestLeftovers:
         remove_leftovers(tmp_path)
         assert names(tmp_path) == ["made"]
         assert contents(tmp_path / "made") == {"a": "made"}
+
+    def test_of_another_user_keep_nobody_from_writing(self, tmp_path, dead, monkeypatch):
+        """In a folder such as /tmp everybody may write, and each may remove only what is theirs."""
+
+        def refuse(path: object, *, ignore_errors: bool = False) -> None:
+            if not ignore_errors:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+        theirs = [f".edgecifar-partial-{dead}-{name}" for name in ("file", "folder")]
+        (tmp_path / theirs[0]).touch()
+        (tmp_path / theirs[1]).mkdir()
+        monkeypatch.setattr(Path, "unlink", refuse)
+        monkeypatch.setattr(files.shutil, "rmtree", refuse)
+        with new_folder(tmp_path / "made") as folder:
+            (folder / "a").touch()
+        assert names(tmp_path) == [*theirs, "made"]
 
     KILLED = """
 import os, signal, sys

@@ -199,7 +199,11 @@ def test_a_row_cut_at_any_byte_is_cut_off_and_done_again(tmp_path, form):
 
 @pytest.mark.parametrize(
     ("form", "damage"),
-    [("rows.jsonl", b"{}\n"), ("rows.jsonl", b"\0\0\n"), ("rows.csv", b"a,b\n"), ("rows.csv", b"\n")],
+    [
+        *(("rows.jsonl", damage) for damage in (b"{}\n", b"\0\0\n", b'{"source": ["a"]}\n', b"[" * 100_000 + b"\n")),
+        *(("rows.csv", damage) for damage in (b"a,b\n", b"\n", b"a" * 200_000 + b"\n")),
+    ],
+    ids=range(7),
 )
 def test_a_damaged_row_is_named(tmp_path, form, damage):
     path = tmp_path / form

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from edgecifar.runtime.errors import ModelError
-from edgecifar.runtime.paths import kind_of
+from edgecifar.runtime.errors import DataError, ModelError
+from edgecifar.runtime.paths import expanded, kind_of
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,12 @@ def test_what_is_not(tmp_path, name, word):
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(ModelError, match=word):
         kind_of(tmp_path / name)
+
+
+def test_a_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert expanded("~/data") == tmp_path / "data"
+    assert expanded("data/~") == Path("data/~")
+    with pytest.raises(DataError, match="home"):
+        expanded("~nobody-has-this-name/data")

@@ -104,6 +104,12 @@ def test_path_text_bytes_and_stream_give_the_same(tmp_path, monkeypatch):
         np.testing.assert_array_equal(load("-"), pixels)
 
 
+def test_standard_input_that_is_closed(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(PictureError, match="standard input: it is closed"):
+        load("-")
+
+
 def test_a_pipe_that_cannot_seek_is_read_to_its_end():
     pixels = noise(32, 32)
     reader, writer = os.pipe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from edgecifar.runtime import sources
 from edgecifar.runtime.errors import PictureError
-from edgecifar.runtime.sources import LeftOut, find_pictures
+from edgecifar.runtime.sources import LeftOut, find_pictures, read_list
 
 
 @pytest.fixture
@@ -159,3 +160,8 @@ def test_a_pattern_without_pictures_is_named(pattern):
 def test_impossible_names_stay_as_they_are():
     names = ["x" * 5000, "a\0b", ""]
     assert find_pictures(names) == names
+
+
+def test_a_list_as_windows_writes_it():
+    written = "\ufeffone.png\r\n\r\nž two.png\r\n".encode()
+    assert list(read_list(io.BufferedReader(io.BytesIO(written)))) == ["one.png", "ž two.png"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,10 +21,10 @@ def parse(text: str):
 
 
 def test_the_command_makes_a_repository_of_every_variant(edgecifar, tiny, tmp_path, labels):
-    out = tmp_path / "models"
+    out = tmp_path / "my models"
     result = edgecifar("export", tiny, "--layout", "triton", "--out", out)
     assert result.exit_code == 0
-    assert "tritonserver" in result.stderr
+    assert shlex.split(result.stderr.split("Next: ")[1]) == ["tritonserver", "--model-repository", str(out)]
     assert {path.name for path in out.iterdir()} == {"tiny_bundle-fp32", "tiny_bundle-edge"}
     for folder in out.iterdir():
         file = "model.onnx" if folder.name.endswith("fp32") else "model.edge.onnx"
