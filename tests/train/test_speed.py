@@ -44,25 +44,27 @@ class TestKeepFreedMemory:
         sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc alone has mallopt"
     )
     def test_a_large_block_is_used_again(self):
-        assert _page_faults("keep_freed_memory()") < _page_faults("") / 5
+        found = subprocess.run([sys.executable, "-c", FILLING], capture_output=True, text=True, check=True)
+        before, after = map(int, found.stdout.split())
+        assert after < before / 5
 
 
-def _page_faults(before: str) -> int:
-    """Return how many page faults a process has that fills 64 MB ten times, once it has run `before`.
+FILLING = """
+import resource, torch
+from edgecifar.train.speed import keep_freed_memory
 
-    It did so twenty times before: an aligned block needs more room than a free one of its size has, so that glibc takes
-    up to eight before it uses them again.
-    """
-    script = (
-        "import resource, torch\n"
-        "from edgecifar.train.speed import keep_freed_memory\n"
-        f"{before}\n"
-        "for _ in range(20): torch.ones(2**24)\n"
-        "began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(10): torch.ones(2**24)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began)"
-    )
-    return int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+def faults():
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began
+
+print(faults())
+keep_freed_memory()
+faults()  # an aligned block needs more than a free one of its size has: glibc takes up to eight, then uses them again
+print(faults())
+"""
+"""Prints how many page faults it costs to fill 64 MB ten times, before and after."""
 
 
 class TestByteDropout:
