@@ -31,7 +31,7 @@ class LossyVariant:
     candidates: Sequence[Sequence[int]]
     residual: Sequence[Sequence[int]] = ()
     residual_multiplier: int = 3
-    residual_budget: int = 10
+    residual_budget: int = 15
 
 
 EDGE = LossyVariant(
@@ -40,14 +40,12 @@ EDGE = LossyVariant(
     candidates=((16, 32, 64, 128, 160, 192, 256, 128), (16, 32, 64, 128, 192, 256, 256, 128)),
     residual=(scaled(128), scaled(144)),
     residual_multiplier=2,
-    residual_budget=10,
 )
 TINY = LossyVariant(
     "tiny",
     5,
     candidates=((16, 32, 64, 64, 80, 128, 128, 64), (16, 32, 64, 80, 96, 144, 128, 64)),
     residual=(scaled(96),),
-    residual_budget=15,
 )
 NANO = LossyVariant(
     "nano", 1, candidates=(), residual=((16, 16, 32, 40, 40, 40, 48),), residual_multiplier=5, residual_budget=40

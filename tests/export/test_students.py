@@ -277,7 +277,7 @@ class TestSearch:
             Residual(10, widths)
 
 
-@pytest.mark.parametrize("variant", [lossy.TINY, lossy.NANO], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [lossy.EDGE, lossy.TINY, lossy.NANO], ids=lambda variant: variant.name)
 def test_what_is_kept_in_git_is_what_the_documentation_s_command_takes(variant):
     """That is `export benchmarks/runs/teacher --fine-tune 20 --corrupted 0.5` with the variants."""
     run, labels = Run(ROOT / "benchmarks" / "runs" / "teacher"), np.zeros(45_000, np.int64)
@@ -297,7 +297,7 @@ def test_images_are_spread_over_all(given, wanted):
 
 
 class TestSizes:
-    @pytest.mark.parametrize("variant", [lossy.TINY, lossy.NANO], ids=lambda variant: variant.name)
+    @pytest.mark.parametrize("variant", [lossy.EDGE, lossy.TINY, lossy.NANO], ids=lambda variant: variant.name)
     def test_what_ships_is_no_larger_than_expected(self, variant):
         """With all that a real file holds: a temperature for each picture, a familiarity, what taught it."""
         bundle = Bundle.open()
