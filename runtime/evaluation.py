@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -229,4 +228,4 @@ def _digest(path: Path, entry: Entry) -> str:
     try:
         return files.sha256(path)
     except OSError:
-        return sha256(entry.path.encode(errors="surrogatepass")).hexdigest()  # it is reported when it is decoded
+        return entry.name_digest  # it is reported when it is decoded

@@ -18,6 +18,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path, PurePath, PurePosixPath
 
 from .contract import MAX_CLASSES, MAX_LABEL_LENGTH, MIN_CLASSES
@@ -59,6 +60,11 @@ class Entry:
     label: str
     split: str | None = None
     group: str | None = None
+
+    @property
+    def name_digest(self) -> str:
+        """The SHA-256 of its path: a file that cannot be read is split by it, not by its content."""
+        return sha256(self.path.encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)

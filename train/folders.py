@@ -143,7 +143,8 @@ def decode(
         OutputError: the cache cannot be written.
     """
     steps = json.dumps(contract.as_json()["preprocessing"], sort_keys=True)
-    key = sha256(f"{CACHE_VERSION}\n{listing.source}\n{contract.picture_shape}\n{steps}".encode()).hexdigest()[:16]
+    kept_for = f"{CACHE_VERSION}\n{listing.source}\n{contract.picture_shape}\n{steps}"
+    key = sha256(kept_for.encode(errors="surrogatepass")).hexdigest()[:16]
     folder = cache / "pictures" / key
     before = os.path.join(listing.root, "")  # noqa: PTH118
     states = [_state(before + entry.path) for entry in listing.entries]
@@ -275,7 +276,7 @@ def splits_of(pictures: Pictures, options: FolderOptions) -> list[str | None]:
     test = 0.0 if pictures.listing.has_splits else options.test
     groups = [entry.group for entry in pictures.entries]
     named = zip(pictures.digests, pictures.entries, strict=True)
-    digests = [digest or sha256(entry.path.encode(errors="surrogatepass")).hexdigest() for digest, entry in named]
+    digests = [digest or entry.name_digest for digest, entry in named]
     try:
         made = assign_splits(digests, groups, options.val, test)
     except ValueError as error:

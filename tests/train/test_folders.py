@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,14 @@ def test_a_second_start_decodes_nothing(load, own, monkeypatch):
     first = load(own)
     monkeypatch.setattr(parallel, "decode_many", None)
     assert load(own).digest == first.digest
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
+def test_a_folder_whose_name_is_no_text(load, own):
+    before = load(own)
+    found = load(own.rename(own.with_name(os.fsdecode(b"own\xff"))))
+    assert (found.train_images == before.train_images).all()
+    assert (found.test_images == before.test_images).all()
 
 
 def test_only_what_changed_is_decoded_again(load, own, monkeypatch):
