@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ __all__ = ["AUTO", "MAX_THREADS", "PROVIDERS", "RECORD_ASSIGNMENT", "Session", "
 
 MAX_THREADS = 256
 """Threads of one call; onnxruntime makes them all when the model is loaded, 100,000 of them for minutes."""
+
+ROUNDED = 1.02
+"""What stands for a sum of 1 where half precision has rounded."""
 
 
 def check_threads(threads: int | None) -> None:
@@ -84,6 +88,7 @@ class Session:
         _living.add(self)
         self.contract = self._agreed(contract)
         _check_graph(self._session, self.contract, name)
+        self._shapes = self.contract.output_shapes
         self._graphs: Graphs | None = None
         if providers.has_graphs(self.provider, asked.settings):
             from .bound import Graphs  # processors need it not
@@ -95,7 +100,8 @@ class Session:
 
         Raises:
             InputError: another type, dtype or shape.
-            ModelError: the model fails while it runs, as only a damaged one does, or where memory runs out.
+            ModelError: the model fails while it runs or gives nan, as only a damaged one does, or one whose numbers
+                overflow, or memory runs out.
             ProviderError: the session was made before a fork, by the parent of this process.
         """
         return self._run(images, self.contract.probabilities_name)[0]
@@ -138,17 +144,42 @@ class Session:
                 "the child: make a Classifier after the fork, or start the process with 'spawn'."
             )
         if not len(images):
-            return [np.empty((0, *self.contract.output_shapes[output]), np.float32) for output in outputs]
+            return [np.empty((0, *self._shapes[output]), np.float32) for output in outputs]
         try:
             if self._graphs:
-                return self._graphs.run(images, outputs)
-            found = self._session.run(list(outputs), {self.contract.input_name: images})
+                found = self._graphs.run(images, outputs)
+            else:
+                found = self._session.run(list(outputs), {self.contract.input_name: images})
         except Exception as error:  # as in providers.start
             raise ModelError(
                 f"{self._name} cannot classify {len(images)} images ({providers.first_sentence(error)}): export it "
                 "again, or give fewer at once."
             ) from None
-        return [np.asarray(array) for array in found]
+        rows = [np.asarray(array) for array in found]
+        for output, array in zip(outputs, rows, strict=True):
+            self._check(output, array, len(images))
+        return rows
+
+    def _check(self, output: str, array: np.ndarray, images: int) -> None:
+        """Raise a ModelError where the model gave another shape than its graph says, or numbers that mean nothing.
+
+        Half precision that overflows gives nan, of which the first class would be the most probable.
+        """
+        if array.shape != (images, *self._shapes[output]):
+            raise ModelError(
+                f"{self._name} gives {output} of the shape {list(array.shape)} for {images} images, which is not what "
+                "its graph says: export it again."
+            )
+        if output == self.contract.logits_name:
+            return
+        # A row of probabilities has 1 at most as the sum of its squares. It takes a tenth of the time of least and
+        # greatest, and is nan where one is.
+        most = images * ROUNDED if output == self.contract.probabilities_name else math.inf
+        if not (squares := float(np.vdot(array, array))) <= most or squares == math.inf:
+            raise ModelError(
+                f"{self._name} gives {output} that mean nothing, {array.min():.3g} to {array.max():.3g}: its numbers "
+                "overflow, or it is damaged; choose another variant, or export it again."
+            )
 
     @property
     def inference_session(self) -> onnxruntime.InferenceSession:

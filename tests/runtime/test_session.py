@@ -223,6 +223,29 @@ class TestModel:
         assert str(caught.value).startswith("x.onnx cannot classify 10 images (")
         assert str(caught.value).endswith("): export it again, or give fewer at once.")
 
+    @pytest.mark.parametrize(
+        ("kind", "value", "said"),
+        [
+            ("Mul", np.float32("nan"), "gives probabilities that mean nothing, nan to nan"),
+            ("Mul", np.float32("inf"), "gives probabilities that mean nothing"),
+            ("Mul", np.float32(-1e30), "gives probabilities that mean nothing, -"),
+            ("Gather", np.array([0]), r"gives probabilities of the shape \[1, 10\] for 10 images"),
+        ],
+    )
+    def test_answers_that_are_none(self, other, images, kind, value, said):
+        """As half precision gives where it overflows: the first class was the answer, with nan as its probability."""
+        onnx = pytest.importorskip("onnx")
+
+        def spoil(proto) -> None:
+            (last,) = [node for node in proto.graph.node if "probabilities" in node.output]
+            last.output[0] = "sound"
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), "value"))
+            proto.graph.node.append(onnx.helper.make_node(kind, ["sound", "value"], ["probabilities"]))
+
+        session = Session(other(spoil), provider="cpu", threads=1, name="x.onnx")
+        with pytest.raises(ModelError, match=f"x.onnx {said}"):
+            session.probabilities(images)
+
     @pytest.mark.parametrize("place", ["weights.bin", "../weights.bin", "absolute", "/dev/zero"])
     def test_external_data_is_refused(self, other, tmp_path, monkeypatch, place):
         (tmp_path / "inside").mkdir()
