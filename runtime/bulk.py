@@ -127,9 +127,9 @@ def _stranger(name: str, prediction: Prediction) -> PictureError:
 
 
 def classify_into(
-    out: Path,
+    out: str | Path,
     classifier: Classifier,
-    sources: Iterable[str],
+    sources: Iterable[str | Path],
     options: Options,
     *,
     resume: bool = False,

@@ -13,7 +13,7 @@ import numpy as np
 
 from .contract import Contract
 from .errors import BundleError, EdgecifarError, VariantError
-from .folder import listed, read, sums, unpack
+from .folder import lies_in, listed, read, sums, unpack
 from .manifest import CARD, GOLDEN, GOLDEN_PICTURES, MANIFEST, PARITY, SUMS, Manifest, Variant
 from .session import Session
 from .signing import SIGNATURE, Verifier
@@ -86,7 +86,7 @@ class Bundle:
         """
         verifier = None if key is None else Verifier(key)
         path = DEFAULT if folder is None else Path(folder)
-        if not os.path.lexists(path / MANIFEST):
+        if not lies_in(path, MANIFEST):
             raise BundleError(
                 "No bundle is installed with edgecifar: name one that 'edgecifar export' made."
                 if folder is None

@@ -146,7 +146,7 @@ class Classifier:
         """
         given = cast("Any", pictures)
         if isinstance(pictures, np.ndarray) and given.ndim != 3:
-            return self._predict_batch(given, top_k)
+            return self._predict_batch(given, top_k, fit)
         one = isinstance(pictures, np.ndarray | str | Path | bytes) or not isinstance(pictures, Iterable)
         if one or hasattr(given, "read"):  # a stream can be iterated over too, by its lines
             given = [given]  # what is no picture is refused below
@@ -252,8 +252,8 @@ class Classifier:
         named = isinstance(picture, str | Path) or isinstance(getattr(picture, "name", None), str)
         return load_picture(picture, self.contract, fit, name=None if named else f"picture {index}")
 
-    def _predict_batch(self, images: np.ndarray, top_k: int) -> list[Prediction]:
-        check_choices(top_k)
+    def _predict_batch(self, images: np.ndarray, top_k: int, fit: str | None) -> list[Prediction]:
+        check_choices(top_k, fit)  # though nothing is made square
         self.contract.check_images(images)
         names = [str(index) for index in range(len(images))]
         found: list[Prediction] = []

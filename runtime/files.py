@@ -51,7 +51,7 @@ def _sync(path: Path) -> None:
 
 def _explain(error: OSError, path: Path) -> OutputError:
     """Say in one sentence why `path` could not be written and what to do."""
-    where = path if path.is_dir() else path.parent
+    where = path if os.path.isdir(path) else path.parent  # noqa: PTH112 - pathlib raises where it may not look
     reasons = {
         errno.ENOSPC: f"the disk that holds {where} is full: free some space or choose another place",
         errno.EDQUOT: f"the disk quota for {where} is used up: free some space or choose another place",
@@ -217,9 +217,10 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def refuse_existing(path: Path, replace: bool, check: Callable[[Path], object] | None = None) -> None:
     """Raise an OutputError where `new_folder`, with the same arguments, would not make or replace what is at `path`."""
-    if Path(os.path.realpath(path)).is_symlink():
+    # os.path, as pathlib raises where it may not look; writing says so then.
+    if os.path.islink(os.path.realpath(path)):  # noqa: PTH114
         raise OutputError(f"{path} is a link that leads in a circle: choose another place.")
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110
         return
     if not replace:
         raise OutputError(f"{path} exists already: choose another folder, or have it replaced.", option="replace")

@@ -78,6 +78,17 @@ def listed(folder: Path) -> set[str]:
     return names
 
 
+def lies_in(folder: Path, name: str) -> bool:
+    """Return whether a folder has a file of this name, or may not be looked into: to read it then says so."""
+    try:
+        (folder / name).lstat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # a name with a zero byte
+        return False
+    return True
+
+
 def read(folder: Path, name: str, follow: bool = False) -> bytes:
     """Return a file of a bundle; folders, devices and files that are too large are refused unopened.
 
@@ -105,5 +116,9 @@ def read(folder: Path, name: str, follow: bool = False) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise BundleError(f"{path} is missing: copy the bundle again, whole.") from None
+    except PermissionError:
+        raise BundleError(
+            f"{path} cannot be read (Permission denied): change its permissions, or its folder's."
+        ) from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}): copy the bundle again.") from None

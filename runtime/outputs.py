@@ -34,7 +34,7 @@ PART_SECONDS = 60.0
 
 
 def open_output(
-    path: Path, settings: dict[str, Any], *, resume: bool = False, retry_errors: bool = False
+    path: str | Path, settings: dict[str, Any], *, resume: bool = False, retry_errors: bool = False
 ) -> Lines | Parts:
     """Open the output `path`, FILE.jsonl, FILE.csv or a folder of Parquet parts.
 
@@ -48,8 +48,8 @@ def open_output(
         OutputError: it is there and `resume` is false, was begun with other settings, is damaged, is written by another
             process, or cannot be written.
     """
-    path = path.absolute()
-    if path.is_dir() or path.suffix.lower() in ("", ".parquet"):
+    path = Path(path).absolute()
+    if os.path.isdir(path) or path.suffix.lower() in ("", ".parquet"):  # noqa: PTH112 - as in files
         output: Lines | Parts = Parts(path)
     elif path.suffix.lower() == ".jsonl":
         output = JsonLines(path)
@@ -90,7 +90,7 @@ class _Output:
 
     def remaining(self, sources: Iterable[str]) -> Iterator[str]:
         """Yield those of `sources` that have no row; of one that is named several times, as many as are missing."""
-        for source in sources:
+        for source in map(os.fsdecode, sources):  # a Path, too, counts by its name
             key = self.key(source)
             if self.done[key] > 0:
                 self.done[key] -= 1

@@ -116,6 +116,15 @@ def test_into_a_file_and_again(classifier, album, tmp_path):
     assert rows[0]["label"] == classifier.predict(album[0])[0].label
 
 
+def test_paths_are_names(classifier, album, tmp_path):
+    """Those of pathlib had a second row each time that an output was gone on with, and none for an error."""
+    out, paths = tmp_path / "rows.jsonl", [Path(name) for name in album[:40]]
+    classify_into(str(out), classifier, [*paths[:20], Path("not there")], Options(jobs=1))
+    count = classify_into(str(out), classifier, paths, Options(jobs=1), resume=True)
+    assert (count.done, count.earlier) == (20, 20)
+    assert [json.loads(line)["source"] for line in out.open()] == [*album[:20], "not there", *album[20:40]]
+
+
 @pytest.mark.parametrize("change", ["bundle", "variant", "fit", "top_k"])
 def test_another_model_or_fit_does_not_go_on(tiny, three_classes, classifier, album, tmp_path, change):
     out = tmp_path / "rows.csv"

@@ -166,6 +166,15 @@ class TestOpen:
         path.chmod(0)
         assert f"{path} cannot be read (Permission denied)" in refusal(tiny_bundle)
 
+    def test_a_folder_that_may_not_be_looked_into(self, tiny_bundle, monkeypatch):
+        """It was said to be no bundle, since manifest.json was missing."""
+
+        def forbid(path: Path) -> os.stat_result:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "lstat", forbid)
+        assert "manifest.json cannot be read (Permission denied): change its permissions" in refusal(tiny_bundle)
+
     def test_a_disk_that_fails(self, tiny_bundle, monkeypatch):
         def fail(path: Path) -> bytes:
             raise OSError(5, "Input/output error")

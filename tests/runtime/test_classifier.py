@@ -214,6 +214,8 @@ class TestPaths:
         """It is no fault of a picture."""
         with pytest.raises(InputError, match="centre"):
             next(classifier.stream(paths, fit="centre"))
+        with pytest.raises(InputError, match="There is no fit 'centre'"):
+            classifier.predict(np.zeros((2, 32, 32, 3), np.uint8), fit="centre")
 
     def test_a_bad_one_is_raised(self, classifier, paths, tmp_path):
         (tmp_path / "bad.png").write_text("no picture")

@@ -16,7 +16,7 @@ import pytest
 
 from edgecifar.runtime import files
 from edgecifar.runtime.errors import OutputError
-from edgecifar.runtime.files import make_folder, new_folder, remove_leftovers, sha256, write_file
+from edgecifar.runtime.files import make_folder, new_folder, refuse_existing, remove_leftovers, sha256, write_file
 
 
 def names(folder: Path) -> list[str]:
@@ -205,6 +205,21 @@ class TestWriteFile:
         finally:
             tmp_path.chmod(0o700)
         assert names(tmp_path) == []
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch):
+    """To say why it could not be written looked into it, and ended in a PermissionError."""
+    look = os.stat
+
+    def forbid(path, *arguments, **options):
+        if str(path).startswith(str(tmp_path / "closed")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", forbid)
+    refuse_existing(tmp_path / "closed" / "a", replace=False)  # whether it exists is not known yet
+    with pytest.raises(OutputError, match="closed may not be written to: change its permissions"):
+        write_file(tmp_path / "closed" / "a", lambda path: forbid(path))
 
 
 def test_make_folder(tmp_path):
