@@ -140,7 +140,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 def fail(sentence: str) -> None:
     """Print a failure and end the command with exit code 1."""
-    print(f"edgecifar: {sentence}", file=sys.stderr)
+    say(f"edgecifar: {sentence}")
     raise typer.Exit(1)
 
 
@@ -153,8 +153,11 @@ def _with_flag(error: EdgecifarError) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line of prose on stderr."""
-    print(line, file=sys.stderr)
+    """Print a line of prose on stderr; a file's name in it cannot steer the terminal."""
+    shown = (
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in line
+    )
+    print(line if line.isprintable() else "".join(shown), file=sys.stderr)
 
 
 @functools.cache

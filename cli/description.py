@@ -42,7 +42,7 @@ def _bundle_text(model: Path | None, as_json: bool) -> str:
         return json_text({"bundle": str(bundle.folder), "chosen_here": choices, **manifest})
     manifest, contract = bundle.manifest, bundle.contract
     lines = [
-        f"{bundle.folder}: a classifier trained on {manifest.dataset}",
+        f"{_shown(str(bundle.folder))}: a classifier trained on {manifest.dataset}",
         f"labels: {', '.join(manifest.labels)}",
         _input(contract),
         *(_output(contract, name) for name in contract.output_names),
@@ -125,7 +125,7 @@ def _onnx_text(path: Path, as_json: bool) -> str:
     if as_json:
         return json_text({"model": str(path), "bytes": path.stat().st_size, **described})
     lines = [
-        f"{path}: an ONNX model, {path.stat().st_size:,} bytes",
+        f"{_shown(str(path))}: an ONNX model, {path.stat().st_size:,} bytes",
         f"labels: {_shown(', '.join(contract.labels))}",
         _input(contract),
         *(_output(contract, name) for name in contract.output_names),

@@ -171,6 +171,11 @@ def test_a_name_cannot_steer_a_terminal(tiny_bundle, pictures, form):
     assert b"red\\x1b[31m.png" in shown
 
 
+def test_the_name_of_a_folder_cannot_steer_a_terminal(refused, tmp_path):
+    (tmp_path / "red\x1b[31m").mkdir()
+    assert "red\\x1b[31m: it is empty" in refused("predict", tmp_path / "red\x1b[31m")
+
+
 def test_more_pictures_than_a_batch(predict, pictures):
     result = predict(*pictures * 14, "--csv", "--top-k", 1)
     rows = result.stdout.splitlines()[1:]
