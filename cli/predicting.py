@@ -163,6 +163,8 @@ def _sources(images: list[str], names: str | None, left_out: LeftOut) -> tuple[I
 
     if not images and names is None:
         raise typer.BadParameter("name pictures, or a file that lists them with --list.")
+    if images.count("-") > 1:
+        raise typer.BadParameter("standard input is one picture: name it once.")
     sources = find_pictures(images, left_out)
     if names is None:
         return sources, len(sources)

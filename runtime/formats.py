@@ -78,7 +78,7 @@ _KNOWN = (  # first bytes, what it is, what to do
     (rb"SIMPLE  =", "a FITS picture", CONVERT),
     (rb".{128}DICM", "a DICOM picture", CONVERT),
     (rb"AT&TFORM", "a DjVu document", CONVERT),
-    (rb"\s*<(!DOCTYPE html|html)(?i:)", "a web page", "download the picture itself"),
+    (rb"(\xef\xbb\xbf)?\s*<(?i:!doctype html|html)", "a web page", "download the picture itself"),
     (rb"version https://git-lfs", "a Git LFS pointer", "fetch the picture with 'git lfs pull'"),
     (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ", "an archive", "unpack it first"),
 )

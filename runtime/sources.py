@@ -155,8 +155,13 @@ def read_list(file: BufferedReader) -> Iterator[str]:
 
     Which it is, what the file gives at the first reading decides. Empty lines are passed over, and so is the mark with
     which Windows begins a file in UTF-8.
+
+    Raises:
+        PictureError: it is text in UTF-16.
     """
     block = file.read1(1 << 16).removeprefix(codecs.BOM_UTF8)
+    if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # whose zero bytes would end names
+        raise PictureError("The list is in UTF-16, as PowerShell's '>' writes it: save it in UTF-8.")
     mark = b"\0" if b"\0" in block else b"\n"
     ending = b"" if mark == b"\0" else b"\r"
     rest = b""

@@ -219,6 +219,7 @@ class TestUnknown:
         ("a.png", "--out", "rows.csv", "--unknown", "skip"),
         ("a.png", "--jobs", "0"),
         ("-", "--list", "-"),
+        ("-", "-"),
     ],
 )
 def test_wrong_usage(predict, arguments, tmp_path, monkeypatch):

@@ -426,6 +426,8 @@ def test_text_named_png(tmp_path):
         (b"qoif\0\0", "QOI", "PNG"),
         (b"\0\0\2\0\1\0", "CUR", "PNG"),
         (b"<!DOCTYPE html><html>", "web page", "download the picture"),
+        (b"\n<!doctype html><html>", "web page", "download the picture"),
+        (b"\xef\xbb\xbf<HTML>", "web page", "download the picture"),
         (b"version https://git-lfs.github.com/spec/v1\n", "LFS", "git lfs pull"),
         (b"PK\3\4\x14\0", "archive", "unpack"),
         (b"\x1f\x8b\x08\0", "archive", "unpack"),

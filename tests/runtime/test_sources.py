@@ -165,3 +165,11 @@ def test_impossible_names_stay_as_they_are():
 def test_a_list_as_windows_writes_it():
     written = "\ufeffone.png\r\n\r\nž two.png\r\n".encode()
     assert list(read_list(io.BufferedReader(io.BytesIO(written)))) == ["one.png", "ž two.png"]
+
+
+@pytest.mark.parametrize("form", ["utf-16", "utf-16-be"])
+def test_a_list_of_another_encoding_is_called_that(form):
+    """Its zero bytes ended names: each letter was a picture that is not there."""
+    written = "\ufeffone.png\r\n" if form == "utf-16-be" else "one.png\r\n"
+    with pytest.raises(PictureError, match=r"UTF-16.* save it in UTF-8"):
+        list(read_list(io.BufferedReader(io.BytesIO(written.encode(form)))))
