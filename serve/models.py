@@ -68,13 +68,15 @@ class Source:
         """Return the bundles that `NAME=FOLDER` or `FOLDER` name; without a name it is the folder's.
 
         Raises:
-            InputError: a name is not plain, or comes twice.
+            InputError: a name is not plain, comes twice, or has no folder.
         """
         found: dict[str, Path | None] = {}
         for text in bundles:
             name, equals, folder = text.partition("=")
             path = Path(folder if equals else text)
             name = name if equals else path.resolve().name
+            if equals and not folder:  # as where a variable is unset; Path("") is the current folder
+                raise InputError(f"The bundle {name} has no folder: name one with NAME=FOLDER.")
             if not re.fullmatch(NAME, name):
                 raise InputError(
                     f"{name!r} cannot be the name of a model in a URL, which has letters, digits and . _ + - only: "

@@ -75,7 +75,7 @@ def test_a_file_without_good_keys_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"keys?\b"):
         ApiKeys(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"cannot be read \(No such file.*check the path"):
         ApiKeys(tmp_path / "missing")
 
 

@@ -46,6 +46,8 @@ def test_bundles_are_named_by_their_folders_or_by_hand(tmp_path):
         Source.parse(["a b"])
     with pytest.raises(InputError, match="NAME=FOLDER"):
         Source.parse(["=x"])
+    with pytest.raises(InputError, match="The bundle birds has no folder"):
+        Source.parse(["birds="])  # an unset variable: the current folder was served
     with pytest.raises(InputError, match="one"):
         Source.parse(["one", "one=x"])
 
