@@ -6,7 +6,7 @@ import json
 import math
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -94,6 +94,17 @@ class Session:
             from .bound import Graphs  # processors need it not
 
             self._graphs = Graphs(self._session, self.contract, name)
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled, which is how a session would go to another process.
+
+        Raises:
+            ProviderError: always.
+        """
+        raise ProviderError(
+            f"{self._name} is loaded in this process and cannot be sent to another, nor copied: make a Classifier in "
+            "each process, of the same bundle."
+        )
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Classify `images`, uint8 [N, size, size, 3] RGB; return float32 [N, classes].

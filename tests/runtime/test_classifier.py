@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,10 @@ class TestMaking:
         for sure, unsure in zip(fp32, edge, strict=True):
             odds = sure.probability / sure.top[1][1]
             assert unsure.probability / unsure.top[1][1] == pytest.approx(odds**0.5, rel=1e-4)
+
+    def test_it_cannot_be_sent_to_another_process(self, tiny):
+        with pytest.raises(ProviderError, match="make a Classifier in each process"):
+            pickle.dumps(Classifier(tiny))
 
     def test_refusals(self, tiny, tmp_path):
         with pytest.raises(BundleError, match=r"is not a bundle \(manifest\.json is missing\)"):
