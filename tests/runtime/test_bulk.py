@@ -122,7 +122,11 @@ def test_paths_are_names(classifier, album, tmp_path):
     classify_into(str(out), classifier, [*paths[:20], Path("not there")], Options(jobs=1))
     count = classify_into(str(out), classifier, paths, Options(jobs=1), resume=True)
     assert (count.done, count.earlier) == (20, 20)
-    assert [json.loads(line)["source"] for line in out.open()] == [*album[:20], "not there", *album[20:40]]
+    assert [json.loads(line)["source"] for line in out.read_text().splitlines()] == [
+        *album[:20],
+        "not there",
+        *album[20:40],
+    ]
 
 
 @pytest.mark.parametrize("change", ["bundle", "variant", "fit", "top_k"])

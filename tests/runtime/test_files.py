@@ -210,6 +210,7 @@ class TestWriteFile:
 def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch):
     """To say why it could not be written looked into it, and ended in a PermissionError."""
     look = os.stat
+    (tmp_path / "closed").mkdir()
 
     def forbid(path, *arguments, **options):
         if str(path).startswith(str(tmp_path / "closed")):
