@@ -154,10 +154,7 @@ def _with_flag(error: EdgecifarError) -> str:
 
 def say(line: str) -> None:
     """Print a line of prose on stderr; a file's name in it cannot steer the terminal."""
-    shown = (
-        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in line
-    )
-    print(line if line.isprintable() else "".join(shown), file=sys.stderr)
+    print("\n".join(map(streams.visible, line.split("\n"))), file=sys.stderr)
 
 
 @functools.cache

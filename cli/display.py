@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import PictureError
+from .streams import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +46,8 @@ def check_table(checks: list[Check]) -> str:
     width = max(len(check.name) for check in checks)
     verdicts = ["skip" if check.skipped else "ok  " if check.passed else "FAIL" for check in checks]
     return "\n".join(
-        f"{verdict}  {check.name:<{width}}  {check.detail}" for verdict, check in zip(verdicts, checks, strict=True)
+        f"{verdict}  {check.name:<{width}}  {visible(check.detail)}"
+        for verdict, check in zip(verdicts, checks, strict=True)
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["close", "prepare", "results"]
+__all__ = ["close", "prepare", "results", "visible"]
 
 
 class _Prose(io.TextIOWrapper):
@@ -69,6 +69,13 @@ def results() -> Generator[None]:
         raise OutputError(
             "the output cannot be written, the disk is full: free some space or write it elsewhere."
         ) from None
+
+
+def visible(text: str) -> str:
+    """Return `text` with escapes for what cannot be shown, so that names of strangers cannot steer the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def close() -> None:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .display import bar, draws, padded
+from .streams import visible
 
 if TYPE_CHECKING:
     from ..runtime.metrics import Evaluation
@@ -28,8 +29,8 @@ def interval(limits: tuple[float, float]) -> str:
 def evaluation_table(result: Evaluation, dataset: str, images: str = "test images") -> str:
     """Return an evaluation as lines of text: the figures, a line a class, and the confusion matrix."""
     lines = [
-        f"{100 * result.accuracy:.2f} % of the {result.images:,} {dataset} {images} ({result.correct:,} correct; "
-        f"95 % interval {interval(result.interval)} %)",
+        f"{100 * result.accuracy:.2f} % of the {result.images:,} {visible(dataset)} {images} ({result.correct:,} "
+        f"correct; 95 % interval {interval(result.interval)} %)",
         f"NLL {result.nll:.4f}   ECE {100 * result.ece:.2f} %   {result.images_per_second:,.0f} images/s",
         "",
     ]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgecifar.runtime.bundle import Bundle
+from edgecifar.cli.display import check_table
+from edgecifar.runtime.bundle import Bundle, Check
 from edgecifar.runtime.contract import CIFAR10
 from edgecifar.runtime.files import sha256
 from edgecifar.runtime.folder import write_sums
@@ -34,6 +35,11 @@ class TestVerify:
         assert document["bundle"] == str(tiny_bundle)
         assert document["passed"] is True
         assert all(check["passed"] for check in document["checks"])
+
+    def test_what_a_model_says_cannot_steer_a_terminal(self):
+        """Its metadata and onnxruntime's reasons are a stranger's texts."""
+        check = Check("golden vectors of edge", False, "x.onnx is damaged (its \x1b[31m is not JSON)")
+        assert "(its \\x1b[31m is not JSON)" in check_table([check])
 
     @pytest.mark.parametrize("name", ["model.edge.onnx", "golden.npz", "parity.json", "README.md"])
     def test_a_changed_file_is_named(self, edgecifar, tiny_bundle, name):
