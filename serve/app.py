@@ -278,7 +278,7 @@ class App:
     async def _classify(self, request: Request) -> Response:
         scope, allowed = request.scope, self.settings.timeout
         question = classify.Question.parse(scope["query_string"])
-        found = self.registry.find(question.model) if question.model else self.registry.default
+        found = self.registry.default if question.model is None else self.registry.find(question.model)
         with found.lease() as model:
             model.batcher.check_room()
             self._decoder.check_room()

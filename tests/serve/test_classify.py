@@ -98,6 +98,7 @@ def test_top_k_lists_no_more_than_there_are(client, png, images, labels):
 
 def test_an_unknown_model(client, png, images):
     assert client.post("/classify?model=other", content=png(images[0])).status_code == 404
+    assert client.post("/classify?model=", content=png(images[0])).status_code == 404  # as of an unset variable
 
 
 @pytest.mark.parametrize(
