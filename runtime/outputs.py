@@ -88,7 +88,7 @@ class _Output:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def remaining(self, sources: Iterable[str]) -> Iterator[str]:
+    def remaining(self, sources: Iterable[str | Path]) -> Iterator[str]:
         """Yield those of `sources` that have no row; of one that is named several times, as many as are missing."""
         for source in map(os.fsdecode, sources):  # a Path, too, counts by its name
             key = self.key(source)
