@@ -158,7 +158,7 @@ def export(
 
     if layout:
         if _given(context) - {"run", "layout", "out", "force"}:
-            raise typer.BadParameter("--layout copies a bundle as it is: beside it only --out and --force count.")
+            raise typer.BadParameter("--layout copies a bundle as it is: only --out and --force go with it.")
         _lay_out(run, out, force)
         return
     signer = Signer(sign) if sign else None  # first: a key that cannot sign is said before the long work

@@ -124,9 +124,9 @@ def predict(
 
     form = _form({"json": as_json, "jsonl": as_jsonl, "csv": as_csv}, out, unknown)
     if (resume or retry_errors) and not out:
-        raise typer.BadParameter("--resume goes on with an output: name it with --out.")
+        raise typer.BadParameter("--resume needs --out: name the output to continue.")
     if retry_errors and not resume:
-        raise typer.BadParameter("--retry-errors is for going on: add --resume.")
+        raise typer.BadParameter("--retry-errors needs --resume: add it.")
     left_out = LeftOut()
     sources, total = _sources(images or [], names, left_out)
     if (total is None or total > parallel.FEW) and (jobs or usable_cpus()) > 1:
@@ -161,7 +161,7 @@ def _form(given: dict[str, bool], out: Path | None, unknown: Unknown) -> str:
     if len(forms) > 1:
         raise typer.BadParameter(f"choose one of {' and '.join(f'--{form}' for form in forms)}.")
     if out and forms:
-        raise typer.BadParameter(f"the name of --out says its form: leave out --{forms[0]}.")
+        raise typer.BadParameter(f"the name of --out decides its format: leave out --{forms[0]}.")
     if out and unknown is Unknown.skip:
         raise typer.BadParameter("every picture has a row in --out: choose --unknown keep or error.")
     return forms[0] if forms else "text"

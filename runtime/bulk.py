@@ -378,7 +378,7 @@ def finished(
         try:
             if not _is_whole(info, where):
                 torn = info.path.removesuffix(info.base_name) + "_torn-" + info.base_name
-                log.warning("%s was left half-written and is now %s.", info.path, torn)
+                log.warning("%s is incomplete and was renamed to %s.", info.path, torn)
                 where.move(info.path, torn)
                 continue
             rows = parquet.read_table(info.path, columns=["path", "error"], filesystem=where)
