@@ -377,8 +377,8 @@ def test_missing_batch_is_named(stranger, no_network):
 
 
 def test_folder_that_may_not_be_written_to(tmp_path, archive, monkeypatch):
-    def deny(*_, dir, **__):  # noqa: A002  as tempfile has it; root, whom tests may run as, is denied nothing
-        raise PermissionError(errno.EACCES, "Permission denied", dir)
+    def deny(_suffix, _prefix, folder):  # root, whom tests may run as, is denied nothing
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
 
     monkeypatch.setattr(tempfile, "mkdtemp", deny)
     root = tmp_path / "locked"
