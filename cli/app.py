@@ -28,16 +28,16 @@ FRAME: dict[str, Any] = {
 """What the command and its subcommands have in common."""
 
 SUBCOMMANDS = {
-    "train": ("training", "Train a net and leave a run folder"),
+    "train": ("training", "Train a net and write a run folder"),
     "inspect": ("inspecting", "Report on labelled pictures before training"),
     "evaluate": ("training", "Measure a model on labelled pictures"),
     "export": ("exporting", "Export a run into a bundle"),
-    "predict": ("predicting", "Classify pictures of any format and size"),
+    "predict": ("predicting", "Classify pictures"),
     "serve": ("serving", "Serve bundles over HTTP"),
-    "page": ("paging", "Make a static page that classifies in the browser"),
+    "page": ("paging", "Make a static web page that classifies pictures"),
     "verify": ("bundles", "Check a bundle"),
-    "benchmark": ("bundles", "Measure this machine"),
-    "info": ("bundles", "Say what a model is"),
+    "benchmark": ("bundles", "Measure latency and throughput"),
+    "info": ("bundles", "Describe a run, a bundle or an ONNX file"),
 }
 """The module here that holds each subcommand, and its line in the list, in the list's order."""
 
@@ -198,7 +198,7 @@ def finite(value: float | None) -> float | None:
 
 app = typer.Typer(
     cls=Subcommands,
-    help="Train a small image classifier, prove that its exports equal it, and run it without torch.",
+    help="Train a small image classifier, export it, prove that the exports agree with it, and run them without torch.",
     no_args_is_help=True,
     **FRAME,
 )
@@ -222,7 +222,8 @@ Data = Annotated[
     ),
 ]
 BundleFolder = Annotated[
-    Path | None, typer.Option("--bundle", help="A bundle made by 'edgecifar export'. Default: the one installed.")
+    Path | None,
+    typer.Option("--bundle", help="A bundle made by 'edgecifar export'. Default: the one that ships with the package."),
 ]
 Provider = Annotated[
     str,

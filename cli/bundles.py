@@ -14,13 +14,15 @@ from .app import BundleFolder, Json, Provider, command, examples, fail, finite
 @examples("edgecifar verify", "edgecifar verify runs/NAME/bundle --key my.pub", "edgecifar verify BUNDLE --json")
 @command
 def verify(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle. Default: the one installed.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle. Default: the one that ships with the package.")
+    ] = None,
     key: Annotated[
-        Path | None, typer.Option(help="Require a signature made with the private key of this public key, PEM.")
+        Path | None, typer.Option(help="Public key (PEM). Require a signature made with its private key.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a bundle: every digest, no unknown file, and the golden vectors of each variant on this machine."""
+    """Check a bundle: every file's digest, no unknown file, and that each variant gives its golden vectors here."""
     from dataclasses import asdict
 
     from ..runtime.bundle import Bundle
@@ -46,25 +48,28 @@ def benchmark(
     bundle: BundleFolder = None,
     provider: Provider = "cpu",
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, max=16384, help="May be repeated. Default: 1 and 64.")
+        list[int] | None, typer.Option(min=1, max=16384, help="Batch size. May be repeated. Default: 1 and 64.")
     ] = None,
-    threads: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: 1 and all.")] = None,
-    variant: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: all ONNX ones.")] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="Threads of one call. May be repeated. Default: 1 and all cores.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Variant to measure. May be repeated. Default: every ONNX variant.")
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
             min=0.1,
             max=3600,
             callback=finite,
-            help="How long each row is measured. Default: 2, or what fits into a minute.",
+            help="Seconds per row of the table. Default: 2, or less so that all fit into a minute.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine: latency and throughput of each variant, batch size and thread count.
+    """Measure latency and throughput of each variant, batch size and thread count on this machine.
 
-    For latency it recommends the row with the smallest p50 times p99: a fast median with slow outliers loses to a
-    median that is nearly as fast and steady.
+    For latency it recommends the row with the smallest product of p50 and p99, so that slow outliers count, too.
     """
     from ..runtime.benchmark import measure
     from ..runtime.bundle import Bundle
@@ -79,11 +84,14 @@ def benchmark(
 @command
 def info(
     model: Annotated[
-        Path | None, typer.Argument(help="A run folder, .onnx or a bundle. Default: the bundle installed.")
+        Path | None,
+        typer.Argument(
+            help="A run folder, an .onnx file or a bundle. Default: the bundle that ships with the package."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a model is: layers, sizes, variants, labels, provenance, accuracy."""
+    """Describe a run, a bundle or an ONNX file: layers, sizes, variants, labels, provenance, accuracy."""
     from .description import describe_model
 
     print(describe_model(model, as_json))

@@ -62,30 +62,33 @@ def export(
     run: Annotated[
         Path | None,
         typer.Argument(
-            help="A run folder, by default the newest finished of Net under runs/; or with --layout a bundle."
+            help="A run folder. Default: the newest finished run of Net under runs/. With --layout: a bundle."
         ),
     ] = None,
-    formats: Annotated[list[Format], typer.Option("--format", help="May be repeated.")] = [Format.onnx],  # noqa: B006
+    formats: Annotated[list[Format], typer.Option("--format", help="File format. May be repeated.")] = [Format.onnx],  # noqa: B006
     variants: Annotated[
         list[VariantName],
         typer.Option(
             "--variant",
-            help="ONNX models to make: fp32 exact, fp16 for GPUs; edge, tiny, nano: ever smaller; all: all but nano.",
+            help="ONNX models to make. fp32: exact; fp16: for GPUs; edge, tiny, nano: int8, each smaller than the one "
+            "before; all: all but nano. May be repeated.",
         ),
     ] = [VariantName.fp32],  # noqa: B006
     layout: Annotated[
         Layout | None,
-        typer.Option(help="Lay a bundle out for another program: triton, a model repository.", show_default=False),
+        typer.Option(
+            help="Write a bundle as another program wants it: triton, a model repository.", show_default=False
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The bundle to make, by default RUN/bundle; or the folder of the --layout.")
+        Path | None, typer.Option(help="The bundle to write. Default: RUN/bundle. With --layout: the folder to write.")
     ] = None,
     data: Data = None,
     without_data: Annotated[
         bool,
         typer.Option(
             "--without-data",
-            help="Export though the run's data set is not at hand: parity on drawn pictures, no accuracy.",
+            help="Export without the run's data set: parity is tested on drawn pictures, and accuracy is not measured.",
         ),
     ] = False,
     budget: Annotated[
@@ -93,16 +96,16 @@ def export(
         typer.Option(
             min=0,
             callback=finite,
-            help="Percentage points of validation accuracy that edge may lose; tiny 5 times as many. Residual nets: "
-            "edge 10, tiny 15, nano 40 times.",
+            help="Percentage points of validation accuracy that edge may lose; tiny 5 times as many. Of residual nets: "
+            "edge and tiny 15, nano 40 times as many.",
         ),
     ] = 0.2,
     max_bytes: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Largest size of the file of the one variant edge, tiny or nano. With --students residual the widest "
-            "net that fits is trained.",
+            help="Largest file, in bytes, for an export of one of edge, tiny and nano. With --students residual, the "
+            "widest net that fits is trained.",
             show_default=False,
         ),
     ] = None,
@@ -110,22 +113,23 @@ def export(
         int,
         typer.Option(
             min=0,
-            help="Epochs to train edge for; tiny 5 times as many (residual nets: edge 2, tiny 3, nano 5 times). "
-            "0: nothing is trained, and large layers get a low rank.",
+            help="Epochs to train edge for; tiny 5 times as many. Of residual nets: edge 2, tiny 3, nano 5 times as "
+            "many. 0: nothing is trained, and large layers become low-rank factors.",
         ),
     ] = 0,
     students: Annotated[
         Students,
         typer.Option(
-            help="What is trained: the net with fewer channels, or a small residual net that begins untrained, as nano "
-            "and a teacher's are always."
+            help="What --fine-tune trains: narrowed, the run's net with fewer channels; residual, a small net from "
+            "random weights. nano, and every student of a teacher, is residual."
         ),
     ] = Students.narrowed,
     teachers: Annotated[
         list[Path],
         typer.Option(
             "--teacher",
-            help="Fine-tune on the answers of this finished run instead (of a teacher's run: too). Repeatable.",
+            help="Fine-tune on the answers of this finished run instead of RUN's; if RUN is a teacher, on both. May be "
+            "repeated.",
         ),
     ] = [],  # noqa: B006
     corrupted: Annotated[
@@ -133,19 +137,20 @@ def export(
         typer.Option(
             min=0,
             max=1,
-            help="Share of the pictures that small nets learn from which is corrupted; by default the run's.",
+            help="Share of the small nets' training pictures that get noise, blur, haze and the like. Default: the "
+            "run's.",
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="What fine-tunes: auto, cpu, cuda or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device for --fine-tune: auto, cpu, cuda or mps.")] = "auto",
     sign: Annotated[
-        Path | None, typer.Option(help="Sign the bundle with this private key, PEM.", show_default=False)
+        Path | None, typer.Option(help="Sign the bundle with this private key (PEM).", show_default=False)
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a bundle that is there already; with --layout its models there.")
+        bool, typer.Option("--force", help="Replace an existing bundle; with --layout, models of the same names.")
     ] = False,
 ) -> None:
-    """Export a run into a bundle, after proving that each model in it agrees with the net."""
+    """Export a run into a bundle. The bundle is written only if each model in it agrees with the net."""
     from ..runtime.errors import ModelError
     from ..runtime.files import refuse_existing
     from ..runtime.paths import kind_of
@@ -153,7 +158,7 @@ def export(
 
     if layout:
         if _given(context) - {"run", "layout", "out", "force"}:
-            raise typer.BadParameter("--layout copies a bundle as it is: beside it only --out and --force count.")
+            raise typer.BadParameter("--layout copies a bundle as it is: only --out and --force go with it.")
         _lay_out(run, out, force)
         return
     signer = Signer(sign) if sign else None  # first: a key that cannot sign is said before the long work

@@ -20,12 +20,12 @@ from .app import Fit, Json, command, examples, say
 def inspect(
     data: Annotated[Path, typer.Argument(help="A folder with a folder of pictures per class, or a CSV.")],
     fit: Annotated[Fit, typer.Option(help="How each picture is made square.")] = Fit.crop,
-    val: Annotated[float, typer.Option(min=0, max=0.5, help="Share held out for decisions.")] = 0.1,
-    test: Annotated[float, typer.Option(min=0, max=0.5, help="Share that is tested on.")] = 0.1,
+    val: Annotated[float, typer.Option(min=0, max=0.5, help="Share used for validation.")] = 0.1,
+    test: Annotated[float, typer.Option(min=0, max=0.5, help="Share used for testing.")] = 0.1,
     sheet: Annotated[
-        Path | None, typer.Option(help="Draw some pictures of each class, as the net sees them, into this PNG.")
+        Path | None, typer.Option(help="Write a PNG with some pictures of each class, as the net sees them.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where anything is wrong.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything is wrong.")] = False,
     as_json: Json = False,
 ) -> None:
     """Report on labelled pictures before training: unreadable ones, duplicates, leaks, wrong labels, imbalance."""

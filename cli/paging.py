@@ -18,12 +18,14 @@ from .app import command, examples, say
 )
 @command
 def page(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle. Default: the one installed.")] = None,
-    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("page"),
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle. Default: the one that ships with the package.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("page"),
     wasm: Annotated[
         Path | None,
         typer.Option(
-            help="An unpacked npm package onnxruntime-web: it runs the net in the browser. Default: $EDGECIFAR_WASM.",
+            help="The unpacked npm package onnxruntime-web, which runs the net in a browser. Default: $EDGECIFAR_WASM.",
             envvar="EDGECIFAR_WASM",
             show_envvar=False,
             show_default=False,
@@ -31,14 +33,14 @@ def page(
     ] = None,
     variant: Annotated[
         str | None,
-        typer.Option(help="Variant of the bundle to show. Default: the bundle's own choice.", show_default=False),
+        typer.Option(help="Variant of the bundle to run. Default: the bundle's default.", show_default=False),
     ] = None,
     single_file: Annotated[
-        bool, typer.Option("--single-file", help="One file, which opens from the disk and needs no server.")
+        bool, typer.Option("--single-file", help="Write one file that opens from the disk and needs no server.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
 ) -> None:
-    """Make a static page that classifies in the browser: pictures that are dropped or pasted, and the camera."""
+    """Make a static web page that classifies pictures in the browser: dropped, pasted, or from the camera."""
     from ..runtime import Bundle
     from ..runtime.errors import ProviderError
     from ..serve.page import HOW_TO_GET, PACKAGE, VERSION, write_page

@@ -47,7 +47,9 @@ def predict(
     bundle: BundleFolder = None,
     variant: Annotated[
         str | None,
-        typer.Option(help="Variant of the bundle to run. Default: what suits the provider.", show_default=False),
+        typer.Option(
+            help="Variant of the bundle to run. Default: the one that suits the provider.", show_default=False
+        ),
     ] = None,
     provider: Provider = "auto",
     threads: Threads = None,
@@ -62,18 +64,20 @@ def predict(
     fit: Annotated[
         Fit | None,
         typer.Option(
-            help="How a picture is made square. crop: the subject is in the middle; squash: the whole picture counts, "
-            "its shape does not; pad: whole picture and shape count. Default: as in training.",
+            help="How a picture is made square. crop: cut out the centre; squash: scale the sides unequally; pad: keep "
+            "all of it and add grey bars. Default: as in training.",
             show_default=False,
         ),
     ] = None,
     unknown: Annotated[
         Unknown,
-        typer.Option(help="Pictures unlike the training pictures: say so, leave them out, or make them errors."),
+        typer.Option(help="Pictures unlike the training pictures: keep and mark them, skip them, or make them errors."),
     ] = Unknown.keep,
     as_json: Json = False,
-    as_jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a JSON line a picture, as it comes.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row a picture instead.")] = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print one JSON line per picture, as it is classified.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV row per picture instead.")] = False,
     names: Annotated[
         str | None,
         typer.Option(
@@ -86,24 +90,31 @@ def predict(
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Processes that decode many pictures. Default: one a usable core.", show_default=False
+            min=1,
+            help="Processes that decode pictures, if there are many. Default: one per usable core.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write rows into FILE.jsonl, FILE.csv or a folder of Parquet parts instead.", show_default=False
+            help="Write the results to FILE.jsonl, FILE.csv or a folder of Parquet files instead.", show_default=False
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what is in --out; nothing is done twice.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the results in --out; pictures that have a row are not classified again."
+        ),
     ] = False,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="With --resume: try again what could not be read.")
+        bool, typer.Option("--retry-errors", help="With --resume: try pictures again that could not be read.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs, and where.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print which variant runs on which provider, and why.")
+    ] = False,
 ) -> None:
-    """Classify pictures of any format and size; a bad one is reported and the rest are classified."""
+    """Classify pictures of any size. One that cannot be read is reported, and the rest are classified."""
     from ..runtime import parallel
     from ..runtime.bulk import Options
     from ..runtime.classifier import Classifier
@@ -113,9 +124,9 @@ def predict(
 
     form = _form({"json": as_json, "jsonl": as_jsonl, "csv": as_csv}, out, unknown)
     if (resume or retry_errors) and not out:
-        raise typer.BadParameter("--resume goes on with an output: name it with --out.")
+        raise typer.BadParameter("--resume needs --out: name the output to continue.")
     if retry_errors and not resume:
-        raise typer.BadParameter("--retry-errors is for going on: add --resume.")
+        raise typer.BadParameter("--retry-errors needs --resume: add it.")
     left_out = LeftOut()
     sources, total = _sources(images or [], names, left_out)
     if (total is None or total > parallel.FEW) and (jobs or usable_cpus()) > 1:
@@ -150,7 +161,7 @@ def _form(given: dict[str, bool], out: Path | None, unknown: Unknown) -> str:
     if len(forms) > 1:
         raise typer.BadParameter(f"choose one of {' and '.join(f'--{form}' for form in forms)}.")
     if out and forms:
-        raise typer.BadParameter(f"the name of --out says its form: leave out --{forms[0]}.")
+        raise typer.BadParameter(f"the name of --out decides its format: leave out --{forms[0]}.")
     if out and unknown is Unknown.skip:
         raise typer.BadParameter("every picture has a row in --out: choose --unknown keep or error.")
     return forms[0] if forms else "text"

@@ -41,31 +41,41 @@ def _origins(values: list[str]) -> list[str]:
 def serve(
     bundle: Annotated[
         list[str],
-        typer.Option(metavar="[NAME=]FOLDER", help="May be repeated. Default: the one installed.", show_default=False),
+        typer.Option(
+            metavar="[NAME=]FOLDER",
+            help="A bundle, and what to call it. May be repeated. Default: the bundle that ships.",
+            show_default=False,
+        ),
     ] = [],  # noqa: B006
     variant: Annotated[
         list[str],
-        typer.Option(help="Serve these variants only; may be repeated. Default: every ONNX one.", show_default=False),
+        typer.Option(help="Serve only this variant. May be repeated. Default: every ONNX variant.", show_default=False),
     ] = [],  # noqa: B006
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of IPv4.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every IPv4 address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8000,
     key: Annotated[
-        Path | None, typer.Option(help="Serve only bundles that are signed for this public key.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Public key (PEM). Serve only bundles that are signed with its private key.", show_default=False
+        ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="Ask for one of the keys in this file, one a line.", show_default=False)
+        Path | None,
+        typer.Option(help="Require one of the keys in this file, which has one per line.", show_default=False),
     ] = None,
-    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Ask for no key at /metrics.")] = False,
+    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Require no key at /metrics.")] = False,
     allow_origin: Annotated[
         list[str],
         typer.Option(
-            callback=_origins, help="Let web pages of this origin ask (CORS); may be repeated.", show_default=False
+            callback=_origins,
+            help="Allow web pages of this origin to read answers (CORS). May be repeated.",
+            show_default=False,
         ),
     ] = [],  # noqa: B006
     wasm: Annotated[
         Path | None,
         typer.Option(
-            help="Show the page of 'edgecifar page' to browsers at /, with this npm package onnxruntime-web.",
+            help="Show browsers the page of 'edgecifar page' at /. PATH: the unpacked npm package onnxruntime-web.",
             show_default=False,
         ),
     ] = None,
@@ -81,40 +91,43 @@ def serve(
         typer.Option(
             min=1,
             max=256,
-            help="Uploads that are decoded at once, which takes memory. Default: one less than there are cores, 4 at "
-            "most.",
+            help="Uploads that are decoded at the same time; each takes memory. Default: one less than there are "
+            "cores, 4 at most.",
             show_default=False,
         ),
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Images that are run at once.")] = 64,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Largest batch, in images.")] = 64,
     max_delay: Annotated[
-        float, typer.Option(min=0, max=60_000, callback=finite, help="Milliseconds to wait for more images to run.")
+        float, typer.Option(min=0, max=60_000, callback=finite, help="Milliseconds that a batch waits for more images.")
     ] = 0.0,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; what is beyond is answered 429.")] = 32,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Requests per model that may wait or run; further ones are answered 429.")
+    ] = 32,
     timeout: Annotated[
-        float, typer.Option(min=0.001, callback=finite, help="Seconds within which a request is answered.")
+        float, typer.Option(min=0.001, callback=finite, help="Seconds that an answer may take; after that it is 504.")
     ] = 10.0,
-    max_body: Annotated[int, typer.Option(min=1, max=1024, help="MiB of a request's body.")] = 32,
+    max_body: Annotated[int, typer.Option(min=1, max=1024, help="Largest body of a request, in MiB.")] = 32,
     max_buffered: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="MiB of all bodies that are received or decoded; what is beyond is answered 429. Default: 256, or "
-            "--max-body if that is more.",
+            help="MiB of all bodies that are being received or decoded; further requests are answered 429. Default: "
+            "256, or --max-body if that is more.",
             show_default=False,
         ),
     ] = None,
     max_pixels: Annotated[
-        float, typer.Option(min=0.001, max=64, callback=finite, help="Millions of pixels of a picture.")
+        float, typer.Option(min=0.001, max=64, callback=finite, help="Largest picture, in millions of pixels.")
     ] = 25.0,
-    max_connections: Annotated[int, typer.Option(min=1, help="Connections that may be open.")] = 512,
+    max_connections: Annotated[int, typer.Option(min=1, help="Largest number of open connections.")] = 512,
     drain: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Seconds after SIGTERM that requests are still taken.")
+        float,
+        typer.Option(min=0, callback=finite, help="Seconds after SIGTERM in which new requests are still answered."),
     ] = 1.0,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log every request.")] = False,
     log_format: Annotated[LogFormat, typer.Option(help="auto: text on a terminal, else json.")] = LogFormat.auto,
 ) -> None:
-    """Serve bundles over HTTP: the Open Inference Protocol, uploads at /classify, Prometheus metrics at /metrics."""
+    """Serve bundles over HTTP: Open Inference Protocol v2, uploads at /classify, Prometheus metrics at /metrics."""
     from ..runtime.machine import usable_cpus
     from ..serve import logs, server
     from ..serve.models import Source

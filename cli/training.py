@@ -47,28 +47,29 @@ def train(
         Path | None, typer.Option(help="Folder of the run. Default: runs/RECIPE-TIME.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**63 - 1, help="What all randomness derives from. Default: 0.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of all randomness. Default: 0.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, by default the newest unfinished one.")
+        bool, typer.Option("--resume", help="Continue the run in --out. Default: the newest unfinished run.")
     ] = False,
     final: Annotated[
         Path | None,
-        typer.Option(help="Train as this finished run was, on the images too that it held out; test once."),
+        typer.Option(
+            help="Repeat this finished run, and train also on the images that it held out; test once, at the end."
+        ),
     ] = None,
     begin_with: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Begin with this finished run's weights; its last layer only where the classes are the same."
+            "--from",
+            help="Begin with the weights of this finished run. Its last layer counts only if the classes are the same.",
         ),
     ] = None,
     teachers: Annotated[
         list[Path],
-        typer.Option("--teacher", help="Learn from the answers of this finished run, too. May be repeated."),
+        typer.Option("--teacher", help="Learn also from the answers of this finished run. May be repeated."),
     ] = [],  # noqa: B006
     optimizer: Annotated[Optimizer | None, typer.Option(help="Default: the recipe's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step. Default: the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images per step. Default: the recipe's.")] = None,
     lr: Annotated[
         float | None, typer.Option(min=0, help="Learning rate; Muon's changes in proportion. Default: the recipe's.")
     ] = None,
@@ -76,7 +77,9 @@ def train(
     corrupted: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Share of the images shown with noise, blur, haze and the like. Default: the recipe's."
+            min=0,
+            max=1,
+            help="Share of the training images that get noise, blur, haze and the like. Default: the recipe's.",
         ),
     ] = None,
     held_out: Annotated[
@@ -105,15 +108,15 @@ def train(
     test: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="Own pictures: share used for testing. Default: 0.1.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Own pictures: stop where one cannot be read.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Own pictures: stop if one cannot be read.")] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into the run's folder, too.")
+        bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard, into the run's folder.")
     ] = False,
     cuda_graph: Annotated[
         bool, typer.Option(help="On CUDA, replay each training step as a CUDA graph, which is faster.")
     ] = True,
 ) -> None:
-    """Train a net and leave a run folder: weights, settings, metrics, pictures."""
+    """Train a net and write a run folder: weights, settings, metrics, plots."""
     import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]: draws last: that it is missing must be known first
 
     from ..train.recipes import RecipeError
@@ -189,19 +192,17 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A run folder, .pt (TorchScript), .pt2, .onnx or a bundle.")],
     data: Data = None,
     variant: Annotated[
-        str | None, typer.Option(help="Variant of a bundle to measure. Default: what suits provider and processor.")
+        str | None, typer.Option(help="Variant of a bundle to measure. Default: the one that suits the provider.")
     ] = None,
     provider: Provider = "auto",
     split: Annotated[
         Split | None,
-        typer.Option(
-            help="Which split of your own pictures to measure. Default: test, or all where there is no split."
-        ),
+        typer.Option(help="Which split of your own pictures to measure. Default: test, or all if there is no split."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on labelled pictures: accuracy, per class, confusion, NLL, calibration, speed."""
+    """Measure a model on labelled pictures: accuracy in all and per class, confusion, NLL, calibration, speed."""
     from .evaluating import evaluate_files, own_pictures
 
     if own := own_pictures(data, model):

@@ -66,12 +66,12 @@ class Options:
 
 @dataclass
 class Count:
-    """How far it is.
+    """Progress of `classify_into`.
 
     Attributes:
         done: pictures that have a row now, without those that had one before.
         errors: how many of them are errors.
-        earlier: pictures that had a row before, so far as they were come by.
+        earlier: pictures met so far that had a row before.
     """
 
     done: int = 0
@@ -82,7 +82,7 @@ class Count:
 def results(classifier: Classifier, sources: Iterable[str], options: Options) -> Iterator[Result]:
     """Yield each picture's path and its prediction, or the reason why it has none; in order.
 
-    How many unknown pictures were left out is logged, and that there are none where the model cannot tell.
+    The log says how many unknown pictures were left out, or that the model cannot tell which are unknown.
 
     Args:
         classifier: what classifies.
@@ -138,16 +138,16 @@ def classify_into(
 ) -> Count:
     """Classify pictures into FILE.jsonl, FILE.csv or a folder of Parquet parts, a row a picture.
 
-    However it ends, by an error, Ctrl-C or a kill, `resume` goes on with it: pictures that have a row are left out.
+    After an error, Ctrl-C or a kill, `resume` continues it: pictures that have a row are left out.
 
     Args:
         out: where the rows go. Beside them a file of settings says how it was begun.
         classifier: what classifies.
         sources: paths; the rows keep their names.
         options: how; "skip" is no choice for unknown pictures here, since each has a row.
-        resume: whether what is there is gone on with; what is not there is begun.
-        retry_errors: whether, going on, pictures that could not be read before are tried again.
-        progress: is told how far it is, after every batch.
+        resume: whether to continue an output that exists; if there is none, it is made.
+        retry_errors: whether a resumed job tries pictures again that could not be read before.
+        progress: called with the progress after every batch.
 
     Raises:
         OutputError: `out` is there and `resume` is false, was begun with another bundle, variant, fit, `top_k` or
@@ -169,7 +169,7 @@ def classify_into(
 
 
 def settings(classifier: Classifier, options: Options) -> dict[str, Any]:
-    """Return what must be the same for an output to be gone on with."""
+    """Return the settings that must be the same for an output to be resumed."""
     return {
         "bundle": classifier.bundle.sums[MANIFEST],
         "variant": classifier.variant.name,
@@ -378,7 +378,7 @@ def finished(
         try:
             if not _is_whole(info, where):
                 torn = info.path.removesuffix(info.base_name) + "_torn-" + info.base_name
-                log.warning("%s was left half-written and is now %s.", info.path, torn)
+                log.warning("%s is incomplete and was renamed to %s.", info.path, torn)
                 where.move(info.path, torn)
                 continue
             rows = parquet.read_table(info.path, columns=["path", "error"], filesystem=where)

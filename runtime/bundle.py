@@ -273,8 +273,8 @@ class Bundle:
         difference = int(np.abs(array.astype(int) - picture.array).max())
         if difference > picture.tolerance:
             raise BundleError(
-                f"is read otherwise here: values differ by up to {difference} of 255, more than {picture.tolerance}; "
-                "install the versions that edgecifar's constraints.txt names"
+                f"is decoded differently here: values differ by up to {difference} of 255, more than "
+                f"{picture.tolerance}; install the versions that edgecifar's constraints.txt names"
             )
         return f"largest difference {difference} of 255"
 
@@ -316,7 +316,7 @@ class Bundle:
         """Hold the signature against `sums`, and say of whom it is; without a verifier, that it is there."""
         path = self.folder / SIGNATURE
         if not os.path.lexists(path):
-            raise BundleError(f"{self.folder} is not signed ({SIGNATURE} is missing): get it from whoever signed it.")
+            raise BundleError(f"{self.folder} is not signed ({SIGNATURE} is missing): get a signed copy of it.")
         self._read(SIGNATURE)  # refuses links and what is too large
         if verifier is None:
             return "signed, not checked: pass --key"

@@ -41,8 +41,8 @@ class Prediction:
         probability: its probability, 0 to 1.
         top: the most probable classes with their probabilities, the most probable first.
         source: the picture's path, or its index where it has none.
-        known: whether the picture is like those the net was trained on; None where the model cannot tell.
-        familiarity: the score behind `known`, higher is more alike; None where the model has none.
+        known: whether the picture is like the training pictures; None if the model cannot tell.
+        familiarity: the score behind `known`, higher is more similar; None if the model has none.
     """
 
     label: str
@@ -72,7 +72,7 @@ class Classifier:
     Attributes:
         bundle: where the model comes from.
         variant: which of its variants is used.
-        reason: why it is that one, in a sentence.
+        reason: why this variant is used, in a sentence.
         provider: which execution provider every node of it runs on.
         threads: how many threads one call may use on the CPU.
     """
@@ -135,14 +135,14 @@ class Classifier:
         """Return a prediction for each picture, in order.
 
         Args:
-            pictures: one picture or several, of different kinds where you like; see `Picture`. An array
+            pictures: one picture or several, of any kinds, also mixed; see `Picture`. An array
                 uint8 [N, size, size, 3] is a batch of pictures that are ready as they are.
             top_k: how many classes `Prediction.top` lists, at least 1; there are never more than the model has.
             fit: how a picture is made square: "crop", "squash" or "pad"; by default as in training.
 
         Raises:
             PictureError: a picture cannot be read.
-            InputError: an array of another dtype or shape, what is no picture, a `top_k` below 1, or an unknown `fit`.
+            InputError: an array of another dtype or shape, no picture at all, a `top_k` below 1, or an unknown `fit`.
         """
         given = cast("Any", pictures)
         if isinstance(pictures, np.ndarray) and given.ndim != 3:
@@ -165,7 +165,7 @@ class Classifier:
         Pictures are read and classified in batches, so that memory stays bounded for any number of them.
 
         Args:
-            pictures: several, of different kinds where you like; see `Picture`.
+            pictures: several, of any kinds, also mixed; see `Picture`.
             top_k: how many classes `Prediction.top` lists, as in `predict`.
             fit: how a picture is made square, as in `predict`.
             jobs: processes that decode while this one classifies what is ready, for pictures that are all paths. See

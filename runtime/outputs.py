@@ -115,7 +115,7 @@ class _Output:
                 return
             self.close()
         if not resume:
-            raise OutputError(f"{self.path} exists already: choose another place, or go on with it.", option="resume")
+            raise OutputError(f"{self.path} exists already: choose another output, or resume it.", option="resume")
         self._compare(settings)
         self._take()
         self._read(retry_errors)
@@ -151,16 +151,16 @@ class _Output:
             before = cast("dict[str, Any]", read)
         except FileNotFoundError:
             raise OutputError(
-                f"{self.path} cannot be gone on with: {self._settings_path.name}, which says how it was begun, is not "
-                "there; choose another place."
+                f"{self.path} cannot be resumed: its settings file, {self._settings_path.name}, is missing; choose "
+                "another output."
             ) from None
         except ValueError:
-            raise OutputError(f"{self._settings_path} is damaged: choose another place for the output.") from None
+            raise OutputError(f"{self._settings_path} is damaged: choose another output.") from None
         names = sorted(name for name in before | settings if before.get(name) != settings.get(name))
         if names:
             changed = (f"{name} {_short(before.get(name))}, not {_short(settings.get(name))}" for name in names)
             raise OutputError(
-                f"{self.path} was begun with other settings ({'; '.join(changed)}): go on as it was begun, or choose "
+                f"{self.path} was written with other settings ({'; '.join(changed)}): use those settings, or choose "
                 "another place."
             )
 
@@ -217,9 +217,7 @@ class Lines(_Output):
                     else:
                         self.done[name] += 1
             elif not self._head().startswith(head):
-                raise OutputError(
-                    f"{self.path} does not begin with the columns that it was begun with: choose another place."
-                )
+                raise OutputError(f"{self.path} does not have the columns of its settings: choose another output.")
         if errors:
             write_file(self.path, self._write_good)
             end = self.path.stat().st_size
@@ -265,7 +263,7 @@ class Lines(_Output):
                     copy.write(line)
 
     def _damaged(self, number: int) -> OutputError:
-        return OutputError(f"{self.path}, line {number:,}, is damaged: remove that line, or choose another place.")
+        return OutputError(f"{self.path}, line {number:,}, is damaged: remove that line, or choose another output.")
 
 
 class JsonLines(Lines):
@@ -351,7 +349,7 @@ class Parts(_Output):
                 names = parquet.read_table(part, columns=["source", "error"])
             except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors
                 raise OutputError(
-                    f"{part} is damaged ({_first_line(error)}): remove it, or choose another place."
+                    f"{part} is damaged ({_first_line(error)}): remove it, or choose another output."
                 ) from None
             good = names["error"].is_null()
             if retry_errors and names["error"].null_count < len(names):

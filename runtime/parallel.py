@@ -126,7 +126,7 @@ class _Decode:
         return Decoded(
             None,
             PictureError(
-                f"Could not read {shown}: the process that decoded it was killed, most often for want of memory; leave "
+                f"Could not read {shown}: the process that decoded it was killed, most often for lack of memory; leave "
                 "it out, or scale it down first."
             ),
         )

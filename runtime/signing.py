@@ -104,7 +104,7 @@ class Verifier:
                 ) from None
             different = sorted(name for name in signed.keys() | digests if signed.get(name) != digests.get(name))
             raise BundleError(
-                f"{signature} was made over other files than these ({_shown(different)}): get the bundle again from "
+                f"{signature} does not match these files ({_shown(different)}): get the bundle again from "
                 "whoever signed it."
             ) from None
 

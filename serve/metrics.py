@@ -56,6 +56,8 @@ class Metrics:
         self.buffered = gauge("buffered_bytes", "Bytes of request bodies in memory.")
         self.connections = gauge("connections", "Open connections.")
         self.updates = counter("bundle_updates", "Attempts to take up new bundles, by result.", "result")
+        for result in ("done", "failed"):  # from 0 on: increase() does not see a series that appears with its first 1
+            self.updates.labels(result)
         self.updated = gauge("bundle_update_timestamp_seconds", "When the bundles in service were taken up.")
 
         self.info = gauge("model_info", "1 for each model in service.", "model", "version", "provider", "dataset")

@@ -182,7 +182,7 @@ def _read_keys(path: Path | None) -> ApiKeys | None:
 def _warn(keys: ApiKeys | None, address: Address) -> None:
     if not keys and not address.is_local:
         log.warning(
-            "Anybody who can reach %s may use this server, because it asks for no key: pass --api-key-file, or listen "
+            "Anyone who can reach %s can use this server, because it requires no key: pass --api-key-file, or listen "
             "on 127.0.0.1 behind a proxy.",
             address.host,
             extra={"event": "no_key"},
@@ -237,9 +237,11 @@ class _Life:
         for task in self._tasks:
             task.cancel()
         if self._server.all_answered:
-            log.info("Stopped: all that was accepted is answered.", extra={"event": "stopped"})
+            log.info("Stopped: all accepted requests were answered.", extra={"event": "stopped"})
         else:
-            log.warning("Stopped, though requests were not complete or answers not taken.", extra={"event": "stopped"})
+            log.warning(
+                "Stopped before some requests were complete, or some answers were read.", extra={"event": "stopped"}
+            )
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -253,7 +255,7 @@ class _Life:
         shown = f"[{host}]" if ":" in host else host
         names = self._app.registry.names
         log.info(
-            "Ready: http://%s:%d serves %s. End it with Ctrl-C or SIGTERM; SIGHUP takes up new bundles.",
+            "Ready: http://%s:%d serves %s. Stop it with Ctrl-C or SIGTERM; SIGHUP loads new bundles.",
             shown,
             port,
             ", ".join(names),
@@ -268,17 +270,26 @@ class _Life:
             return
         self._app.draining = True
         _notify("STOPPING=1")
-        log.info("Ending: what comes is still answered for %g s.", self._app.settings.drain, extra={"event": "ending"})
+        log.info(
+            "Shutting down: new requests are still answered for %g s.",
+            self._app.settings.drain,
+            extra={"event": "ending"},
+        )
         asyncio.get_running_loop().call_later(self._app.settings.drain, self._stop)
 
     def _end_now(self) -> None:
         """On SIGINT: answer what was accepted, then end; the second time, end."""
         if self._server.should_exit:
-            log.error("Ended at once, before all was answered, by a second signal.", extra={"event": "forced"})
+            log.error(
+                "Stopped at once by a second signal, before all requests were answered.", extra={"event": "forced"}
+            )
             os._exit(1)  # Python would wait for threads that decode, load bundles or run models
         self._app.draining = True
         _notify("STOPPING=1")
-        log.info("Ending: what was accepted is answered first. Once more ends at once.", extra={"event": "ending"})
+        log.info(
+            "Shutting down: accepted requests are answered first. A second signal stops at once.",
+            extra={"event": "ending"},
+        )
         self._stop()
 
     def _stop(self) -> None:
@@ -300,10 +311,15 @@ class _Life:
             app.replace(registry)
         except EdgecifarError as error:
             app.metrics.updates.labels("failed").inc()
-            log.error("The bundles in service stay: %s", error, extra={"event": "update_failed"})
+            log.error("The update failed, the old bundles stay: %s", error, extra={"event": "update_failed"})
         except Exception as error:
             app.metrics.updates.labels("failed").inc()
-            log.error("The bundles in service stay: %r", error, exc_info=error, extra={"event": "update_failed"})
+            log.error(
+                "The update failed, the old bundles stay: %r",
+                error,
+                exc_info=error,
+                extra={"event": "update_failed"},
+            )
         else:
             app.keys = keys
             app.metrics.updates.labels("done").inc()

@@ -133,5 +133,5 @@ def held_out_remark(images: int, budget: float) -> str:
         return ""
     return (
         f"Only {images:,} pictures are held out for decisions. One of them is {100 / images:.1f} points of accuracy, "
-        f"and the budget of an export is {budget:g}: its decisions are chance to a good part."
+        f"and the budget of an export is {budget:g}: decisions on so few are partly chance."
     )

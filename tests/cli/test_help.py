@@ -64,6 +64,16 @@ def test_a_commands_help_begins_with_its_line_in_the_list_and_ends_with_examples
     assert sum(f"edgecifar {name}" in example for example in examples) >= 2
 
 
+def test_help_names_the_multipliers_of_residual_nets(edgecifar):
+    from edgecifar.export.compress.lossy import EDGE, NANO, TINY
+
+    text = " ".join(edgecifar("export", "--help").stdout.split())
+    assert EDGE.residual_budget == TINY.residual_budget
+    assert f"edge and tiny {TINY.residual_budget}, nano {NANO.residual_budget} times" in text
+    epochs = ((variant.name, variant.residual_multiplier) for variant in (EDGE, TINY, NANO))
+    assert ", ".join(f"{name} {times}" for name, times in epochs) in text
+
+
 def test_version_imports_nothing_heavy():
     out, prose, modules = imported("--version")
     assert out == f"edgecifar {importlib.metadata.version('edgecifar')}\n"

@@ -145,7 +145,7 @@ class TestVerifySigned:
 
     def test_unsigned(self, refused, unsigned, keys):
         assert refused("verify", unsigned, "--key", keys / "ours.pub") == (
-            f"{unsigned} is not signed (model.sig is missing): get it from whoever signed it."
+            f"{unsigned} is not signed (model.sig is missing): get a signed copy of it."
         )
 
     def test_by_another_key(self, refused, signed, keys):
@@ -160,7 +160,7 @@ class TestVerifySigned:
         sums = signed / "SHA256SUMS"
         sums.write_text(sums.read_text().replace(before, sha256(signed / "README.md")))
         assert refused("verify", signed, "--key", keys / "ours.pub") == (
-            f"{signed / 'model.sig'} was made over other files than these (README.md, SHA256SUMS): get the bundle "
+            f"{signed / 'model.sig'} does not match these files (README.md, SHA256SUMS): get the bundle "
             "again from whoever signed it."
         )
 

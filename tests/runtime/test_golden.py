@@ -242,7 +242,7 @@ class TestPictures:
         entry["array"][5] ^= 128
         folder = resealed(**{"golden.json": json.dumps(document).encode()})
         checks = failed(Bundle.open(folder))
-        assert "read otherwise" in checks[f"preprocessing of {entry['file']}"]
+        assert "decoded differently" in checks[f"preprocessing of {entry['file']}"]
 
     def test_other_probabilities_are_found(self, resealed, document):
         document["pictures"][0]["probabilities"]["edge"] = [0.1] * 10

@@ -147,7 +147,7 @@ class TestForged:
     def test_stripped(self, signed, keys):
         (signed / SIGNATURE).unlink()
         assert refusal(signed, keys / "ours.pub") == (
-            f"{signed} is not signed (model.sig is missing): get it from whoever signed it."
+            f"{signed} is not signed (model.sig is missing): get a signed copy of it."
         )
 
     def test_by_another_key(self, tiny_bundle, keys):
@@ -173,7 +173,7 @@ class TestForged:
         path.write_bytes(path.read_bytes() + b"\n")
         _seal(signed)
         assert refusal(signed, keys / "ours.pub") == (
-            f"{signed / SIGNATURE} was made over other files than these ({', '.join(sorted([name, 'SHA256SUMS']))}): "
+            f"{signed / SIGNATURE} does not match these files ({', '.join(sorted([name, 'SHA256SUMS']))}): "
             f"{FROM_SIGNER}"
         )
 
@@ -249,13 +249,13 @@ class TestOurKeyOverSomethingElse:
         from model_signing import hashing
 
         self.sign(tiny_bundle, keys, hashing.Config().use_file_serialization(hashing_algorithm="blake2"))
-        assert "was made over other files than these" in refusal(tiny_bundle, keys / "ours.pub")
+        assert "does not match these files" in refusal(tiny_bundle, keys / "ours.pub")
 
     def test_pieces_of_files(self, tiny_bundle, keys):
         from model_signing import hashing
 
         self.sign(tiny_bundle, keys, hashing.Config().use_shard_serialization(shard_size=1000))
-        assert "was made over other files than these" in refusal(tiny_bundle, keys / "ours.pub")
+        assert "does not match these files" in refusal(tiny_bundle, keys / "ours.pub")
 
 
 def _without_hint(signature: dict) -> None:

@@ -241,3 +241,11 @@ def test_a_lone_link_to_the_bundle_is_followed(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "v1")
     (tmp_path / "current").symlink_to("v1")
     assert load_registry(source({"a": tmp_path / "current"})).names
+
+
+def test_an_alert_sees_the_first_update_that_fails(tiny):
+    # Prometheus counts an increase from one sample of a series to the next: it needs the 0 before the first 1.
+    app = App(load_registry(source({"a": tiny})))
+    text = app.metrics.expose([]).decode()
+    for result in ("done", "failed"):
+        assert f'edgecifar_bundle_updates_total{{result="{result}"}} 0.0' in text
