@@ -261,6 +261,9 @@ def main() -> None:
     rows = measure(found, dataset, given.images, min(given.images, given.corrupted))
     settings = {
         "bundle": given.bundle.name,
+        "models": report.digests(
+            variant for variant in Bundle.open(given.bundle).manifest.variants if variant.name in found
+        ),
         "dataset": dataset.name,
         "dataset_sha256": dataset.digest,
         "corruptions": {name: list(constants) for name, (_, constants) in CORRUPTIONS.items()},

@@ -330,7 +330,8 @@ def main() -> None:
             except EdgecifarError as error:  # the rows of the other sections are not lost
                 failed = f"{section}: {error}"
                 harness.say(failed)
-    found = report.document("bulk", {"jobs": given.jobs, "variant": bench.variant.name, "short": given.short}, rows)
+    settings = {"jobs": given.jobs, "variant": bench.variant.name, "short": given.short}
+    found = report.document("bulk", settings | {"models": report.digests([bench.variant])}, rows)
     report.finish(with_kept(found, given.save) if given.save else found, table(rows), given.save)
     if failed:
         raise EdgecifarError(failed)

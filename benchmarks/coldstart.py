@@ -286,6 +286,7 @@ def main() -> None:
     ]
     parts = phases(inside)
     settings = {"bundle": bundle.folder.name, "variant": variant.name, "pairs": given.pairs}
+    settings |= {"models": report.digests([variant])}
     versions = {"typer": metadata.version("typer")}
     found = report.document("coldstart", settings, rows, versions=versions, phases=parts)
     report.finish(found, table(rows, parts), given.save)

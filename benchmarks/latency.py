@@ -161,6 +161,7 @@ def main() -> None:
             harness.alternate(photos, given.seconds, given.rounds)
         entries += photos
     settings = {"bundle": bundle.folder.name, "seconds": given.seconds, "rounds": given.rounds}
+    settings |= {"models": report.digests(variants)}
     found = report.document("latency", settings, [entry.row() for entry in entries])
     report.finish(found, "\n".join([report.entry_table(entries), *([""] if remarks else []), *remarks]), given.save)
 

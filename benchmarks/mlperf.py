@@ -272,6 +272,7 @@ def main() -> None:
     settings = {
         "bundle": classifier.bundle.folder.name,
         "variant": classifier.variant.name,
+        "models": report.digests([classifier.variant]),
         "provider": classifier.provider,
         "threads": classifier.threads,
         "dataset": dataset.name,

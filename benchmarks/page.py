@@ -118,7 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
         wasm = MODULES / "onnxruntime-web"
         if not wasm.is_dir():
             raise EdgecifarError("The npm packages are not there: run scripts/web once.")
-        write_page(Bundle.open(options.bundle), folder / "page", wasm=wasm, variant=options.variant)
+        bundle = Bundle.open(options.bundle)
+        write_page(bundle, folder / "page", wasm=wasm, variant=options.variant)
         found = visit(folder, options)
     warm = found["visits"][1:]
     rows = [
@@ -139,6 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
         for one in rows
     ]
     settings = {"variant": options.variant, "visits": options.visits, "images": options.images}
+    settings |= {"models": report.digests([bundle.variant(options.variant)])}
     versions = {"chromium": found["version"]}
     first = found["visits"][0]["answered"]
     document = report.document("page", settings, rows, versions=versions, first_visit_ms=first)

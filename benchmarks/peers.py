@@ -58,7 +58,7 @@ from engines_cpu import CpuEngines
 from engines_cuda import MODES, CudaEngines
 from harness import PLAIN, Entry
 
-from edgecifar.runtime import Bundle
+from edgecifar.runtime import Bundle, EdgecifarError
 from edgecifar.runtime.machine import usable_cpus
 from edgecifar.train import data
 from edgecifar.train.devices import choose_device
@@ -181,18 +181,33 @@ def calibration_images(given: str | None, held_out: float) -> tuple[np.ndarray, 
     return dataset.train_images[np.sort(chosen)], f"held-out {dataset.name} images"
 
 
+def choose(peers: Sequence[Peer], wanted: Sequence[str]) -> dict[str, Peer]:
+    """Return the engines whose name has one of the `wanted` words in it, by their names.
+
+    Raises:
+        EdgecifarError: no engine's has one of them.
+    """
+    named = {" ".join(filter(None, (peer.engine, peer.precision, peer.call))): peer for peer in peers}
+    for word in wanted:
+        if not any(word.lower() in name.lower() for name in named):
+            raise EdgecifarError(f"No engine is called {word}: there are {', '.join(named)}.")
+    return {name: peer for name, peer in named.items() if any(word.lower() in name.lower() for word in wanted)}
+
+
 def measure(
     peers: Engines, batches: Sequence[int], seconds: float, rounds: int, only: list[str] | None
 ) -> Iterator[Entry]:
-    """Yield the entries of each batch size, measured."""
-    for precision in dict.fromkeys(peer.precision for peer in peers.all):
+    """Yield the entries of each batch size, measured; `only` names a part of the engines.
+
+    Raises:
+        EdgecifarError: no engine has one of these names.
+    """
+    chosen = choose(peers.all, only or [""])
+    for precision in dict.fromkeys(peer.precision for peer in chosen.values()):
         peers.ceiling(precision)  # now, while no engine holds memory
     for batch in batches:
         entries = []
-        for peer in peers.all:
-            name = " ".join(filter(None, (peer.engine, peer.precision, peer.call)))
-            if only and not any(wanted.lower() in name.lower() for wanted in only):
-                continue
+        for name, peer in chosen.items():
             harness.say(f"Preparing {name}, batch {batch} …")
             entries.append(entry(peer, batch, peers))
         for candidate in entries:
@@ -227,7 +242,7 @@ def main() -> None:
     run, bundle = Run(given.run), Bundle.open(given.bundle)
     batches = sorted(set(given.batch or (1, 64)))
     settings = {"run": given.run.name, "bundle": given.bundle.name, "seconds": given.seconds, "rounds": given.rounds}
-    settings |= {"device": given.device}
+    settings |= {"device": given.device, "models": report.digests(bundle.manifest.variants)}
     versions = {name: metadata.version(name) for name in ("openvino", "nncf", "ncnn", "pnnx") if _installed(name)}
     with tempfile.TemporaryDirectory() as folder:
         if given.device == "cpu":

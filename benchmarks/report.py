@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from harness import PERCENTILES, Entry
 
 from edgecifar.runtime import machine
 from edgecifar.runtime.files import write_file
+from edgecifar.runtime.manifest import Variant
 
 RESULTS = Path(__file__).parent / "results"
 """Where the last results are kept; `draw.py` draws its pictures from them."""
@@ -41,6 +42,11 @@ def document(name: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str,
     described["versions"] = {**(known if isinstance(known, dict) else {}), **rest.pop("versions", {})}
     described |= {"gpus": gpus(), "load_average": LOAD}
     return {"benchmark": name, "machine": described, "settings": dict(settings), **rest, "rows": [*rows]}
+
+
+def digests(variants: Iterable[Variant]) -> dict[str, str]:
+    """Return the SHA-256 of the files of `variants` by their names: a result is of these, whatever ships later."""
+    return {variant.name: variant.sha256 for variant in variants}
 
 
 @functools.cache

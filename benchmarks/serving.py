@@ -11,6 +11,9 @@ batching; the better of the two counts. Server and client are each pinned to a c
     JSON     the body of the protocol, a list of 3,072 numbers a picture: the same bytes for every server
     binary   `edgecifar serve` takes the protocol's binary tensors; the others base64 in JSON, as they know none
 
+The servers take turns: --rounds times each is started, asked a little and then measured, in an order drawn anew, so
+that a machine that slows down does so for all alike. Ratios are medians of the rounds' ratios, with quartiles.
+
 Every request has a picture of its own and every answer is held against the one computed in process: the last column
 counts wrong answers. Two servers without a model, which know their answers beforehand, show what uvicorn and Starlette
 cost alone. `edgecifar serve` alone is also asked with 64 pictures a request, for the share that it reaches of
@@ -31,14 +34,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import harness
 import numpy as np
 import report
-from serving_load import Request, ask_binary, ask_json, drive, post, probabilities, used
+from serving_load import Outcome, Request, ask_binary, ask_json, drive, merged, post, probabilities, used
 from serving_peers import PEERS, Contender, contenders, environment, floors
 
 from edgecifar.runtime import Bundle, EdgecifarError
@@ -48,6 +53,11 @@ PICTURES = 64
 
 MANY = "binary 64"
 """What the table calls requests of 64 pictures."""
+
+ALONE = "in process"
+"""What takes its turn without a server."""
+
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -117,21 +127,75 @@ def read_list(_: bytes, body: bytes) -> np.ndarray:
     return np.array(json.loads(body)[0]["data"], np.float32).ravel()
 
 
-def measure(contender: Contender, requests: dict[str, list[Request]], options: Any, log: Path) -> list[dict[str, Any]]:
-    """Return a row for each kind of request."""
-    rows = []
+@dataclass
+class Load:
+    """One load of a server.
+
+    Attributes:
+        outcome: what it saw.
+        cpu: the server's processor seconds meanwhile.
+        memory: of the server after it, MB.
+        ready: seconds from the server's start to its first answer.
+    """
+
+    outcome: Outcome
+    cpu: float
+    memory: float
+    ready: float
+
+
+def take_turn(contender: Contender, requests: dict[str, list[Request]], options: Any, log: Path) -> dict[str, Load]:
+    """Start a server, and return what a load of each kind of request saw, which took its part of --seconds."""
+    found, seconds = {}, options.seconds / options.rounds
     read = read_list if contender.listed else probabilities
     with started(contender, options.server_core, log, next(iter(requests.values()))[0]) as (port, pid, ready):
         for kind, made in requests.items():
-            drive(port, made, min(1.0, options.seconds), options.connections, read)
+            drive(port, made, min(1.0, seconds), options.connections, read)
             before, _ = used(pid)
-            outcome = drive(port, made, options.seconds, options.connections, read)
+            outcome = drive(port, made, seconds, options.connections, read)
             after, memory = used(pid)
-            rows.append({"server": contender.name, "kind": kind, "ready_seconds": ready, "memory_mb": memory})
-            rows[-1] |= {"cpu_microseconds": 1e6 * (after - before) / max(1, len(outcome.latencies))}
-            rows[-1] |= outcome.figures()
-            harness.say(line(rows[-1]))
-    return rows
+            found[kind] = Load(outcome, after - before, memory, ready)
+    return found
+
+
+def in_turns(calls: Mapping[str, Callable[[], T]], rounds: int, optional: Collection[str] = ()) -> dict[str, list[T]]:
+    """Call each of `calls` once a round, in an order drawn anew, and return what it gave.
+
+    Raises:
+        EdgecifarError: one failed that is not `optional`. Such a one is said, and left out from then on.
+    """
+    rng, found = np.random.default_rng(0), {name: [] for name in calls}
+    for number in range(rounds):
+        harness.say(f"Round {number + 1} of {rounds} …")
+        for name in rng.permutation(list(found)).tolist():
+            try:
+                found[name].append(calls[name]())
+            except EdgecifarError as error:
+                if name not in optional:
+                    raise
+                harness.say(str(error))
+                del found[name]
+    return found
+
+
+def row_of(server: str, kind: str, loads: Sequence[Load]) -> dict[str, Any]:
+    """Return the row of a server and a kind of request: all its loads as one, and what each round gave."""
+    whole = merged([load.outcome for load in loads])
+    each = [load.outcome.figures() for load in loads]
+    return {
+        "server": server,
+        "kind": kind,
+        "ready_seconds": float(np.median([load.ready for load in loads])),
+        "memory_mb": max(load.memory for load in loads),
+        "cpu_microseconds": 1e6 * sum(load.cpu for load in loads) / max(1, len(whole.latencies)),
+        **whole.figures(),
+        "rounds": [{"requests_per_second": one["requests_per_second"], **one["milliseconds"]} for one in each],
+    }
+
+
+def ratio(ours: Mapping[str, Any], other: Mapping[str, Any], key: str) -> dict[str, float]:
+    """Return one row's figure relative to another's: median and quartiles of the rounds' ratios."""
+    return harness.quartiles([mine[key] / its[key] for mine, its in zip(ours["rounds"], other["rounds"], strict=True)])
 
 
 def line(row: dict[str, Any]) -> str:
@@ -166,24 +230,32 @@ def in_process(bundle: Bundle, variant: str, core: int, seconds: float) -> float
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def tell(rows: list[dict[str, Any]], alone: float, settings: dict[str, Any], save: Path | None) -> None:
-    """Print the table, how many times as many requests as each peer, and one line of JSON; `alone`: images/s."""
-    found = report.document("serving", settings, rows, in_process_images_per_second=alone)
+def tell(rows: list[dict[str, Any]], alone: Sequence[float], settings: dict[str, Any], save: Path | None) -> None:
+    """Print the table, how many times as many requests as each peer, and one line of JSON.
+
+    Args:
+        rows: of every server and kind of request.
+        alone: images/s in process, of each round.
+        settings: what was asked for.
+        save: where to keep the JSON, too.
+    """
+    found = report.document("serving", settings, rows, in_process_images_per_second=float(np.median(alone)))
     lines = [HEADER, *map(line, rows), ""]
     for kind in ("JSON", "binary"):
         ours = next(row for row in rows if row["kind"] == kind)
         for peer, version in PEERS.items():
             others = [row for row in rows if row["kind"] == kind and row["server"].startswith(version)]
             best = max(others, key=lambda row: row["requests_per_second"], default=None)
-            if best and best["requests"]:
-                times = ours["requests_per_second"] / best["requests_per_second"]
-                p99 = ours["milliseconds"]["p99"] / best["milliseconds"]["p99"]
+            if best and all("p99" in one for one in best["rounds"]):
+                times, p99 = ratio(ours, best, "requests_per_second"), ratio(ours, best, "p99")
                 found[f"{peer}_{kind}"] = {"requests_ratio": times, "p99_ratio": p99}
-                lines.append(f"{kind}: {times:.2f} times the requests/s of {best['server']}, {p99:.2f} times its p99")
+                figures = f"{report.shown(times, 2)} times the requests/s of {best['server']}"
+                lines.append(f"{kind}: {figures}, {report.shown(p99, 2)} times its p99")
     many = next(row for row in rows if row["kind"] == MANY)
-    share = PICTURES * many["requests_per_second"] / alone
-    found["share_of_in_process"] = share
-    lines.append(f"64 pictures a request: {100 * share:.0f} % of the {alone:,.0f} images/s in process")
+    shares = [PICTURES * one["requests_per_second"] / its for one, its in zip(many["rounds"], alone, strict=True)]
+    share = found["share_of_in_process"] = harness.quartiles(shares)
+    whole = f"{found['in_process_images_per_second']:,.0f} images/s in process"
+    lines.append(f"64 pictures a request: {report.shown(share, 2)} of the {whole}")
     report.finish(found, "\n".join(lines), save)
 
 
@@ -193,7 +265,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="by default the one installed")
     parser.add_argument("--variant", default="tiny")
     parser.add_argument("--peer", action="append", choices=[*PEERS, "none"], help="may be repeated; default: all")
-    parser.add_argument("--seconds", type=harness.positive(float), default=8.0, help="of each load")
+    parser.add_argument("--seconds", type=harness.positive(float), default=8.0, help="of each row, in all rounds")
+    parser.add_argument("--rounds", type=harness.positive(int), default=5, help="turns of each server")
     parser.add_argument("--connections", type=harness.positive(int), default=16)
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--client-core", type=int, default=1)
@@ -212,26 +285,27 @@ def main() -> None:
     peers = [peer for peer in options.peer or PEERS if peer != "none"]
     for peer in peers:
         environment(peer, options.cache)  # one that cannot be installed is said before anything is measured
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        harness.say(HEADER)
         made = requests_of(ours, images, expected)
-        rows += measure(ours, made, options, folder / "log")
-        many = [Request(ask_binary(ours.path, images), expected)]
-        rows += measure(ours, {MANY: many}, options, folder / "log")
         bodies = [request.data.partition(b"\r\n\r\n")[2] for kind in made.values() for request in kind]
-        for floor in floors(folder, ours.path, bodies, expected):
-            rows += measure(floor, made, options, folder / "log")
+        asked = {ours.name: (ours, {**made, MANY: [Request(ask_binary(ours.path, images), expected)]})}
+        asked |= {floor.name: (floor, made) for floor in floors(folder, ours.path, bodies, expected)}
         variables = {"MODEL": str(model), "SHAPE": " ".join(map(str, bundle.contract.picture_shape))}
-        for contender in contenders(peers, folder, options.cache, variables):
-            try:
-                rows += measure(contender, requests_of(contender, images, expected), options, folder / "log")
-            except EdgecifarError as error:
-                harness.say(str(error))
-    alone = in_process(bundle, options.variant, options.server_core, options.seconds)
-    settings = {name: str(value) for name, value in vars(options).items() if name not in ("save", "cache")}
-    tell(rows, alone, settings, options.save)
+        others = list(contenders(peers, folder, options.cache, variables))
+        asked |= {one.name: (one, requests_of(one, images, expected)) for one in others}
+        calls: dict[str, Callable[[], Any]] = {
+            name: partial(take_turn, *pair, options, folder / "log") for name, pair in asked.items()
+        }
+        seconds = options.seconds / options.rounds
+        calls[ALONE] = partial(in_process, bundle, options.variant, options.server_core, seconds)
+        turns = in_turns(calls, options.rounds, optional=[one.name for one in others])
+    alone = turns.pop(ALONE)
+    rows = [row_of(name, kind, [turn[kind] for turn in given]) for name, given in turns.items() for kind in given[0]]
+    settings: dict[str, Any] = {
+        name: str(value) for name, value in vars(options).items() if name not in ("save", "cache")
+    }
+    tell(rows, alone, settings | {"models": report.digests([variant])}, options.save)
 
 
 if __name__ == "__main__":

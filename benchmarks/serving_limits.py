@@ -35,7 +35,7 @@ import harness
 import numpy as np
 import report
 from serving import PICTURES, started
-from serving_load import Outcome, Request, ask_binary, drive, used
+from serving_load import Outcome, Request, ask_binary, drive, merged, used
 from serving_peers import Contender
 
 from edgecifar.runtime import Bundle, EdgecifarError
@@ -53,7 +53,7 @@ class Bench:
         self.options, self.log = options, folder / "log"
         self.bundle = folder / "bench"
         shutil.copytree(source.folder, self.bundle, copy_function=shutil.copyfile)
-        variant = source.variant(options.variant)
+        variant = self.variant = source.variant(options.variant)
         images = harness.random_images(PICTURES, source.contract)
         expected = source.load(variant, provider="cpu", threads=1).probabilities(images)
         path = f"/v2/models/bench-{variant.name}/infer"
@@ -194,21 +194,6 @@ def row(load: str, outcome: Outcome, memory_mb: Sequence[float] = ()) -> dict[st
     return found
 
 
-def merged(outcomes: list[Outcome]) -> Outcome:
-    """Return the outcomes of loads that followed one another as one."""
-    whole = Outcome()
-    for outcome in outcomes:
-        whole.latencies += outcome.latencies
-        whole.ends += [whole.seconds + end for end in outcome.ends]
-        whole.rejections += outcome.rejections
-        whole.wrong += outcome.wrong
-        whole.broken += outcome.broken
-        for status, count in outcome.statuses.items():
-            whole.statuses[status] = whole.statuses.get(status, 0) + count
-        whole.seconds += outcome.seconds
-    return whole
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description="edgecifar serve at its limits.")
@@ -228,8 +213,10 @@ def main() -> None:
     options = parser.parse_args()
     os.sched_setaffinity(0, {options.client_core})
     with tempfile.TemporaryDirectory() as temporary:
-        rows = KINDS[options.kind](Bench(options, Path(temporary)))
-    settings = {name: str(value) for name, value in vars(options).items() if name != "save"}
+        bench = Bench(options, Path(temporary))
+        rows = KINDS[options.kind](bench)
+    settings: dict[str, Any] = {name: str(value) for name, value in vars(options).items() if name != "save"}
+    settings |= {"models": report.digests([bench.variant])}
     found = report.document(f"serving_{options.kind}", settings, rows)
     shown = [{name: value for name, value in entry.items() if name != "series"} for entry in rows]
     save = options.save and options.save.with_name(options.save.name.replace("KIND", options.kind))

@@ -82,6 +82,21 @@ class Outcome:
         }
 
 
+def merged(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the outcomes of loads that followed one another as one."""
+    whole = Outcome()
+    for outcome in outcomes:
+        whole.latencies += outcome.latencies
+        whole.ends += [whole.seconds + end for end in outcome.ends]
+        whole.rejections += outcome.rejections
+        whole.wrong += outcome.wrong
+        whole.broken += outcome.broken
+        for status, count in outcome.statuses.items():
+            whole.statuses[status] = whole.statuses.get(status, 0) + count
+        whole.seconds += outcome.seconds
+    return whole
+
+
 def probabilities(head: bytes, body: bytes) -> np.ndarray:
     """Return the probabilities of an answer of the protocol, in JSON or binary: float32 [N * classes]."""
     length = _JSON_LENGTH.search(head)

@@ -272,9 +272,11 @@ def main() -> None:
         save = save.with_name("unknown-near.json") if save == report.RESULTS / "unknown.json" else save
         report.finish(report.document("unknown-near", settings, rows), near_table(rows), save)
         return
-    rows = far(Bundle.open(given.bundle), dataset, KINDS[given.kinds], given.images)
+    bundle = Bundle.open(given.bundle)
+    rows = far(bundle, dataset, KINDS[given.kinds], given.images)
     settings |= {
         "bundle": given.bundle.name if given.bundle else "the one that ships",
+        "models": report.digests(variant for variant in bundle.manifest.variants if variant.is_onnx),
         "kinds": given.kinds,
         "images": given.images,
     }

@@ -27,6 +27,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def _row(candidate: Candidate, full_bytes: int) -> dict[str, Any]:
         "precision": candidate.precision,
         "made_by": candidate.made_by,
         "bytes": len(candidate.model) or None,
+        "sha256": sha256(candidate.model).hexdigest() if candidate.model else None,
         "bytes_ratio": len(candidate.model) / full_bytes or None,
         "test": None,
         "test_as_defined": None,

@@ -15,6 +15,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """Put the browser's tests first: with `--dist worksteal` one process then runs them all, and starts one browser.
+
+    What another process takes over comes from the end of a process's share.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
+
+
 @pytest.fixture(scope="session")
 def small():
     """A synthetic data set that a net classifies in a second: 300 training images, 130 test images."""

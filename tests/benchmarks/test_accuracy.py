@@ -14,6 +14,7 @@ from accuracy import CORRUPTIONS, corrupt
 from PIL import Image
 
 from edgecifar.export.models import Model
+from edgecifar.runtime import Bundle
 from edgecifar.runtime.errors import EdgecifarError
 
 
@@ -190,6 +191,7 @@ def test_it_runs(tiny, synthetic_is_small, check_document, monkeypatch, capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     document = check_document(last, entries=False)
     assert document["settings"]["dataset"] == "synthetic"
+    assert document["settings"]["models"] == {name: Bundle.open(tiny).variant(name).sha256 for name in ("fp32", "edge")}
     assert document["settings"]["agreement_with"] == "fp32"
     assert [row["model"] for row in document["rows"]] == ["fp32", "edge"]
     for row in document["rows"]:

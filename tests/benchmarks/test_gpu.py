@@ -6,12 +6,14 @@ import json
 import math
 import warnings
 import zipfile
+from dataclasses import replace
 from functools import partial
 
 import engines_cuda
 import gpu
 import gpu_tasks
 import harness
+import narrow_net  # noqa: F401  the net "narrow"
 import onnx_entries
 import pytest
 import torch
@@ -19,6 +21,7 @@ from gpu import DONE, FAILED, LEFT_OUT, STOPPED, UNDER_WAY, Results, Task, measu
 from gpu_setup import Setup, Sizes
 from gpu_tasks import OutOfTimeError, Watch
 
+from edgecifar.export import familiarity
 from edgecifar.runtime.errors import DataError, EdgecifarError, ProviderError
 from edgecifar.runtime.files import write_file
 from edgecifar.train import data, plots
@@ -303,6 +306,10 @@ def test_the_rehearsal(tmp_path, restored, check_document, capsys, monkeypatch):
     """Every task is done, every row holds a number that was measured, and nothing is done twice."""
     for name in ("confusion", "curves"):  # drawing takes longer than training
         monkeypatch.setattr(plots, name, lambda _, path: write_file(path, b"drawn"))
+    for name, recipe in [*RECIPES.items()]:  # Net takes its time on a CPU, and 250 MB a checkpoint
+        monkeypatch.setitem(RECIPES, name, replace(recipe, net="narrow" if recipe.net == "net" else recipe.net))
+    monkeypatch.setattr(familiarity, "STEPS", 60)
+    monkeypatch.setattr(familiarity, "OUTLIERS", 100)
     command = ["--rehearse", "--minutes", "20", "--out", str(tmp_path)]
     assert gpu.main(command) == 0
     found = check_document(capsys.readouterr().out.splitlines()[-1], entries=False)

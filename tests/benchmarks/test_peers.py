@@ -381,6 +381,15 @@ def test_none_at_all_is_wrong_usage(monkeypatch, capsys, option):
     assert caught.value.code == 2
 
 
+def test_a_name_of_no_engine_is_said():
+    """It was left out without a word, and with --save a table of nothing took the place of the kept one."""
+    there = [Peer(engine, "fp32", None) for engine in ("torch eager", "OpenVINO")]
+    assert [*peers.choose(there, ["vino"])] == ["OpenVINO fp32"]
+    assert [*peers.choose(there, [""])] == ["torch eager fp32", "OpenVINO fp32"]
+    with pytest.raises(EdgecifarError, match="No engine is called tvm: there are torch eager fp32, OpenVINO fp32"):
+        peers.choose(there, ["eager", "tvm"])
+
+
 def test_no_gpu_is_one_sentence(run, bundle, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
@@ -425,7 +434,9 @@ def test_the_script(run, bundle, check_document, monkeypatch, capsys):
     document = check_document(capsys.readouterr().out.splitlines()[-1])
     rows = document["rows"]
     found = {(row["engine"], row["precision"]): row for row in rows}
-    assert document["settings"].keys() == {"run", "bundle", "seconds", "rounds", "device", "int8_calibration"}
+    settings = {"run", "bundle", "models", "seconds", "rounds", "device", "int8_calibration"}
+    assert document["settings"].keys() == settings
+    assert document["settings"]["models"]["edge"] == bundle.variant("edge").sha256
     assert not {"call", "peak_share", "ready_seconds"} & {key for row in rows for key in row}
     assert found[PLAIN, "fp32"]["ratios"].keys() == {PLAIN, "fastest peer", "fastest fp32/bf16"}
     exact = [("torch eager", "fp32"), ("TorchScript", "fp32"), ("TorchScript optimised", "fp32"), (PLAIN, "fp32")]

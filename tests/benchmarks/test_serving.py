@@ -11,7 +11,9 @@ import threading
 import numpy as np
 import pytest
 
-serving_load = pytest.importorskip("serving_load")
+from edgecifar.runtime.errors import EdgecifarError
+
+serving, serving_load = pytest.importorskip("serving"), pytest.importorskip("serving_load")
 
 ROW = np.array([0.25, 0.75], np.float32)
 
@@ -98,6 +100,45 @@ def test_the_series_of_a_load():
     assert row["memory_mb"] == {"first": 5.0, "last": 6.0, "most": 7.0}
 
 
+class TestTurns:
+    def test_each_in_each_round_in_another_order(self):
+        called = []
+        calls = {name: (lambda name=name: called.append(name) or len(called)) for name in "abcd"}
+        found = serving.in_turns(calls, 4)
+        rounds = [called[start : start + 4] for start in range(0, 16, 4)]
+        assert [sorted(one) for one in rounds] == [["a", "b", "c", "d"]] * 4
+        assert len({tuple(one) for one in rounds}) > 1
+        assert found["a"] == [1 + at for at, name in enumerate(called) if name == "a"]
+
+    def test_only_what_is_optional_may_fail(self):
+        answers = iter([1])
+
+        def fail():
+            if one := next(answers, None):
+                return one
+            raise EdgecifarError("It does not answer.")
+
+        assert serving.in_turns({"ours": lambda: 0, "other": fail}, 3, optional=["other"]) == {"ours": [0, 0, 0]}
+        with pytest.raises(EdgecifarError, match="not answer"):
+            serving.in_turns({"ours": fail}, 3)
+
+    def test_a_machine_that_slows_down_does_so_for_all_alike(self):
+        """Ten times slower in the last of three rounds: the ratio stays 2."""
+
+        def row(name: str, requests: int) -> dict:
+            outcomes = [
+                serving_load.Outcome(seconds=1.0, latencies=[1 / count] * count)
+                for count in (requests, requests, requests // 10)
+            ]
+            return serving.row_of(name, "JSON", [serving.Load(one, 0.5, 80.0, 1.0) for one in outcomes])
+
+        ours, other = row("ours", 200), row("other", 100)
+        assert ours["requests"] == 420
+        assert ours["requests_per_second"] == pytest.approx(140)
+        assert serving.ratio(ours, other, "requests_per_second") == pytest.approx({"median": 2, "low": 2, "high": 2})
+        assert serving.ratio(ours, other, "p99")["median"] == pytest.approx(0.5)
+
+
 def test_the_code_of_the_peers_is_python():
     import serving_peers
 
@@ -108,7 +149,6 @@ def test_the_code_of_the_peers_is_python():
 
 def test_servers_without_a_model_give_each_picture_its_answer(tmp_path):
     pytest.importorskip("uvicorn")
-    import serving
     import serving_peers
 
     images = np.arange(2 * 12, dtype=np.uint8).reshape(2, 2, 2, 3)

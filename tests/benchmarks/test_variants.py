@@ -181,6 +181,7 @@ def test_the_script(run, bundle, tmp_path, synthetic_is_small, check_document, m
     assert computed == pytest.approx(defined, abs=0.1)
     assert found["earlier/edge"]["test"] == found["edge"]["test"]
     assert found["edge"]["bytes"] == len(bundle.read(bundle.variant("edge")))
+    assert found["edge"]["sha256"] == bundle.variant("edge").sha256
     assert found["edge-8bit"]["bytes"] == pytest.approx(found["edge"]["bytes"], rel=0.05)
     assert 0.1 < found["fc1-16"]["bytes_ratio"] < 0.9
     assert "(fc1 16)" in found["fc1-16"]["made_by"]

@@ -29,23 +29,25 @@ def test_what_are_no_widths(text):
 def test_the_script(run, small, tmp_path, capsys, check_document, monkeypatch):
     own = shutil.copytree(run.folder, tmp_path / "run")
     monkeypatch.setattr(data, "load_for_export", lambda *_: small)
-    arguments = [str(own), "--data", "synthetic", "--seconds", "0.05", "--epochs", "1"]
-    arguments += ["--widths", "8-8-8-16-16-16-16", "--widths", "8-8-8-24-24-24-16"]
-    widths.main([*arguments, "--save", str(tmp_path / "widths.json")])
+    arguments = [str(own), "--data", "synthetic", "--seconds", "0.05"]
+    narrow, wide = "8-8-8-16-16-16-16", "8-8-8-24-24-24-16"
+    kept = tmp_path / "widths.json"
+    widths.main([*arguments, "--epochs", "1", "--widths", narrow, "--widths", wide, "--save", str(kept)])
     document = check_document(capsys.readouterr().out.splitlines()[-1], entries=False)
-    narrow, wide = document["rows"]
-    assert narrow["bytes"] < wide["bytes"]
-    assert narrow["multiply_adds"] < wide["multiply_adds"]
+    first, second = document["rows"]
+    assert first["bytes"] < second["bytes"]
+    assert first["multiply_adds"] < second["multiply_adds"]
     for row in document["rows"]:
         assert row["latency"]["1"]["milliseconds"]["p50"] > 0
         assert 0 <= row["test"]["accuracy"] <= 1
     assert any(row["frontier"] for row in document["rows"])
-    monkeypatch.setattr(distill.Distiller, "_train_epoch", None)  # nothing is trained again
-    widths.main(arguments)
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["test"] for row in again["rows"]] == [row["test"] for row in document["rows"]]
-    found = draw.read(tmp_path / "widths.json")
+    found = draw.read(kept)
     assert not draw.lacks(found)
     draw.variants(found)
-    widths.main([*arguments[:-4], "--epochs", "0", "--save", str(tmp_path / "widths.json")])
-    assert "trained" in draw.lacks(draw.read(tmp_path / "widths.json"))
+
+    monkeypatch.setattr(distill.Distiller, "_train_epoch", None)  # nothing is trained again
+    widths.main([*arguments, "--epochs", "1", "--widths", wide])
+    (again,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert again["test"] == second["test"]
+    widths.main([*arguments, "--epochs", "0", "--widths", narrow, "--save", str(kept)])
+    assert "trained" in draw.lacks(draw.read(kept))

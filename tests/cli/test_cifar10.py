@@ -10,11 +10,14 @@ import pytest
 
 @pytest.mark.cifar10
 @pytest.mark.slow
-def test_all_arg_maxes_on_cifar10(edgecifar, run, tmp_path):
+def test_all_arg_maxes_on_cifar10(edgecifar, run, tmp_path, monkeypatch):
+    from edgecifar.export import familiarity
     from edgecifar.train import data
 
     if not os.environ.get("EDGECIFAR_DATA"):
         pytest.skip("EDGECIFAR_DATA does not name the folder of the CIFAR-10 files")
+    for name, fewer in (("STEPS", 60), ("OUTLIERS", 100), ("KNOWN_IMAGES", 100)):  # it changes no class, and takes long
+        monkeypatch.setattr(familiarity, name, fewer)
     dataset = data.load(download=False)
     os.link(run.folder / "weights.safetensors", tmp_path / "weights.safetensors")
     record = run.record.as_json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import errno
 import hashlib
@@ -191,19 +192,20 @@ class TestWriteFile:
         with pytest.raises(OutputError, match=r"Could not write a: .*/b is not a folder: choose another place\."):
             write_file(tmp_path / "b" / "a", b"new")
 
-    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-    def test_a_folder_without_write_permission(self, tmp_path):
-        tmp_path.chmod(0o500)
-        try:
-            with pytest.raises(OutputError, match=r"may not be written to: change its permissions"):
-                write_file(tmp_path / "a", b"new")
-            with (
-                pytest.raises(OutputError, match=r"may not be written to: change its permissions"),
-                new_folder(tmp_path / "b"),
-            ):
-                pass
-        finally:
-            tmp_path.chmod(0o700)
+    def test_a_folder_without_write_permission(self, tmp_path, monkeypatch):
+        def deny(path, *_args, **_options):  # root, whom tests may run as, is denied nothing
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        for owner, name in ((os, "mkdir"), (os, "open"), (builtins, "open")):
+            monkeypatch.setattr(owner, name, deny)
+        with pytest.raises(OutputError, match=r"may not be written to: change its permissions"):
+            write_file(tmp_path / "a", b"new")
+        with (
+            pytest.raises(OutputError, match=r"may not be written to: change its permissions"),
+            new_folder(tmp_path / "b"),
+        ):
+            pass
+        assert names(tmp_path) == []
         assert names(tmp_path) == []
 
 
