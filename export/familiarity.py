@@ -8,7 +8,7 @@ stays as it is.
 
 On pictures of other things the detectors tell most, and the energy changes next to nothing (AUROC 95.1 instead of 95.0
 % with `tiny`, FPR95 23.3 instead of 22.5); on other classes of the same kind the energy tells more: 71.4 % instead of
-67.5 (benchmarks/unknown.py).
+67.5 in three splits of five (benchmarks/unknown.py).
 """
 
 from __future__ import annotations
