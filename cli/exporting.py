@@ -114,7 +114,8 @@ def export(
         typer.Option(
             min=0,
             help="Epochs to train edge for; tiny 5 times as many. Of residual nets: edge 2, tiny 3, nano 5 times as "
-            "many. 0: nothing is trained, and large layers become low-rank factors.",
+            "many. Where the first edge, or tiny of fewer channels, loses too much, a wider one is trained, too. 0: "
+            "nothing is trained, and large layers become low-rank factors.",
         ),
     ] = 0,
     students: Annotated[
@@ -137,6 +138,7 @@ def export(
         typer.Option(
             min=0,
             max=1,
+            callback=finite,
             help="Share of the small nets' training pictures that get noise, blur, haze and the like. Default: the "
             "run's.",
             show_default=False,
@@ -169,9 +171,9 @@ def export(
         raise typer.BadParameter("--budget is for the lossy variants: add --variant edge, tiny or nano.")
     if max_bytes is not None and (len(SMALL & {*variants}) != 1 or VariantName.all in variants):
         raise typer.BadParameter("--max-bytes is for one small variant: add --variant edge, tiny or nano.")
-    if not fine_tune and (teachers or students != Students.narrowed or corrupted is not None):
+    if not fine_tune and {"teachers", "students", "corrupted", "device"} & _given(context):
         raise typer.BadParameter(
-            "--teacher, --students and --corrupted say how nets are fine-tuned: add --fine-tune EPOCHS."
+            "--teacher, --students, --corrupted and --device say how nets are fine-tuned: add --fine-tune EPOCHS."
         )
 
     from ..export.build import export as build

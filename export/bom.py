@@ -90,7 +90,8 @@ def _model(manifest: Manifest, origin: Provenance) -> Component:
     """Return the net, with the files that hold it as its parts and the checkpoint as what they come from."""
     labels = manifest.contract.labels
     listed = ", ".join(labels) if len(labels) <= LISTED_LABELS else f"{len(labels):,} classes"
-    mit = DisjunctiveLicense(id="MIT")
+    # Whoever trained a net on pictures of their own decides on its licence.
+    licenses = [] if origin.dataset.get("origin") else [DisjunctiveLicense(id="MIT")]
     files = [
         Component(
             type=ComponentType.MACHINE_LEARNING_MODEL,
@@ -98,7 +99,7 @@ def _model(manifest: Manifest, origin: Provenance) -> Component:
             name=variant.file,
             description=variant.made_by,
             hashes=[_sha256(variant.sha256)],
-            licenses=[mit],
+            licenses=licenses,
             properties=_properties(variant=variant.name, format=variant.format, precision=variant.precision),
         )
         for variant in manifest.variants
@@ -115,7 +116,7 @@ def _model(manifest: Manifest, origin: Provenance) -> Component:
         name=f"edgecifar {manifest.dataset} classifier",
         version=origin.checkpoint_sha256[:12],
         description=f"Classifies a picture as one of {listed}.",
-        licenses=[mit],
+        licenses=licenses,
         external_references=[ExternalReference(type=ExternalReferenceType.MODEL_CARD, url=XsUri(CARD))],
         components=files,
         pedigree=Pedigree(ancestors=[checkpoint]),

@@ -80,8 +80,16 @@ def export(
             "images can be measured: name the data set, or export without it.",
             option="without_data",
         )
-    if dataset is not None and dataset.digest != run.record.dataset.sha256:
-        raise DataError(f"{run.folder} {run.record.dataset.is_other_than(dataset.name)}", option="data")
+    if dataset is not None:
+        if differs := run.record.differs(dataset.name, dataset.digest, dataset.contract.labels):
+            raise DataError(f"{run.folder} {differs}", option="data")
+        inside = dataset.pictures is not None and dataset.pictures.would_hold(out)
+        if inside and not out.is_relative_to(run.folder.resolve()):  # what lies in a run is no class
+            raise OutputError(
+                f"The bundle {out} would lie among the pictures of {name}, as a class of the next training: choose a "
+                "folder elsewhere.",
+                option="out",
+            )
     source = Source(run, dataset, options)
     provenance = source.provenance  # before the weights are read
     wanted = targets(source)

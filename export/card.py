@@ -102,11 +102,12 @@ def _familiarity(manifest: Manifest) -> str:
 
 
 def _begun(origin: Provenance) -> str:
-    """Return what the net began with and how its classes counted, in words that follow those on the images."""
-    words = ""
+    """Return how images were shown, what the net began with and how classes counted, in words after those on images."""
+    share = origin.recipe.get("corrupted")
+    words = f", {100 * share:g} % of those shown corrupted" if share else ""
     if begun := origin.begun_from:
         part = "all layers" if begun["last_layer"] else "all layers but the last"
-        words = (
+        words += (
             f", begun with {part} of another run (recipe `{begun['recipe']}`, {_escaped(begun['dataset']['name'])}, "
             f"weights {begun['weights_sha256'][:12]})"
         )

@@ -17,7 +17,7 @@ from ..runtime.contract import Contract
 from ..runtime.errors import ModelError, ProviderError, VariantError
 from ..runtime.paths import kind_of
 from ..runtime.session import AUTO, Session
-from ..train.inference import Function, classify_with, logits_with
+from ..train.inference import Function, logits_with
 from ..train.net import INPUT_SIZE
 from ..train.run import Run
 from .formats import pt2, torchscript
@@ -119,12 +119,17 @@ def _familiarity(session: Session) -> Function | None:
 def _run(path: Path) -> Model:
     run = Run(path)
     net, record = run.net(), run.record
-    probabilities, logits = classify_with(net, record.temperature), logits_with(net)
+    logits = logits_with(net)
+
+    def outputs(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = logits(images)
+        return torch.softmax(torch.from_numpy(found) / record.temperature, 1).numpy(), found
+
     return Model(
         kind="run",
-        probabilities=probabilities,
+        probabilities=lambda images: outputs(images)[0],
         logits=logits,
-        outputs=lambda images: (probabilities(images), logits(images)),
+        outputs=outputs,
         provider="torch, cpu",
         contract=record.contract,
         dataset=record.dataset.name,

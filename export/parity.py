@@ -233,7 +233,7 @@ def _failure(answers: Answers, reference: Reference, limits: Limits, moved: floa
     if failure := _wrong_probabilities(answers, reference, exact=False):
         return failure
     limit = limits.max_probability_difference
-    if limit is not None and moved > limit:
+    if limit is not None and not moved <= limit:  # not: nan fails too
         return f"moves a probability by {moved:.3f}, more than {limit:g}"
     agree = int((logits.argmax(1) == eager.argmax(1)).sum())
     if agree < limits.agreement * len(eager):

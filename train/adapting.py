@@ -89,8 +89,8 @@ def _check_given(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> No
         RecipeError: there is such an option.
     """
     options = [option.name for option in fields(FolderOptions) if option.name in given]
-    if options and not dataset.is_own:
-        raise RecipeError(f"{', '.join(options)} can only be given for pictures of your own, not for {dataset.name}")
+    if not dataset.is_own:
+        refuse_own_options(options, dataset.name)
     decided = [name for name in options if name in ("val", "test") and name not in dataset.origin.get("options", {})]
     if decided:
         raise RecipeError(f"{' and '.join(decided)} cannot be given, as {dataset.name} has that split itself")
@@ -100,6 +100,16 @@ def _check_given(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> No
         raise RecipeError("held_out is for CIFAR-10: of own pictures, give the share of the validation split as val")
     if "val" in options:
         raise RecipeError("held_out 0 trains on the validation split, too: leave it or val out")
+
+
+def refuse_own_options(options: Collection[str], name: str) -> None:
+    """Refuse the options of own pictures for the data set called `name`, which is none.
+
+    Raises:
+        RecipeError: there are such options.
+    """
+    if options:
+        raise RecipeError(f"{', '.join(options)} can only be given for pictures of your own, not for {name}")
 
 
 def with_smaller_batches(recipe: Recipe, images: int) -> Recipe:

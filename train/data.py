@@ -23,7 +23,7 @@ import numpy as np
 from ..runtime import labelled
 from ..runtime.contract import CIFAR10, Contract
 from ..runtime.errors import DataError
-from ..runtime.files import STAGING, explained, make_folder, remove_leftovers
+from ..runtime.files import STAGING, explained, lock, make_folder, remove_leftovers
 from ..runtime.labelled import SPLITS
 from ..runtime.paths import expanded
 from . import folders
@@ -143,7 +143,7 @@ def load(
     if str(named) == SYNTHETIC:
         return synthetic()
     root = expanded(named or CACHE).absolute()
-    if root.name in _cifar10_names():  # what the folder holds was named
+    if root.name in cifar10_names():  # what the folder holds was named
         root = root.parent
     if named and not root.exists():  # most likely mistyped
         raise DataError(f"{root} is not there: check the path. (CIFAR-10 is downloaded only into an empty folder.)")
@@ -152,7 +152,7 @@ def load(
             raise DataError(f"{root} is a file: name a folder with a folder of pictures for each class, or a CSV.")
         return load_labelled(root, options or FolderOptions(), progress=progress)
     others = _other_things(root) if named else []
-    if others and not any((root / name).exists() for name in _cifar10_names()):
+    if others and not any((root / name).exists() for name in cifar10_names()):
         if labelled.recognise(root) is None:
             raise DataError(_not_cifar10(root, others))
         return load_labelled(root, options or FolderOptions(), progress=progress)
@@ -236,7 +236,7 @@ def load_for_export(
     """
     named = labelled.named(data)
     if trained_on == SYNTHETIC:
-        return load(SYNTHETIC)
+        return load(SYNTHETIC if data is None else data)  # what is named and is another is refused later
     options = FolderOptions.recorded(origin or {})
     if options and not named:
         log.warning("The run was trained on %s.", trained_on)
@@ -250,7 +250,7 @@ def load_for_export(
         return None
 
 
-def _cifar10_names() -> tuple[str, str]:
+def cifar10_names() -> tuple[str, str]:
     """Return what CIFAR-10's folder and its archive are called."""
     from torchvision.datasets import CIFAR10 as TORCHVISION
 
@@ -259,10 +259,8 @@ def _cifar10_names() -> tuple[str, str]:
 
 def _other_things(root: Path) -> list[Path]:
     """Return what a folder holds beside CIFAR-10, in order; hidden files do not count."""
-    if not root.is_dir():
-        return []
-    names = _cifar10_names()
-    return sorted(path for path in root.iterdir() if path.name not in names and not path.name.startswith("."))
+    names, found = cifar10_names(), root.iterdir() if root.is_dir() else ()
+    return sorted(path for path in found if path.name not in names and not path.name.startswith("."))
 
 
 def _not_cifar10(root: Path, found: list[Path]) -> str:
@@ -326,7 +324,9 @@ def _supply(root: Path, missing: list[str], lack: str) -> None:
     make_folder(root)
     remove_leftovers(root)
     folder, archive = root / TORCHVISION.base_folder, root / TORCHVISION.filename
-    with explained(folder), tempfile.TemporaryDirectory(prefix=f"{STAGING}{os.getpid()}-", dir=root) as staging:
+    with explained(folder), contextlib.ExitStack() as stack:
+        staging = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{STAGING}{os.getpid()}-", dir=root))
+        stack.callback(lock(Path(staging)))  # or another container takes it for a leftover
         if not archive.exists():
             archive = Path(staging, archive.name)
             try:

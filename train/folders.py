@@ -106,6 +106,11 @@ class SplitPictures:
         named = zip(self.pictures.entries, self.splits, strict=True)
         return [entry.path for entry, split in named if split == "test"]
 
+    def would_hold(self, folder: Path) -> bool:
+        """Return whether `folder`, to be made, lies among the classes, as one of them for the next training."""
+        listing = self.pictures.listing
+        return listing.layout != "csv" and folder.resolve().is_relative_to(listing.root.resolve())
+
 
 def contract_of(labels: Sequence[str], fit: str) -> Contract:
     """Return the contract of a net for these classes.

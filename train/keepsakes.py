@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def keep_data(dataset: Dataset, folder: Path, held_out: float) -> None:
         log.warning("%s", sentence)
     document = {name: value for name, value in report.as_json().items() if name not in ("small", "long")}
     document["note"] = "Exact duplicates under two labels or in two splits only: 'edgecifar inspect' looks for more."
-    write_file(folder / DATA, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(folder / DATA, _as_json(document))
     draw_sheet(pictures, folder / DATA_SHEET)
 
 
@@ -123,8 +124,7 @@ def keep_mistakes(dataset: Dataset, probabilities: np.ndarray, folder: Path) -> 
     mistakes = [Mistake(paths[r], names[labels[r]], names[predicted[r]], round(float(margins[r]), 6)) for r in worst]
     if not mistakes:
         return []
-    document = json.dumps([asdict(mistake) for mistake in mistakes], indent=2, ensure_ascii=False)
-    write_file(folder / MISTAKES, (document + "\n").encode())
+    write_file(folder / MISTAKES, _as_json([asdict(mistake) for mistake in mistakes]))
     cut = functools.partial(plots.shorten, length=CAPTION)
     captions = [f"{cut(m.true)}\nas {cut(m.predicted)} {m.margin:.2f}" for m in mistakes]
     lines = [
@@ -134,3 +134,8 @@ def keep_mistakes(dataset: Dataset, probabilities: np.ndarray, folder: Path) -> 
     title = "Test pictures that the net is most wrong about: label, prediction, difference of their probabilities"
     plots.sheet(lines, folder / MISTAKES_SHEET, title, cell=1.3)
     return mistakes
+
+
+def _as_json(document: Any) -> bytes:
+    """Return a document as JSON; what is no text in a file's name is an escape, from which JSON gives the name back."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")

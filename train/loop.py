@@ -135,8 +135,8 @@ def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -
     recipe = recipe_of(run)
     with _alone(run, options), _enough_memory(recipe):
         state, record = run.resume_state(), run.record
-        if record.dataset.sha256 != dataset.digest:
-            raise RunError(f"{run.folder} {record.dataset.is_other_than(dataset.name)}", option="data")
+        if differs := record.differs(dataset.name, dataset.digest, dataset.contract.labels):
+            raise RunError(f"{run.folder} {differs}", option="data")
         if options.group.is_main and not (run.folder / keepsakes.DATA).exists():  # it was stopped that early
             keepsakes.keep_data(dataset, run.folder, recipe.held_out)
         training = _Training(dataset, run, record, options)

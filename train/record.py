@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -148,6 +148,21 @@ class RunRecord:
     def latest_conditions(self) -> Conditions:
         """Where the run was trained last."""
         return self.resumed[-1][1] if self.resumed else self.conditions
+
+    def differs(self, given: str, digest: str, labels: Sequence[str]) -> str:
+        """Return why a data set is not the run's, and what to do: "was ..."; "" where it is.
+
+        Args:
+            given: the data set's name.
+            digest: over its images and labels, which are numbers there: renamed classes may leave it as it was.
+            labels: its classes.
+        """
+        if self.dataset.sha256 != digest:
+            return self.dataset.is_other_than(given)
+        renamed = [f"{old}, now {new}" for old, new in zip(self.contract.labels, labels, strict=False) if old != new]
+        if renamed:
+            return f"was trained when classes were called otherwise ({renamed[0]}): rename them back, or train again."
+        return ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON values; what is not known yet is left out."""

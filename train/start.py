@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 import torch
 
+from ..runtime import labelled
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation
+from ..runtime.paths import expanded
 from . import data as datasets
 from . import distributed, initial, loop
-from .adapting import adapt
+from .adapting import adapt, refuse_own_options
 from .answers import Teachers
 from .data import Dataset
 from .devices import choose_device, describe_device
@@ -143,6 +145,8 @@ def start(
             data = _trained_on_drawn(earlier) if data is None else data
             pictures = FolderOptions.recorded(trained_on.origin) or pictures
             datasets.require_named(data, trained_on.name, trained_on.origin)
+        else:
+            _check_own_options(request.pictures, data)
         with group.main_process_first():
             dataset = datasets.load(data, options=pictures, progress=reading)
         if not request.resume:
@@ -197,14 +201,24 @@ def _run_of(request: TrainingRequest, device: torch.device, group: Group) -> tup
     return run, recipe, selection
 
 
+def _check_own_options(options: Mapping[str, Any], data: str | None) -> None:
+    """Refuse options of own pictures where `data` is known to be others, before those are read or downloaded."""
+    if not options:
+        return
+    named, names = labelled.named(data), datasets.cifar10_names()
+    path = expanded(named) if named else None
+    if str(named) == datasets.SYNTHETIC:
+        refuse_own_options(options, datasets.SYNTHETIC)
+    elif path is None or path.name in names or any((path / name).exists() for name in names):
+        refuse_own_options(options, datasets.CIFAR10_NAME)
+
+
 def _check_place(run: Run, dataset: Dataset) -> None:
     """Make sure that a new run does not lie among the classes of its pictures, as one of them."""
-    if dataset.pictures is None:
-        return
-    listing = dataset.pictures.pictures.listing
-    if listing.layout != "csv" and run.folder.resolve().is_relative_to(listing.root.resolve()):
+    if dataset.pictures is not None and dataset.pictures.would_hold(run.folder):
         raise RunError(
-            f"The run {run.folder} would lie in {listing.root}, among the pictures: choose a folder elsewhere.",
+            f"The run {run.folder} would lie in {dataset.pictures.pictures.listing.root}, among the pictures: choose a "
+            "folder elsewhere.",
             option="out",
         )
 

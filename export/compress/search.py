@@ -237,6 +237,7 @@ class Search:
             shown, student = f"widths {'-'.join(map(str, candidate))}", self._narrowed(distiller, widths)
             if not self._fits(Deployed(student, paired=self.model.paired)):
                 continue
+            self._announce(distiller, student, widths, shown)
             model, accuracy = self._taught(distiller, student, widths)
             self._note(f"{shown}, fine-tuned", accuracy)
             outputs = f"narrowed ({LAYERS[0]} to {LAYERS[-1]}: {', '.join(map(str, candidate))} outputs)"
@@ -247,9 +248,19 @@ class Search:
         for candidate in candidates:
             shown = f"residual {'-'.join(map(str, candidate))}"
             student = Residual.untrained(self.contract.classes, candidate, distiller.seed)
+            self._announce(distiller, student, student.widths, shown)
             model = distiller.tune(student, student.widths).deployed(self.model.temperature, self.model.paired)
             self._note(f"{shown}, trained", self._calibrated(model, model.head))
             yield model, shown, f"residual net ({describe_widths(candidate)}), trained for {_learnt(distiller)}"
+
+    def _announce(self, distiller: Distiller, student: nn.Module, widths: Mapping[str, int], shown: str) -> None:
+        """Say that another net is trained where the one before it lost too much: it takes as long again, or longer."""
+        if any("int8" in tried for tried, _ in self.trials) and not distiller.holds(student, widths):
+            log.warning(
+                "  That is more than the budget: %s is trained, too, for as many epochs. To have the one before "
+                "instead, stop this, and export with a larger budget: it is kept.",
+                shown,
+            )
 
     def stored_student(self, widths: Mapping[str, int]) -> Deployed | None:
         """Return the net narrowed to `widths` as it was fine-tuned before; None where the distiller has none.

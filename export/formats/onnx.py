@@ -97,9 +97,9 @@ def save(
         del value.metadata_props[:]
         value.doc_string = ""
     del model.graph.metadata_props[:], model.metadata_props[:]
+    own = provenance.get("dataset", {}).get("origin")  # a net of somebody's own pictures is not ours to license
     described = {
-        "model_author": "the edgecifar developers",
-        "model_license": "MIT",
+        **({} if own else {"model_author": "the edgecifar developers", "model_license": "MIT"}),
         METADATA_PREFIX + "contract": json.dumps(contract.as_json()),
         METADATA_PREFIX + "provenance": json.dumps(provenance, sort_keys=True),
         **{METADATA_PREFIX + name: json.dumps(value, sort_keys=True) for name, value in (more or {}).items()},

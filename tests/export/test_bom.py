@@ -11,9 +11,11 @@ from dataclasses import replace
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from onnx import TensorProto, helper
 from packageurl import PackageURL
 
 from edgecifar.export import bom
+from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.runtime import machine
 from edgecifar.runtime.contract import CIFAR10, Contract
 from edgecifar.runtime.errors import BundleError, RunError
@@ -203,3 +205,17 @@ def test_of_an_exported_bundle(bundle):
     assert "bom.cdx.json" in bundle.sums
     (reference,) = model["externalReferences"]
     assert (reference["type"], (bundle.folder / reference["url"]).is_file()) == ("model-card", True)
+
+
+@pytest.mark.parametrize("origin", [{}, {"layout": "folders"}])
+def test_a_net_of_own_pictures_is_under_nobody_s_licence(tmp_path, origin):
+    provenance = {**PROVENANCE, "dataset": {"name": "mine", "sha256": "d" * 64, "trained_on": 45_000, "origin": origin}}
+    document = bom.text(replace(MANIFEST, dataset="mine", provenance=provenance), VERSIONS)
+    assert ("MIT" in document) == (not origin)
+    valid(document)
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "ab"]
+    graph = helper.make_graph([helper.make_node("Relu", ["a"], ["b"])], "graph", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx_format.save(model, tmp_path / "model.onnx", CIFAR10, provenance)
+    described = {entry.key for entry in model.metadata_props}
+    assert ({"model_author", "model_license"} & described == set()) == bool(origin)

@@ -23,8 +23,10 @@ from edgecifar.export.outliers import outliers
 from edgecifar.runtime import signing
 from edgecifar.runtime.bundle import Bundle
 from edgecifar.runtime.errors import BundleError, DataError, OutputError, ParityError, RunError
+from edgecifar.runtime.labelled import Listing
 from edgecifar.runtime.metrics import evaluate
 from edgecifar.runtime.session import Session
+from edgecifar.train.folders import Pictures, SplitPictures
 from edgecifar.train.inference import in_batches, logits_with
 from edgecifar.train.run import Run
 
@@ -306,6 +308,24 @@ class TestSigned:
         with pytest.raises(OutputError, match="full"):
             build.export(run, tmp_path / "out" / "new", small, ExportOptions(signer=signing.Signer(key)))
         assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_renamed_classes_are_refused(run, small, tmp_path):
+    renamed = replace(small.contract, labels=("jet", *small.contract.labels[1:]))
+    with pytest.raises(DataError, match=f"{small.contract.labels[0]}, now jet"):
+        build.export(run, tmp_path / "new", replace(small, contract=renamed))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("layout", "out"), [("folders", "new"), ("csv", "new"), ("folders", "other-run/bundle")])
+def test_a_bundle_does_not_become_a_class(linked, small, tmp_path, monkeypatch, layout, out):
+    pictures = Pictures(Listing(tmp_path, tmp_path, layout, ()), small.test_images, (), {})
+    dataset = replace(small, pictures=SplitPictures(pictures, ()))
+    monkeypatch.setattr(build, "targets", lambda source: (_ for _ in ()).throw(RunError("enough.")))
+    refused = (layout, out) == ("folders", "new")
+    with pytest.raises(OutputError if refused else RunError, match="among the pictures" if refused else "enough"):
+        build.export(linked(), tmp_path / out, dataset)
+    assert not (tmp_path / out).exists()
 
 
 @pytest.mark.usefixtures("quick_onnx")

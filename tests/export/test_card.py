@@ -114,3 +114,10 @@ def test_accuracy_that_was_not_measured(bundle):
     text = card.text(replace(bundle.manifest, variants=variants))
     assert "Accuracy was not measured" in text
     assert "on 430 images" in text
+
+
+def test_images_that_were_shown_corrupted_are_said(bundle):
+    origin = bundle.manifest.provenance
+    manifest = replace(bundle.manifest, provenance={**origin, "recipe": {**origin["recipe"], "corrupted": 0.5}})
+    assert "images, 50 % of those shown corrupted." in card.text(manifest)
+    assert "corrupted" not in card.text(bundle.manifest)

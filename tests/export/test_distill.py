@@ -337,6 +337,14 @@ class TestCandidates:
         assert len(saved) == 1
         assert saved[0].temperature == deployed.temperature
 
+    def test_that_another_is_trained_is_said(self, searching, tmp_path, lines, monkeypatch):
+        wanted = lossy.LossyVariant("edge", 1, CANDIDATES)
+        for kept, said in ((False, 1), (True, 0)):  # what is kept from before costs nothing
+            monkeypatch.setattr(distill.Distiller, "holds", lambda self, student, widths, kept=kept: kept)
+            searching([-0.03, -0.01])[0].write(tmp_path / "model.onnx", wanted, 2.0, {})
+            shown = "-".join(map(str, CANDIDATES[1]))
+            assert sum(f"widths {shown} is trained, too" in line for line in lines()) == said
+
     def test_a_multiplier_is_of_the_budget_and_of_the_epochs(self, searching, tmp_path):
         found, _, _ = searching([-0.09])
         made = found.write(tmp_path / "model.onnx", lossy.LossyVariant("tiny", 5, CANDIDATES[:1]), 2.0, {})
@@ -397,3 +405,12 @@ class TestCommandLine:
         options = ["--variant", "tiny", "--fine-tune", "2", "--device", "cpu", "--data", "synthetic"]
         assert edgecifar("export", run.folder, *options, "--out", tmp_path / "bundle").exit_code == 1
         assert asked == [(2, "cpu", ("tiny",))]
+
+    @pytest.mark.parametrize("option", [("--corrupted", "0.5"), ("--device", "cpu"), ("--students", "narrowed")])
+    def test_how_nothing_is_fine_tuned_is_refused(self, edgecifar, run, option):
+        result = edgecifar("export", run.folder, "--variant", "tiny", *option)
+        assert (result.exit_code, "add --fine-tune" in " ".join(result.stderr.split())) == (2, True)
+
+    def test_a_share_is_a_number(self, edgecifar, run):
+        result = edgecifar("export", run.folder, "--variant", "tiny", "--fine-tune", "2", "--corrupted", "nan")
+        assert (result.exit_code, "not a finite number" in " ".join(result.stderr.split())) == (2, True)

@@ -146,6 +146,8 @@ class TestGate:
             (lambda x: x[:, None], False, "another shape"),
             (lambda x: x * np.nan, False, "not finite"),
             (lambda x: x + 3 * len(x), True, "batch size"),
+            (lambda x: x * (np.nan if len(x) == 7 else 1), True, "batch size 7"),
+            (lambda x: x * (np.nan if len(x) == 1 else 1), False, "batch size 1"),
         ],
     )
     def test_verdicts(self, change, exact, failure):

@@ -16,6 +16,7 @@ import torch
 
 from edgecifar.export import models
 from edgecifar.runtime.errors import ModelError, RunError, VariantError
+from edgecifar.train.run import Run
 
 KINDS = {
     "onnx": "model.onnx",
@@ -37,6 +38,22 @@ def test_loads(bundle, run, small, eager, kind):
     np.testing.assert_allclose(
         model.probabilities(images), exponentials / exponentials.sum(1, keepdims=True), atol=1e-5
     )
+
+
+def test_a_run_computes_its_outputs_once(run, small, monkeypatch):
+    passes, make = [], Run.net
+
+    def counted(self):
+        net = make(self)
+        net.register_forward_hook(lambda *_: passes.append(1))
+        return net
+
+    monkeypatch.setattr(Run, "net", counted)
+    model = models.load(run.folder)
+    probabilities, logits = model.outputs(small.test_images[:9])
+    assert len(passes) == 1
+    np.testing.assert_array_equal(probabilities, model.probabilities(small.test_images[:9]))
+    np.testing.assert_array_equal(logits, model.logits(small.test_images[:9]))
 
 
 def test_a_bundles_default_variant(bundle, small):

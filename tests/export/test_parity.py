@@ -259,6 +259,11 @@ class TestCompare:
         assert held[0].passed
         assert held[1].failure == f"moves a probability by {moved:.3f}, more than {moved * 0.99:g}"
 
+    def test_a_net_that_gives_no_numbers_proves_nothing(self):
+        reference = parity.Reference(IMAGES, "numbers", LOGITS * np.nan)
+        answers = parity.ask(with_softmax(table_lookup), reference)
+        assert not parity.compare(answers, reference, parity.Limits(0.1, 0.02)).passed
+
     def test_one_that_keeps_its_probabilities_may_still_lose_too_much(self):
         flat = np.where(np.arange(10) == 3, np.float32(1e-3), 0).astype(np.float32)  # every image, by a little, class 3
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edgecifar.train import loop
+from edgecifar.runtime.errors import DataError
+from edgecifar.train import loop, start
 from edgecifar.train.adapting import adapt, held_out_remark, imbalance
 from edgecifar.train.answers import distillation_loss
 from edgecifar.train.recipes import FAST, REFERENCE, RecipeError
@@ -121,6 +122,21 @@ def test_options_of_own_pictures_are_for_them_alone(own, tiny, option):
     with pytest.raises(RecipeError, match=f"{option}.*synthetic"):
         adapt(FAST, tiny, {option, "epochs"})
     adapt(FAST, replace(own(500), origin={"options": {"fit": "crop", "val": 0.1, "test": 0.1}}), {option})
+
+
+@pytest.mark.parametrize(
+    ("named", "refused"),
+    [("synthetic", True), (None, True), ("cifar", True), ("cifar/cifar-10-batches-py", True), ("own", False)],
+)
+def test_they_are_refused_before_anything_is_read_or_downloaded(tmp_path, monkeypatch, named, refused):
+    (tmp_path / "cifar" / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "own" / "cats").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EDGECIFAR_DATA", raising=False)
+    monkeypatch.setattr(start.datasets, "load", lambda *_, **__: (_ for _ in ()).throw(DataError("was read.")))
+    request = start.TrainingRequest(data=named, pictures={"fit": "pad"}, device="cpu")
+    with pytest.raises(RecipeError if refused else DataError, match="fit" if refused else "was read"):
+        start.start(request, lambda plan: pytest.fail("it trains"))
 
 
 @pytest.mark.parametrize(("option", "refused"), [("val", False), ("test", True), ("fit", False), ("strict", False)])

@@ -19,6 +19,7 @@ import pytest
 import torchvision
 from torchvision.datasets import CIFAR10
 
+from edgecifar.runtime import files
 from edgecifar.runtime.contract import CIFAR10 as CONTRACT
 from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.errors import DataError, OutputError
@@ -205,6 +206,17 @@ def test_archive_is_extracted(stranger, archive, tmp_path, no_network, lines):
     assert {path.name for path in root.iterdir()} == {FOLDER, ARCHIVE}
     assert {path.name for path in (root / FOLDER).iterdir()} == FILES
     assert no_network == []
+
+
+def test_no_other_container_takes_what_is_extracted_for_a_leftover(stranger, archive, tmp_path, monkeypatch):
+    def look(archive, staging):
+        assert (Path(staging).parent, files._is_taken(Path(staging))) == (tmp_path, True)
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / ARCHIVE).write_bytes(archive)
+    monkeypatch.setattr(torchvision.datasets.utils, "extract_archive", look)
+    with pytest.raises(OutputError, match="full"):
+        data.load(tmp_path)
 
 
 def test_what_is_missing_comes_out_of_the_archive(stranger, archive):
@@ -398,6 +410,7 @@ def test_file_where_the_folder_should_be(tmp_path, monkeypatch):
 def test_export_does_without_files_unless_they_were_named(stranger, tmp_path, monkeypatch, no_network, lines):
     assert data.load_for_export("synthetic", None).name == "synthetic"
     assert data.load_for_export("CIFAR-10", str(stranger.parent)).name == "CIFAR-10"
+    assert data.load_for_export("synthetic", str(stranger.parent)).name == "CIFAR-10"  # and is refused
     assert lines() == []
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("EDGECIFAR_DATA", str(tmp_path / "empty"))

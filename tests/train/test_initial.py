@@ -73,6 +73,7 @@ def test_it_is_recorded_and_exported_without_the_folder(whole, recipe, others, t
         ((0.1, 0.05), (0.1, 0.2), 0.1, True),  # three quarters of what is tested on now were trained on
         ((0.2, 0.1), (0.1, 0.1), 0.1, False),
         ((0.2, 0.1), (0.1, 0.1), 0.0, True),  # that run was trained on what it had held out, too
+        ((0.15, 0.15), (0.2, 0.1), 0.1, False),  # in floats 0.2 + 0.1 is the larger
         (None, (0.1, 0.2), 0.1, False),  # its split was given
     ],
 )

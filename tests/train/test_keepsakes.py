@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +114,17 @@ def test_a_run_keeps_them(own, load, recipe, tmp_path, no_plots):
 
 def test_runs_on_other_data_keep_none(whole):
     assert not {path.name for path in whole.iterdir()} & {"data.json", "data.png", "mistakes.json", "mistakes.png"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there may a file's name be no text")
+def test_names_that_are_no_text_are_kept(own, load, tmp_path):
+    for number, path in enumerate(sorted(own.rglob("*.png"))):
+        path.rename(path.with_name(os.fsdecode(b"\xff%d.png" % number)))
+    (own / "train" / "Katze" / os.fsdecode(b"\xfe.png")).write_bytes(b"no picture")
+    dataset = load(own)
+    keepsakes.keep_data(dataset, tmp_path, 0.1)
+    assert [*json.loads((tmp_path / "data.json").read_bytes())["unreadable"]] == [os.fsdecode(b"train/Katze/\xfe.png")]
+    mistakes = keepsakes.keep_mistakes(dataset, np.tile(np.float32([0.9, 0.1]), (40, 1)), tmp_path)
+    kept = json.loads((tmp_path / "mistakes.json").read_bytes())
+    assert [entry["path"] for entry in kept] == [mistake.path for mistake in mistakes]
+    assert all((own / entry["path"]).exists() for entry in kept)

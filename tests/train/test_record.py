@@ -134,3 +134,11 @@ def test_the_accuracy_of_an_epoch_says_of_which_images():
     assert validation_accuracy({"held_out_accuracy": 0.5}) == ("held-out", 0.5)
     assert validation_accuracy({"test_accuracy": 0.25}) == ("test", 0.25)
     assert validation_accuracy({"loss": 1.0}) is None
+
+
+def test_renamed_classes_are_another_data_set():
+    """Their digest is the same, as labels are numbers in it."""
+    same = DONE.dataset.name, DONE.dataset.sha256
+    assert DONE.differs(*same, ["one", "zwei", "三"]) == ""
+    assert "(zwei, now two)" in DONE.differs(*same, ["one", "two", "三"])
+    assert "on other data" in DONE.differs("birds", "1" * 64, ["one", "zwei", "三"])
