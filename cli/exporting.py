@@ -165,7 +165,8 @@ def export(
         return
     signer = Signer(sign) if sign else None  # first: a key that cannot sign is said before the long work
     if run and run.exists() and kind_of(run) != "run":
-        raise ModelError(f"{run} is not a run folder: name one that 'edgecifar train' made.")
+        hint = "; --layout copies a bundle" if kind_of(run) == "bundle" else ""
+        raise ModelError(f"{run} is not a run folder: name one that 'edgecifar train' made{hint}.")
     _check_usage(formats, variants, fine_tune, data if without_data else None)
     if "budget" in _given(context) and not {*SMALL, VariantName.all} & {*variants}:
         raise typer.BadParameter("--budget is for the lossy variants: add --variant edge, tiny or nano.")

@@ -79,10 +79,11 @@ class TrainingDisplay:
         self._say(summarise(make_net(recipe.net, dataset.contract), dataset.contract.size))
         held_out = f", {len(dataset.hold_out(recipe.held_out)[1]):,} of them held out" if recipe.held_out else ""
         processes = f", {plan.processes} processes" if plan.processes > 1 else ""
+        epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
         self._say(
-            f"Recipe {recipe.name}: {recipe.epochs} epochs of {len(dataset.train_labels):,} {dataset.name} images"
-            f"{held_out}, batch size {recipe.batch_size}, on {plan.hardware} ({plan.device}){processes}. "
-            f"Ctrl-C stops; '{plan.resume_command}' goes on."
+            f"Recipe {recipe.name}: {epochs} of {len(dataset.train_labels):,} images of {dataset.name}{held_out}, "
+            f"batch size {recipe.batch_size}, on {plan.hardware} ({plan.device}){processes}. Ctrl-C stops; "
+            f"'{plan.resume_command}' continues."
         )
 
     def _say(self, text: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -82,6 +83,8 @@ def main() -> None:
             print(json.dumps(line, ensure_ascii=False), flush=True)
     except KeyboardInterrupt:
         pass
+    except BrokenPipeError:  # as by "| head"; nothing is left to be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except EdgecifarError as error:
         sys.exit(f"camera.py: {error}")
 

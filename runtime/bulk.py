@@ -129,7 +129,7 @@ def _stranger(name: str, prediction: Prediction) -> PictureError:
 def classify_into(
     out: str | Path,
     classifier: Classifier,
-    sources: Iterable[str | Path],
+    sources: str | Path | Iterable[str | Path],
     options: Options,
     *,
     resume: bool = False,
@@ -143,7 +143,7 @@ def classify_into(
     Args:
         out: where the rows go. Beside them a file of settings says how it was begun.
         classifier: what classifies.
-        sources: paths; the rows keep their names.
+        sources: paths, or one; the rows keep their names.
         options: how; "skip" is no choice for unknown pictures here, since each has a row.
         resume: whether to continue an output that exists; if there is none, it is made.
         retry_errors: whether a resumed job tries pictures again that could not be read before.

@@ -88,9 +88,10 @@ class _Output:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def remaining(self, sources: Iterable[str | Path]) -> Iterator[str]:
+    def remaining(self, sources: str | Path | Iterable[str | Path]) -> Iterator[str]:
         """Yield those of `sources` that have no row; of one that is named several times, as many as are missing."""
-        for source in map(os.fsdecode, sources):  # a Path, too, counts by its name
+        several = [sources] if isinstance(sources, str | Path) else sources
+        for source in map(os.fsdecode, several):  # a Path, too, counts by its name
             key = self.key(source)
             if self.done[key] > 0:
                 self.done[key] -= 1

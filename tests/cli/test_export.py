@@ -82,7 +82,9 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["", "model.edge.onnx"])
     def test_what_is_exported_already(self, refused, own_bundle, name):
-        assert "is not a run folder" in refused("export", own_bundle / name)
+        sentence = refused("export", own_bundle / name)
+        assert "is not a run folder" in sentence
+        assert ("--layout" in sentence) == (name == "")
 
     def test_a_run_without_an_epoch(self, refused, run, tmp_path, synthetic_is_small):
         record = json.loads((run.folder / "run.json").read_text())

@@ -81,7 +81,7 @@ def test_a_run_is_left_and_said(small):
     assert recalls == [[label, f"{100 * value:.1f}"] for label, value in record["test"]["per_class"].items()]
     said = result.stderr
     assert "Conv2d" in said  # the summary, layer by layer
-    assert "Recipe reference: 2 epochs of 40 synthetic images, batch size 8, on " in said
+    assert "Recipe reference: 2 epochs of 40 images of synthetic, batch size 8, on " in said
     assert [line[:11] for line in said.splitlines() if line.startswith("epoch")] == ["epoch   1/2", "epoch   2/2"]
     assert "The run is in here/run. Next: edgecifar " in said
     assert said.endswith(" --data synthetic\n")
@@ -326,7 +326,7 @@ def test_a_real_ctrl_c(tmp_path):
         preexec_fn=ctrl_c.heed,
     )
     while not (line := process.stderr.readline()).startswith(
-        f"Recipe fast: {FAST.epochs} epochs of 2,000 synthetic images"
+        f"Recipe fast: {FAST.epochs} epochs of 2,000 images of synthetic"
     ):
         assert line, "it ended before it began"
     while not (tmp_path / "run" / "run.json").exists():

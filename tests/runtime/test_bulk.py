@@ -129,6 +129,14 @@ def test_paths_are_names(classifier, album, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path(classifier, album, tmp_path, kind):
+    """Each letter of it was taken for a picture."""
+    out = tmp_path / "rows.jsonl"
+    assert classify_into(out, classifier, kind(album[1]), Options(jobs=1)) == Count(done=1)
+    assert json.loads(out.read_text())["source"] == album[1]
+
+
 @pytest.mark.parametrize("change", ["bundle", "variant", "fit", "top_k"])
 def test_another_model_or_fit_does_not_go_on(tiny, three_classes, classifier, album, tmp_path, change):
     out = tmp_path / "rows.csv"
