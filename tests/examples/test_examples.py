@@ -206,6 +206,16 @@ class TestCamera:
         assert [(line["class"], line["frame"]) for line in lines] == [("cat", 2), ("horse", 10), ("truck", 26)]
         assert all(0 < line["probability"] <= 1 for line in lines)
 
+    def test_a_pipe_that_closes_ends_it(self, cv2, tmp_path):
+        path = tmp_path / "video.avi"
+        self.draw(cv2, path, "cat.png")
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, EXAMPLES / "camera.py", path, "--retry", "0"]
+        ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writing)
+        assert (ran.returncode, ran.stderr) == (0, "")
+
     def test_a_source_that_never_gives_a_picture(self, camera, tmp_path):
         with pytest.raises(SystemExit, match=r"missing.mp4 gives no picture"):
             list(camera.frames(str(tmp_path / "missing.mp4"), 0))
