@@ -21,13 +21,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import formatter
+import onnx
 import torch
 from crash_trial import STEPS, Skipped, Trial, require
 from PIL import Image
@@ -38,6 +39,7 @@ from edgecifar.export import variants
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions
 from edgecifar.runtime import Bundle, files
+from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.errors import RunError
 from edgecifar.runtime.manifest import SUMS
 from edgecifar.train import data
@@ -118,18 +120,30 @@ class Exporting(Trial):
         return (self.folder / SUMS).read_text(), sorted(os.listdir(self.folder)), beside
 
     def at_steps(self, steps: list[tuple[Any, str]] = STEPS) -> Iterator[str]:
-        """As any trial; ONNX's writer, which takes long, copies what it wrote before."""
-        kept, write = self.run / "kept.onnx", onnx_format.write
-
-        def copy(model: Any, path: Path, *rest: Any) -> None:
-            if kept.exists():
-                shutil.copy(kept, path)
-            else:
-                write(model, path, *rest)
-                shutil.copy(path, kept.with_suffix(".part")).replace(kept)
-
-        with mock.patch.object(onnx_format, "write", copy):
+        """As any trial; torch's exporter, which takes long, runs once."""
+        with exported_once(self.run):
             yield from super().at_steps(steps)
+
+
+@contextlib.contextmanager
+def exported_once(folder: Path) -> Generator[None]:
+    """Let torch's exporter run once for each temperature of a net; files are written as ever.
+
+    Args:
+        folder: where children find what was exported.
+    """
+    write = onnx_format.write
+
+    def write_again(model: Any, path: Path, contract: Contract, provenance: Mapping[str, Any]) -> None:
+        kept = folder / f"{model.temperature}.onnx"
+        if not kept.exists():
+            part = kept.with_suffix(".part")  # a kill leaves no half of it
+            write(model, part, contract, {})
+            part.replace(kept)
+        onnx_format.save(onnx.load(kept), path, contract, provenance)
+
+    with mock.patch.object(onnx_format, "write", write_again):
+        yield
 
 
 def prepare(training: Training, folder: Path) -> tuple[Exporting, Exporting]:

@@ -11,18 +11,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import onnx
 from PIL import Image
 
 from edgecifar.export import familiarity
-from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.runtime import golden
-from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.files import write_file
 from edgecifar.train import plots
 from edgecifar.train.recipes import RECIPES
@@ -43,23 +39,6 @@ def use(net: str) -> None:
     familiarity.STEPS, familiarity.OUTLIERS = 3, 60
     for name in ("confusion", "curves"):
         setattr(plots, name, lambda _, path: write_file(path, point.getvalue()))
-
-
-def export_quickly(root: Path) -> None:
-    """Let torch's exporter, which takes seconds, run once a temperature, and the golden pictures be drawn once.
-
-    What was exported is kept in `root`, where children find it; all files are written as ever.
-    """
-    write, pictures = onnx_format.write, golden.draw()
-    golden.draw = lambda: pictures
-
-    def write_again(model: Any, path: Path, contract: Contract, provenance: Mapping[str, Any]) -> None:
-        kept = root / f"{model.temperature}.onnx"
-        if not kept.exists():
-            write(model, kept, contract, {})
-        onnx_format.save(onnx.load(kept), path, contract, provenance)
-
-    onnx_format.write = write_again
 
 
 def writes(root: Path) -> Iterator[str]:
@@ -89,14 +68,13 @@ def disks(root: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    exporting = sys.argv[1] in ("exports", "disks")
-    use("narrow" if exporting else "small")  # only such as Net are exported
-    if exporting:
-        export_quickly(Path(sys.argv[2]))
+    use("small" if sys.argv[1] in ("writes", "moments") else "narrow")  # only such as Net are exported
     crashes.prepare_process()
-    kills = 0
-    for lost in globals()[sys.argv[1]](Path(sys.argv[2])):
-        kills += 1
-        if lost:
-            sys.exit(f"crash {kills}: {lost}")
+    kills, root, drawn = 0, Path(sys.argv[2]), golden.draw()
+    golden.draw = lambda: drawn  # in every child, again
+    with crashes.exported_once(root):
+        for lost in globals()[sys.argv[1]](root):
+            kills += 1
+            if lost:
+                sys.exit(f"crash {kills}: {lost}")
     sys.stdout.write(f"{kills} kills\n")
