@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..runtime.errors import EdgecifarError
+from ..runtime.errors import EdgecifarError, shown
 from ..runtime.paths import kind_of
 from .display import json_text
 
@@ -144,5 +144,4 @@ def _indented(values: dict[str, Any]) -> list[str]:
 
 def _shown(value: Any) -> str:
     """Return a value of a file's metadata so that it cannot steer a terminal."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if text.isprintable() else ascii(text)
+    return shown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.errors import PictureError
+from ..runtime.errors import PictureError, shown
 from .streams import visible
 
 if TYPE_CHECKING:
@@ -94,18 +94,13 @@ def padded(text: str, width: int) -> str:
     return f"{text:<{width}}"
 
 
-def _shown(source: str) -> str:
-    """Return a picture's name so that it cannot steer a terminal."""
-    return source if source.isprintable() else ascii(source)
-
-
 def _print_text(classifier: Classifier, _top_k: int, results: Iterable[Result]) -> None:
     width = min(30, max(map(len, classifier.contract.labels)))
     for source, result in results:
         if isinstance(result, PictureError):
             continue
         stranger = result.known is False
-        print(f"{_shown(source)}{': unlike the training pictures' if stranger else ''}")
+        print(f"{shown(source)}{': unlike the training pictures' if stranger else ''}")
         for label, probability in result.top:
             named = padded(f"[{label}]", width + 2) if stranger else padded(label, width)
             print(f"  {named} {100 * probability:5.1f} %  {bar(probability)}")
@@ -138,7 +133,7 @@ def _print_csv(_classifier: Classifier, top_k: int, results: Iterable[Result]) -
     sys.stdout.write(csv_text([csv_columns(top_k)]))
     on_terminal = sys.stdout.isatty()  # elsewhere the name is data
     for source, result in results:
-        sys.stdout.write(csv_text([csv_cells(_shown(source) if on_terminal else source, result, top_k)]))
+        sys.stdout.write(csv_text([csv_cells(shown(source) if on_terminal else source, result, top_k)]))
 
 
 PREDICTION_PRINTERS: dict[str, Callable[..., None]] = {

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from . import choice
 from .bundle import Bundle
 from .classifier import BATCH, Classifier, check_choices
-from .errors import BundleError, InputError, OutputError, PictureError
+from .errors import BundleError, InputError, OutputError, PictureError, shown
 from .files import temporary_folder
 from .machine import usable_cpus
 from .manifest import MANIFEST, SUMS
@@ -119,10 +119,9 @@ def results(classifier: Classifier, sources: Iterable[str], options: Options) ->
 
 
 def _stranger(name: str, prediction: Prediction) -> PictureError:
-    shown = name if name.isprintable() else ascii(name)
     return PictureError(
-        f"{shown} is unlike the training pictures (familiarity {prediction.familiarity:.3g}): what it shows is none of "
-        "the classes, or it was taken in another way."
+        f"{shown(name)} is unlike the training pictures (familiarity {prediction.familiarity:.3g}): what it "
+        "shows is none of the classes, or it was taken in another way."
     )
 
 

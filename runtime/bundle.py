@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .contract import Contract
-from .errors import BundleError, EdgecifarError, VariantError
+from .errors import BundleError, EdgecifarError, VariantError, shown
 from .folder import lies_in, listed, read, sums, unpack
 from .manifest import CARD, GOLDEN, GOLDEN_PICTURES, MANIFEST, PARITY, SUMS, Manifest, Variant
 from .session import Session
@@ -239,8 +239,7 @@ class Bundle:
         for name in sorted(files):
             checks.append(_attempt(name, lambda name=name: measure(name)))
         for name in sorted(listed(self.folder) - files - {SUMS, SIGNATURE}):
-            shown = name if name.isprintable() else ascii(name)
-            checks.append(Check(shown, False, f"is in the folder but not in {SUMS}: remove it"))
+            checks.append(Check(shown(name), False, f"is in the folder but not in {SUMS}: remove it"))
         return checks + self._golden_checks()
 
     def _golden_checks(self) -> list[Check]:

@@ -74,3 +74,8 @@ class ProviderError(EdgecifarError):
 
 class OutputError(EdgecifarError):
     """A file or folder cannot be written, or would be overwritten."""
+
+
+def shown(name: str) -> str:
+    """Return a name as messages have it, so that it cannot steer a terminal."""
+    return name if name.isprintable() else ascii(name)

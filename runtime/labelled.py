@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path, PurePath, PurePosixPath
 
 from .contract import MAX_CLASSES, MAX_LABEL_LENGTH, MIN_CLASSES
-from .errors import DataError
+from .errors import DataError, shown
 from .paths import RUN_RECORD
 from .sources import LeftOut, walk
 
@@ -132,7 +132,7 @@ class Listing:
         index = {label: place for place, label in enumerate(labels)}
         if unknown := sorted({entry.label for entry in self.entries} - set(index)):
             raise DataError(
-                f"{self.source} has classes that the model does not know: {_some(unknown)}; it knows {_some(labels)}: "
+                f"{self.source} has classes that the model does not know: {some(unknown)}; it knows {some(labels)}: "
                 "rename or remove them, or name a model of these classes."
             )
         return [index[entry.label] for entry in self.entries]
@@ -229,7 +229,7 @@ def _read_folders(root: Path, *, with_splits: bool) -> Listing:
         folder = root / part
         labels = _subfolders(folder)
         if runs := [label for label in labels if _holds_runs(folder / label)]:
-            remarks.append(f"Left out, as runs of training and no classes: {_some(runs)} in {folder}; move them away.")
+            remarks.append(f"Left out, as runs of training and no classes: {some(runs)} in {folder}; move them away.")
         for label in labels:
             if label in runs:
                 continue
@@ -246,10 +246,10 @@ def _read_folders(root: Path, *, with_splits: bool) -> Listing:
             left_out.reasons["picture beside the class folders"] += len(stray)
             remarks.append(
                 f"{len(stray):,} pictures lie beside the class folders in {folder} and have no label "
-                f"({_some(PurePath(picture).name for picture in stray)}): move them into a class."
+                f"({some(PurePath(picture).name for picture in stray)}): move them into a class."
             )
     if with_splits and (others := [name for name in names if name not in {part for _, part in parts}]):
-        remarks.append(f"{_some(others)} in {root} beside the folders of the splits: not read.")
+        remarks.append(f"{some(others)} in {root} beside the folders of the splits: not read.")
     if not entries:
         raise DataError(f"There are no pictures in {root}: name a folder with a folder of pictures per class.")
     layout = "splits" if with_splits else "folders"
@@ -271,7 +271,7 @@ def _nested(label: str, folder: Path, pictures: list[str], depth: int) -> list[s
     if len(inner) < 2:
         return []
     return [
-        f"The class {shown(label)} has its pictures in subfolders only ({_some(sorted(inner))}), which count as one "
+        f"The class {shown(label)} has its pictures in subfolders only ({some(sorted(inner))}), which count as one "
         f"class: if they are several, name {folder} or put each beside the other classes."
     ]
 
@@ -287,7 +287,7 @@ def _read_csv(path: Path) -> Listing:
             for column in COLUMNS[:2]:
                 if column not in columns:
                     raise DataError(
-                        f"{path} has no column {column!r} (it has {_some(columns) or 'none'}): its first line must "
+                        f"{path} has no column {column!r} (it has {some(columns) or 'none'}): its first line must "
                         "name the columns path and label, and may name split and group."
                     )
             if twice := [column for column in COLUMNS if columns.count(column) > 1]:
@@ -306,7 +306,7 @@ def _read_csv(path: Path) -> Listing:
         raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
     if missing:
         raise DataError(
-            f"{path} names what is not there, {_counted(missing, 'file')}: {_some(missing)}; correct the paths."
+            f"{path} names what is not there, {_counted(missing, 'file')}: {some(missing)}; correct the paths."
         )
     if not entries:
         raise DataError(f"{path} has no rows: it needs a line per picture below the names of the columns.")
@@ -342,10 +342,10 @@ def _check_paths(path: Path, entries: list[Entry]) -> None:
         labels[entry.path].add(entry.label)
     if torn := [name for name, found in labels.items() if len(found) > 1]:
         raise DataError(
-            f"{path} gives two labels to {_counted(torn, 'file')}: {_some(torn)}; keep the row that is right."
+            f"{path} gives two labels to {_counted(torn, 'file')}: {some(torn)}; keep the row that is right."
         )
     twice = [name for name, count in counts.items() if count > 1]
-    raise DataError(f"{path} names {_counted(twice, 'file')} more than once: {_some(twice)}; keep one row of each.")
+    raise DataError(f"{path} names {_counted(twice, 'file')} more than once: {some(twice)}; keep one row of each.")
 
 
 def _check_groups(path: Path, entries: list[Entry]) -> None:
@@ -355,7 +355,7 @@ def _check_groups(path: Path, entries: list[Entry]) -> None:
             splits[entry.group].add(entry.split)
     if torn := [group for group, found in splits.items() if len(found) > 1]:
         raise DataError(
-            f"{path} puts {_counted(torn, 'group')} into two splits: {_some(torn)}; give all pictures of a group one "
+            f"{path} puts {_counted(torn, 'group')} into two splits: {some(torn)}; give all pictures of a group one "
             "split."
         )
 
@@ -379,7 +379,7 @@ def _one_name_a_class(listing: Listing) -> Listing:
     return replace(listing, entries=tuple(replace(entry, label=composed(entry.label)) for entry in listing.entries))
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """Return the first of `names` as a phrase, and how many more there are."""
     listed = [shown(name) for name in names]
     rest = f" and {len(listed) - MAX_NAMED:,} more" if len(listed) > MAX_NAMED else ""
@@ -388,8 +388,3 @@ def _some(names: Iterable[str]) -> str:
 
 def _counted(names: Sequence[str], what: str) -> str:
     return f"{len(names):,} {what}{'s' * (len(names) != 1)}"
-
-
-def shown(name: str) -> str:
-    """Return a name so that it cannot steer a terminal."""
-    return name if name.isprintable() else ascii(name)

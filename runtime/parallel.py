@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import EdgecifarError, PictureError
+from .errors import EdgecifarError, PictureError, shown
 from .pictures import MAX_BYTES, load_picture, read_file
 
 if TYPE_CHECKING:
@@ -122,12 +122,11 @@ class _Decode:
 
     def lost(self, path: str | Path) -> Decoded:
         """Return what stands for a picture whose decoding ended the process."""
-        shown = str(path) if str(path).isprintable() else ascii(str(path))
         return Decoded(
             None,
             PictureError(
-                f"Could not read {shown}: the process that decoded it was killed, most often for lack of memory; leave "
-                "it out, or scale it down first."
+                f"Could not read {shown(str(path))}: the process that decoded it was killed, most often for lack of "
+                "memory; leave it out, or scale it down first."
             ),
         )
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from .contract import FITS
 from .decoding import decode, to_rgb, upright
-from .errors import PictureError
+from .errors import PictureError, shown
 from .formats import TooLarge, Unsupported, recognise
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def make_square(image: Image.Image, contract: Contract, fit: str | None = None) 
 
 
 def _refusal(name: str, reason: str) -> PictureError:
-    shown = name if name.isprintable() else ascii(name)  # what is printed must not steer a terminal
-    return PictureError(f"Could not read {shown}: {reason}.")
+    return PictureError(f"Could not read {shown(name)}: {reason}.")
 
 
 def _name(source: Source) -> str:

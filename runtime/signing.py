@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import BundleError, SigningError
+from .errors import BundleError, SigningError, shown
 from .files import sha256, write_file
 
 SIGNATURE = "model.sig"
@@ -104,8 +104,8 @@ class Verifier:
                 ) from None
             different = sorted(name for name in signed.keys() | digests if signed.get(name) != digests.get(name))
             raise BundleError(
-                f"{signature} does not match these files ({_shown(different)}): get the bundle again from "
-                "whoever signed it."
+                f"{signature} does not match these files ({', '.join(map(shown, different))}): get the bundle again "
+                "from whoever signed it."
             ) from None
 
 
@@ -163,7 +163,3 @@ def _use(key: Path, read: Callable[[Path], _Used], wanted: str) -> _Used:
         ) from None
     except Exception:  # as many kinds as there are files that are no such key
         raise SigningError(f"{key} is not {wanted}.") from None
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(name if name.isprintable() else ascii(name) for name in names)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import PictureError
+from .errors import PictureError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,10 +98,9 @@ class LeftOut:
         total = self.reasons.total()
         parts: list[str] = []
         for reason, count in sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])):
-            shown = reason if reason.isprintable() else ascii(reason)
             plural = "s" * (count > 1 and not reason.startswith("."))
             remedy = f" ({self.remedies[reason]})" if reason in self.remedies else ""
-            parts.append(f"{count:,} {shown}{plural}{remedy}")
+            parts.append(f"{count:,} {shown(reason)}{plural}{remedy}")
         return f"{total:,} file{'s' * (total != 1)} left out: {', '.join(parts)}"
 
 

@@ -88,11 +88,10 @@ class ApiKeys:
             lines = self.path.read_text("ascii").splitlines()
             self.exposed = os.name == "posix" and bool(self.path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH))
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None)
-            why = (
-                f"{reason}): check the path and its permissions" if reason else "it is not ASCII): write one key a line"
-            )
-            raise InputError(f"The API key file {path} cannot be read ({why}.") from None
+            reason, remedy = "it is not ASCII", "write one key a line"
+            if isinstance(error, OSError):
+                reason, remedy = f"{error.strerror}", "check the path and its permissions"
+            raise InputError(f"The API key file {path} cannot be read ({reason}): {remedy}.") from None
         keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not keys or any(len(key) < MIN_KEY_LENGTH or not key.isprintable() or " " in key for key in keys):
             raise InputError(

@@ -87,8 +87,8 @@ class Dataset:
         names = [self.contract.labels[label] for label in np.unique(self.test_labels)]
         if unknown := [name for name in names if name not in known]:
             raise DataError(
-                f"The model does not know {folders.some(unknown)}, of which {self.name} has test pictures; it knows "
-                f"{folders.some(list(labels))}: name the data that it was made for.",
+                f"The model does not know {labelled.some(unknown)}, of which {self.name} has test pictures; it knows "
+                f"{labelled.some(labels)}: name the data that it was made for.",
                 option="data",
             )
         places = np.array([known.get(name, -1) for name in self.contract.labels])

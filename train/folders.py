@@ -19,7 +19,7 @@ from ..runtime import parallel
 from ..runtime.contract import Contract, Preprocessing
 from ..runtime.errors import DataError, OutputError
 from ..runtime.files import make_folder, remove_leftovers, write_file
-from ..runtime.labelled import Entry, Listing
+from ..runtime.labelled import Entry, Listing, some
 from ..runtime.machine import usable_cpus
 from ..runtime.splitting import assign_splits
 from .net import INPUT_SIZE
@@ -28,9 +28,6 @@ log = logging.getLogger("edgecifar")
 
 CACHE_VERSION = 2
 """Version of the cache's files. Raise it when `load_picture` gives other pixels: older caches are then not read."""
-
-MAX_NAMED = 5
-"""How many files a message names; of the rest it gives the number."""
 
 
 @dataclass(frozen=True)
@@ -334,13 +331,6 @@ def check(pictures: Pictures, splits: Sequence[str | None], options: FolderOptio
         if pictures.listing.has_splits:
             raise DataError(f"{pictures.listing.source} has no pictures of the split test: add some, of each class.")
         raise DataError(f"{pictures.listing.source} leaves no test pictures: add pictures, or give more to --test.")
-
-
-def some(names: Sequence[str]) -> str:
-    """Return the first of `names` as a phrase, and how many more there are."""
-    shown = [name if name.isprintable() else ascii(name) for name in names]
-    rest = f" and {len(shown) - MAX_NAMED:,} more" if len(shown) > MAX_NAMED else ""
-    return ", ".join(shown[:MAX_NAMED]) + rest
 
 
 def not_trained_on(origin: Mapping[str, Any], held_out: float) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import labelled
-from ..runtime.labelled import Listing
+from ..runtime.labelled import Listing, some
 from . import folders, plots
 from .duplicates import near_duplicates
 from .folders import FolderOptions, Pictures
@@ -91,7 +91,7 @@ class Report:
         """Return a sentence for each thing that is wrong, with what to do."""
         found = list(self.remarks)
         if self.unreadable:
-            found.append(f"{len(self.unreadable):,} cannot be read: mend or remove them. {_some(self.unreadable)}")
+            found.append(f"{len(self.unreadable):,} cannot be read: mend or remove them. {some(self.unreadable)}")
         found += self.wrong_duplicates()
         per_class = self.counts.get("train", {})
         if per_class and max(per_class.values()) > MAX_IMBALANCE * min(per_class.values()):
@@ -101,17 +101,17 @@ class Report:
                 f"{per_class[least]:,}. Add pictures of the smaller ones."
             )
         if untrained := [label for label in self.labels if not per_class.get(label)]:
-            found.append(f"No training pictures of {_some(untrained)}: add some, or take the class out of the data.")
+            found.append(f"No training pictures of {some(untrained)}: add some, or take the class out of the data.")
         found += self.too_few()
         tested = self.counts.get("test", {})
         if untested := [label for label in self.labels if per_class.get(label) and not tested.get(label)]:
-            found.append(f"No test pictures of {_some(untested)}: nothing will be known of their accuracy.")
+            found.append(f"No test pictures of {some(untested)}: nothing will be known of their accuracy.")
         if self.small:
-            found.append(f"{len(self.small):,} are smaller than the net's input and are enlarged. {_some(self.small)}")
+            found.append(f"{len(self.small):,} are smaller than the net's input and are enlarged. {some(self.small)}")
         if self.long:
             found.append(
                 f"{len(self.long):,} are more than {MAX_ASPECT:g} times as long as wide: 'crop' loses their ends; try "
-                f"the fit 'pad'. {_some(self.long)}"
+                f"the fit 'pad'. {some(self.long)}"
             )
         return found
 
@@ -123,14 +123,14 @@ class Report:
             ("in two splits", [p for p in self.pairs if p.is_leak], "keep one, or accuracy looks too good"),
         ):
             if chosen:
-                shown = _some(f"{pair.first} = {pair.second}" for pair in chosen)
+                shown = some(f"{pair.first} = {pair.second}" for pair in chosen)
                 found.append(f"{len(chosen):,} pairs of duplicates stand {kind}: {remedy}. {shown}")
         return found
 
     def too_few(self) -> list[str]:
         """Return a sentence on the classes that have too few pictures to learn from, if there are such."""
         few = [label for label, count in self.counts.get("train", {}).items() if count < MIN_PER_CLASS]
-        return [f"Fewer than {MIN_PER_CLASS} training pictures of {_some(few)}: add some."] if few else []
+        return [f"Fewer than {MIN_PER_CLASS} training pictures of {some(few)}: add some."] if few else []
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -272,7 +272,3 @@ def draw_sheet(pictures: Pictures, path: Path) -> None:
     lines = [(f"{label} ({counts[label]:,})", [pictures.images[row] for row in found]) for label, found in rows.items()]
     size = pictures.images.shape[1]
     plots.sheet(lines[:SHEET_ROWS], path, title=f"As the net sees them, {size} by {size} pixels")
-
-
-def _some(names: Any) -> str:
-    return folders.some(list(names))
