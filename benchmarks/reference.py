@@ -85,6 +85,8 @@ def comparison(run: Run) -> dict[str, Any]:
         "seed": record.seed,
         "hardware": record.conditions.hardware,
         "device": record.conditions.device,
+        "precision": record.conditions.precision,
+        "threads": record.conditions.threads,
         "dataset": record.dataset.name,
         "training_seconds": sum(line["seconds"] for line in metrics),
         "accuracy": 100 * test["accuracy"] if test else None,
@@ -99,8 +101,10 @@ def markdown(found: Mapping[str, Any]) -> str:
     done, epochs = found["epochs_done"], found["epochs"]
     named = [row for row in found["curve"] if row["reported"] is not None or row["epoch"] in (1, done)]
     lines = [
-        f"`{found['recipe']}`, seed {found['seed']}, {done} of {epochs} epochs on {found['dataset']}, "
-        f"{found['training_seconds']:,.0f} s of training on {found['hardware']} ({found['device']}), n = 1.",
+        f"`{found['recipe']}` in {found['precision']}, seed {found['seed']}, {done} of {epochs} epochs on "
+        f"{found['dataset']}, n = 1.",
+        f"{found['training_seconds']:,.0f} s of training on {found['hardware']} ({found['device']}, threads: "
+        f"{found['threads']}).",
         "Loss: the mean of an epoch's first 2,000 mini-batches.",
         "",
         "| epoch | loss | reported | difference | test accuracy, % |",

@@ -37,7 +37,7 @@ def run(tmp_path):
         record = SimpleNamespace(
             recipe=RECIPES["reference"],
             seed=0,
-            conditions=SimpleNamespace(hardware="a processor", device="cpu"),
+            conditions=SimpleNamespace(hardware="a processor", device="cpu", precision="float32", threads=2),
             dataset=SimpleNamespace(name="CIFAR-10"),
             as_json=lambda: {"test": test},
         )
@@ -67,7 +67,9 @@ def test_the_curve(run, test_figures):
     assert rows[1]["difference"] == pytest.approx(1.8 - 1.737)
     assert (rows[6]["reported"], rows[6]["difference"]) == (None, None)
     assert found["training_seconds"] == 400
+    assert found["precision"] == "float32"
     text = reference.markdown(found)
+    assert "in float32" in text
     assert "| 1 | 1.800 | 1.737 | +0.063 | 41.00 |" in text
     assert "| 2 | 1.400 | 1.378 | +0.022 | 57.00 |" in text
     assert "| 6 | 0.900 |  |  | 70.00 |" in text  # the last so far
