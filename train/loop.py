@@ -34,7 +34,7 @@ from .optimizer import make_optimizers
 from .recipes import Recipe
 from .record import FINISHED, Conditions, DatasetRecord, RunRecord, SelectionRun
 from .run import RESUME, Run, load_state
-from .speed import speed_up
+from .speed import flushed_denormals, speed_up
 from .step import DROPOUT, TrainingStep, class_weights, derive_seed, epoch_plan, load_optimizers, optimizer_states
 from .teacher import Teacher, accuracy_flips_averaged, prepare
 
@@ -113,7 +113,7 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
         begun_from=initial.describe(options.begin_with, recipe, dataset) if options.begin_with else None,
     )
     run = Run.create(folder, record) if options.group.is_main else Run(folder)
-    with _alone(run, options), _enough_memory(recipe):
+    with _alone(run, options), _enough_memory(recipe), flushed_denormals(options.device):
         if options.group.is_main:
             keepsakes.keep_data(dataset, folder, recipe.held_out)
         training = _Training(dataset, run, record, options)
@@ -133,7 +133,7 @@ def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -
     """
     options = options or TrainingOptions()
     recipe = recipe_of(run)
-    with _alone(run, options), _enough_memory(recipe):
+    with _alone(run, options), _enough_memory(recipe), flushed_denormals(options.device):
         state, record = run.resume_state(), run.record
         if differs := record.differs(dataset.name, dataset.digest, dataset.contract.labels):
             raise RunError(f"{run.folder} {differs}", option="data")

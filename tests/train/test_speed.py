@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgecifar.train.net import Net
-from edgecifar.train.speed import ByteDropout, speed_up
+from edgecifar.train.speed import SMALL_BATCH, ByteDropout, SmallBatchLinear, flushed_denormals, speed_up
 
 CPU = torch.device("cpu")
 
@@ -32,6 +32,7 @@ class TestSpeedUp:
         assert (type(net.pool1), type(net.pool2), type(net.pool3)) == (nn.MaxPool2d, nn.Identity, nn.Identity)
         assert type(net.dropout) is ByteDropout
         assert net.dropout.p == 0.25
+        assert type(net.fc1) is SmallBatchLinear
 
     def test_leaves_dropout_to_other_devices(self):
         net = Net(10, 0.25)
@@ -65,6 +66,57 @@ faults()  # an aligned block needs more than a free one of its size has: glibc t
 print(faults())
 """
 """Prints how many page faults it costs to fill 64 MB ten times, before and after."""
+
+
+class TestFlushedDenormals:
+    def test_tiny_numbers_become_zero_in_each_thread_and_are_numbers_again_after_it(self):
+        found = subprocess.run([sys.executable, "-c", MULTIPLYING], capture_output=True, text=True, check=True)
+        if found.stdout == "not supported\n":
+            pytest.skip("this processor cannot")
+        assert found.stdout.split() == ["0", "1"]
+
+    def test_other_devices_are_left_alone(self):
+        with flushed_denormals(torch.device("cuda")):
+            assert (torch.tensor([1e-40]) * 1).item() > 0
+
+
+MULTIPLYING = """
+import torch
+from edgecifar.train.speed import flushed_denormals
+
+torch.set_num_threads(2)
+if torch.set_flush_denormal(True):
+    torch.set_flush_denormal(False)
+    with flushed_denormals(torch.device("cpu")):
+        tiny = torch.full((2**22,), 1000, dtype=torch.int32).view(torch.float32)
+        print((tiny * 0.9).view(torch.int32).count_nonzero().item())
+    print((tiny[:1] * 0.9).view(torch.int32).count_nonzero().item())
+else:
+    print("not supported")
+"""
+"""Prints how many of four million tiny numbers are not zero after a multiplication, and how many of one after it."""
+
+
+class TestSmallBatchLinear:
+    @pytest.mark.parametrize(
+        ("images", "dtype"), [(SMALL_BATCH, torch.float32), (SMALL_BATCH + 1, torch.bfloat16)], ids=["small", "large"]
+    )
+    def test_computes_a_small_batch_in_float32(self, images, dtype):
+        linear = nn.Linear(40, 3)
+        ours, given = SmallBatchLinear.of(linear), torch.randn(images, 40).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            answer = ours(given)
+        assert answer.dtype == dtype
+        torch.testing.assert_close(
+            answer.float(), linear(given.float()), atol=0 if images <= SMALL_BATCH else 0.03, rtol=0
+        )
+
+    def test_its_parameters_are_those_of_the_other(self):
+        linear = nn.Linear(40, 3, bias=False).eval()
+        ours = SmallBatchLinear.of(linear)
+        assert ours.weight is linear.weight
+        assert ours.bias is None
+        assert not ours.training
 
 
 class TestByteDropout:
