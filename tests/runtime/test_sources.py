@@ -167,6 +167,21 @@ def test_a_list_as_windows_writes_it():
     assert list(read_list(io.BufferedReader(io.BytesIO(written)))) == ["one.png", "ž two.png"]
 
 
+@pytest.mark.parametrize("mark", [b"\n", b"\r\n", b"\0"])
+@pytest.mark.parametrize("last", [b"-", b"-\0", b"z.png"])
+def test_a_dash_in_a_list_is_a_file(mark, last):
+    """It was read from standard input, which may be the list: the names after it were taken for the picture."""
+    written = mark.join([b"a.png", b"-", b"b-.png", last.replace(b"\0", mark)])
+    end = "z.png" if last == b"z.png" else "./-"
+    assert list(read_list(io.BufferedReader(io.BytesIO(written)))) == ["a.png", "./-", "b-.png", end]
+
+
+def test_a_dash_that_a_pattern_matches_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("-").touch()
+    assert find_pictures(["?"]) == ["./-"]
+
+
 @pytest.mark.parametrize("form", ["utf-16", "utf-16-be"])
 def test_a_list_of_another_encoding_is_called_that(form):
     """Its zero bytes ended names: each letter was a picture that is not there."""
