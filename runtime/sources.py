@@ -36,7 +36,7 @@ _SUFFIXES = (
         ".jpf",
         ".jpg",
     ),
-    *(".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    *(".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
 
 _HEIC_SUFFIXES = (".heic", ".heif", ".hif")
@@ -60,7 +60,7 @@ _UNREAD_SUFFIXES = {
         ".jng",
         ".jxl",
     ),
-    *(".jxr", ".mng", ".pam", ".pcx", ".pfm", ".psd", ".qoi", ".sgi", ".svg", ".svgz", ".wdp", ".wmf", ".xbm", ".xcf"),
+    *(".jxr", ".mng", ".pam", ".pcx", ".psd", ".qoi", ".sgi", ".svg", ".svgz", ".wdp", ".wmf", ".xbm", ".xcf"),
     ".xpm",
 }
 """Names of pictures that are not read: to leave one out makes the command fail."""

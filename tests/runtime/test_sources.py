@@ -113,7 +113,7 @@ def test_heic_is_a_picture_where_it_can_be_read(monkeypatch):
 
 @pytest.mark.usefixtures("album")
 def test_every_suffix_that_is_read_is_found():
-    names = [f"z{suffix}" for suffix in (".jfif", ".jpe", ".mpo", ".apng", ".avif", ".jp2", ".ico", ".ppm", ".tga")]
+    names = [f"z{suffix}" for suffix in (".jfif", ".jpe", ".mpo", ".apng", ".avif", ".jp2", ".ico", ".pfm", ".tga")]
     for name in names:
         Path("album", name).touch()
     assert {f"album/{name}" for name in names} <= set(find_pictures(["album"]))
