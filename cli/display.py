@@ -53,11 +53,14 @@ def check_table(checks: list[Check]) -> str:
 
 def benchmark_table(report: Report) -> str:
     """Return a benchmark as lines of text, the machine first and the advice last."""
-    machine = report.machine
+    from ..runtime.machine import ONNXRUNTIMES
+
+    machine, versions = report.machine, report.machine["versions"]
+    runtimes = [f"{package} {versions[package]}" for package in ONNXRUNTIMES if package in versions]
     features = " ".join(machine["cpu_features"])  # none on many Arm boards, nor where Linux is not
     lines = [
         f"{machine['cpu']}, {machine['usable_cpus']} usable cores{features and ', ' + features}; "
-        f"onnxruntime {machine['versions'].get('onnxruntime', '?')}, Python {machine['python']}",
+        f"{', '.join(runtimes) or 'onnxruntime ?'}, Python {machine['python']}",
         "",
         f"{'variant':<10} {'provider':<9} {'batch':>5} {'threads':>7} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} "
         f"{'images/s':>9} {'calls':>7}",

@@ -36,7 +36,7 @@ from .compress.students import DeployedResidual
 from .formats import onnx as onnx_format
 from .graph import Deployed
 from .outliers import outliers
-from .parity import ATOL, BATCH_SIZES, RTOL
+from .parity import ATOL, RTOL
 
 NAME = "familiarity"
 """What the output is called."""
@@ -345,8 +345,7 @@ def compare(found: Mapping[int, np.ndarray], wanted: np.ndarray, exact: bool) ->
         # Of a constant there is none: two are as alike as can be, one tells nothing of the other.
         "correlation": float(np.corrcoef(scores, wanted)[0, 1]) if spread and varies else float(spread == varies),
     }
-    for size in BATCH_SIZES:
-        some = found[size]
+    for size, some in found.items():
         tolerance = ATOL + RTOL * np.abs(some) if exact else 0.5 * spread
         if not (np.abs(some - scores[: len(some)]) <= tolerance).all():  # not: nan fails, too, here and below
             return figures, f"gives other familiarities at batch size {size}"

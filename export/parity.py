@@ -16,7 +16,8 @@ ATOL = RTOL = 1e-4
 """Bounds on a logit of an exact (fp32) format: |exported - eager| <= ATOL + RTOL * |eager|."""
 
 BATCH_SIZES = (1, 2, 7, 64)
-"""A model is run at these batch sizes; 1 and 2 expose a batch dimension that was frozen."""
+"""A model is run at these batch sizes, as far as there are so many images; 1 and 2 expose a batch dimension that was
+frozen."""
 
 PROBABILITY_TOLERANCE = 1e-4
 """The output `probabilities` of an exact format may differ by so much from the net's, and that of a lossy model from
@@ -51,7 +52,8 @@ class Answers:
     """What a model gives for the images of a reference; see `ask`.
 
     Attributes:
-        by_size: its outputs by the batch size: of `BATCH_SIZES` for the first images, of `BATCH_SIZE` for all.
+        by_size: its outputs by the batch size: of `BATCH_SIZES`, as far as there are so many images, for the first
+            ones; of `BATCH_SIZE` for all.
         failure: why there are no more; empty where there are all.
     """
 
@@ -159,7 +161,7 @@ def ask(model: Outputs, reference: Reference) -> Answers:
     """Run a model, as loaded back from the disk, on all images of a reference once, and on some at each batch size."""
     images, classes = reference.images, reference.logits.shape[1]
     by_size: dict[int, Sequence[np.ndarray]] = {}
-    for size in (*BATCH_SIZES, BATCH_SIZE):
+    for size in (*(size for size in BATCH_SIZES if size <= len(images)), BATCH_SIZE):
         some = images if size == BATCH_SIZE else images[: 2 * size]
         try:
             parts = [model(some[start : start + size]) for start in range(0, len(some), size)]

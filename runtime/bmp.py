@@ -1,4 +1,4 @@
-"""What Pillow gets wrong of a BMP: bit masks, alpha, small palettes; and which kinds are refused by name."""
+"""What Pillow gets wrong of a BMP: bit masks, alpha, small palettes, RLE; and which kinds are refused by name."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class _Header:
 
 
 def load(data: bytes, max_pixels: int) -> Image.Image | None:
-    """Decode the kinds of BMP that Pillow refuses or misreads: with bit masks, and of 2 and 4 bits a pixel.
+    """Decode the kinds of BMP that Pillow refuses or misreads: with bit masks, RLE, and of 2 and 4 bits a pixel.
 
-    Pillow refuses 2 bits, and 4 bits with a palette of the sixteen darkest greys. It knows a dozen of the possible
+    Pillow refuses 2 bits, and 4 bits with a palette of the sixteen darkest greys. Of RLE that passes over a whole row
+    it moves those that follow, and what ends before its last pixel it refuses. It knows a dozen of the possible
     masks, ignores alpha of 16 bits, and takes an alpha channel that is 0 everywhere for a transparent picture, which
     every other reader shows opaque. All other kinds are Pillow's: None is returned.
 
@@ -49,6 +50,8 @@ def load(data: bytes, max_pixels: int) -> Image.Image | None:
     header = _header(data)
     if header.width * header.height > max_pixels:
         raise TooLarge
+    if header.compression in (_RLE8, _RLE4):
+        return _packed(data, header)
     if header.bits in (2, 4) and header.compression == _RGB:
         return _indexed(data, header)
     masked = header.compression in (_BITFIELDS, _ALPHABITFIELDS)
@@ -122,11 +125,48 @@ def _masked(data: bytes, header: _Header, masks: tuple[int, int, int, int]) -> I
 
 def _indexed(data: bytes, header: _Header) -> Image.Image:
     """Decode 2 or 4 bits a pixel, the leftmost in the highest bits, by a palette."""
+    rows, most = _rows(data, header), 1 << header.bits
+    indices = (rows[:, :, None] >> np.arange(8 - header.bits, -1, -header.bits, dtype=np.uint8)) & (most - 1)
+    return Image.fromarray(_palette(data, header)[indices.reshape(header.height, -1)[:, : header.width]])
+
+
+def _palette(data: bytes, header: _Header) -> np.ndarray:
+    """Return the colours, uint8 [2 ** bits, 3]; those that the file has not are black."""
     size, most = 3 if header.length == 12 else 4, 1 << header.bits
     start, count = 14 + header.length, min(header.colours or most, most)
     palette = np.zeros((most, 3), np.uint8)
     entries = np.frombuffer(data, np.uint8, size * count, start).reshape(count, size)
     palette[:count] = entries[:, 2::-1]
-    rows = _rows(data, header)
-    indices = (rows[:, :, None] >> np.arange(8 - header.bits, -1, -header.bits, dtype=np.uint8)) & (most - 1)
-    return Image.fromarray(palette[indices.reshape(header.height, -1)[:, : header.width]])
+    return palette
+
+
+def _packed(data: bytes, header: _Header) -> Image.Image:
+    """Decode RLE of 8 or 4 bits a pixel. Pixels that it passes over, also by its mark of the end, have colour 0."""
+    nibbles, place, x, y = header.compression == _RLE4, header.offset, 0, 0
+    width, height = header.width, header.height
+    pixels = bytearray(width * height)
+    while y < height and (y < height - 1 or x < width):
+        count, value = struct.unpack_from("BB", data, place)  # an error: it ends without a mark, and lacks pixels
+        place += 2
+        if count == 0 and value == 1:  # the end
+            break
+        if count == 0 and value == 0:  # the next row
+            x, y = 0, y + 1
+            continue
+        if count == 0 and value == 2:  # so many pixels to the right, and so many rows
+            right, rows = struct.unpack_from("BB", data, place)
+            x, y, place = x + right, y + rows, place + 2
+            continue
+        if count:  # one number, or two in turn, again and again
+            run = (bytes(divmod(value, 16) if nibbles else (value,)) * count)[:count]
+        else:  # numbers as they are, in whole pairs of bytes
+            size = (value + 1) // 2 if nibbles else value
+            (run,) = struct.unpack_from(f"{size}s", data, place)
+            if nibbles:
+                run = bytes(number for byte in run for number in divmod(byte, 16))[:value]
+            place += size + size % 2
+        fits = run[: max(0, width - x)]
+        pixels[y * width + x : y * width + x + len(fits)] = fits
+        x += len(run)
+    indices = np.frombuffer(pixels, np.uint8).reshape(height, width)
+    return Image.fromarray(_palette(data, header)[indices if header.top_down else indices[::-1]])

@@ -372,7 +372,7 @@ def finished(
     where, path = (filesystem, str(folder)) if filesystem else _where(str(folder))
     done: set[str] = set()
     for info in where.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True)):
-        if not info.base_name.endswith(".parquet") or info.base_name.startswith(("_", ".")):
+        if not info.is_file or not info.base_name.endswith(".parquet") or info.base_name.startswith(("_", ".")):
             continue
         try:
             if not _is_whole(info, where):

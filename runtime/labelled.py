@@ -280,9 +280,10 @@ def _read_csv(path: Path) -> Listing:
     root = path.parent
     entries: list[Entry] = []
     missing: list[str] = []
+    line = 1
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)  # else a quote that is never closed swallows the rows after it
             columns = [name.strip().lower() for name in reader.fieldnames or ()]
             for column in COLUMNS[:2]:
                 if column not in columns:
@@ -293,15 +294,19 @@ def _read_csv(path: Path) -> Listing:
             if twice := [column for column in COLUMNS if columns.count(column) > 1]:
                 raise DataError(f"{path} has the column {twice[0]!r} twice: remove one.")
             reader.fieldnames = columns
+            line = reader.line_num + 1
             for row in reader:
-                entry = _row(row, path, reader.line_num)
+                line, entry = reader.line_num + 1, _row(row, path, reader.line_num)
                 if not os.path.isfile(root / entry.path):  # noqa: PTH113 - as in recognise
                     missing.append(entry.path)
                 entries.append(entry)
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text: save it as CSV in UTF-8.") from None
     except csv.Error as error:
-        raise DataError(f"{path} is not a CSV that can be read ({error}): save it again.") from None
+        raise DataError(
+            f"{path}, line {line}, cannot be read as CSV ({error}): see that each quote in it is closed, and that one "
+            "inside a field is doubled."
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
     if missing:

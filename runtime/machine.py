@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 """Packages that all hold the module `onnxruntime`."""
 
 PACKAGES = (

@@ -6,7 +6,6 @@ or not at all. Beside the rows stands a file of settings, so that nobody goes on
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from .errors import OutputError
 from .files import explained, lock, make_folder, remove_leftovers, write_file
-from .rows import Result, csv_cells, csv_columns, csv_lines, json_line, pyarrow_or_refuse, table_of
+from .rows import Result, csv_cells, csv_columns, csv_lines, json_line, pyarrow_or_refuse, read_csv_row, table_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -298,22 +297,21 @@ class Csv(Lines):
         return csv_lines([csv_columns(self._top_k)])
 
     def _records(self, file: io.BufferedReader) -> Iterator[tuple[bytes, str, bool]]:
-        row = b""
-        for number, line in enumerate(file, 2):
-            row += line
-            if not line.endswith(b"\n"):
-                return
-            if row.count(b'"') % 2:  # the end of the line stands in quotes: it belongs to a name
+        number, quotes = 2, 0
+        lines: list[bytes] = []
+        for line in file:
+            lines.append(line)
+            quotes += line.count(b'"')
+            if quotes % 2 or not line.endswith(b"\n"):  # an end in quotes is none of a row: it belongs to a name
                 continue
-            text = io.StringIO(row.decode("utf-8", "surrogateescape"), newline="")
-            try:
-                cells = next(csv.reader(text), list[str]())
-            except csv.Error:  # a cell is longer than csv takes
-                cells = []
-            if len(cells) != len(csv_columns(self._top_k)):
+            row = b"".join(lines)
+            if not (cells := read_csv_row(row, self._top_k)):
                 raise self._damaged(number)
             yield row, cells[0], bool(cells[1])
-            row = b""
+            number += len(lines)
+            lines = []
+        if any(read_csv_row(line, self._top_k) for line in lines[1:]):  # none that was cut short: a stray quote
+            raise self._damaged(number)
 
     def _lines(self, results: Sequence[Result]) -> bytes:
         return csv_lines(csv_cells(name, result, self._top_k) for name, result in results)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import ModelError, ProviderError
+from .machine import ONNXRUNTIMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,9 +117,8 @@ def lacks_memory(error: Exception) -> bool:
 def _installed() -> list[str]:
     from importlib import metadata  # only where something is wrong: it takes as long to import as a model to load
 
-    packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
     found: list[str] = []
-    for package in packages:
+    for package in ONNXRUNTIMES:
         try:
             metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -62,6 +62,17 @@ def csv_lines(rows: Iterable[Sequence[str]]) -> bytes:
     return csv_text(rows).encode("utf-8", "surrogateescape")
 
 
+def read_csv_row(row: bytes, top_k: int) -> list[str]:
+    """Return the cells of a row that `csv_lines` wrote of `csv_cells`; none of what is not one whole row."""
+    text = row.decode("utf-8", "surrogateescape")
+    try:
+        (cells,) = csv.reader(io.StringIO(text, newline=""), strict=True)
+    except (csv.Error, ValueError):  # ValueError: no row, or several
+        return []
+    whole = text.endswith("\n") and text.count('"') % 2 == 0
+    return cells if whole and len(cells) == len(csv_columns(top_k)) else []
+
+
 def schema() -> pyarrow.Schema:
     """Return the columns of a prediction in Parquet, without the picture's name.
 

@@ -36,7 +36,7 @@ _SUFFIXES = (
         ".jpf",
         ".jpg",
     ),
-    *(".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    *(".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
 
 _HEIC_SUFFIXES = (".heic", ".heif", ".hif")
@@ -60,7 +60,7 @@ _UNREAD_SUFFIXES = {
         ".jng",
         ".jxl",
     ),
-    *(".jxr", ".mng", ".pam", ".pcx", ".pfm", ".psd", ".qoi", ".sgi", ".svg", ".svgz", ".wdp", ".wmf", ".xbm", ".xcf"),
+    *(".jxr", ".mng", ".pam", ".pcx", ".psd", ".qoi", ".sgi", ".svg", ".svgz", ".wdp", ".wmf", ".xbm", ".xcf"),
     ".xpm",
 }
 """Names of pictures that are not read: to leave one out makes the command fail."""
@@ -136,7 +136,8 @@ def find_pictures(arguments: Sequence[str], left_out: LeftOut | None = None) -> 
             import glob
 
             matches = sorted(glob.glob(argument, recursive=True))  # pathlib refuses absolute patterns
-            found, why = [match for match in matches if os.path.isfile(match)], "no file matches it"  # noqa: PTH113
+            found = [_no_stream(match) for match in matches if os.path.isfile(match)]  # noqa: PTH113
+            why = "no file matches it"
         else:
             found, why = [argument], ""
         if not found:
@@ -153,7 +154,8 @@ def read_list(file: BufferedReader) -> Iterator[str]:
     """Yield the names in a list, one a line, or each ended by a zero byte, as `find -print0` gives them.
 
     Which it is, what the file gives at the first reading decides. Empty lines are passed over, and so is the mark with
-    which Windows begins a file in UTF-8.
+    which Windows begins a file in UTF-8. A "-" is a file of that name, and becomes "./-": standard input may be the
+    list.
 
     Raises:
         PictureError: it is text in UTF-16.
@@ -168,10 +170,15 @@ def read_list(file: BufferedReader) -> Iterator[str]:
         *names, rest = (rest + block).split(mark)
         for name in names:
             if name := name.removesuffix(ending):
-                yield os.fsdecode(name)
+                yield _no_stream(os.fsdecode(name))
         block = file.read1(1 << 16)
     if rest := rest.removesuffix(ending):
-        yield os.fsdecode(rest)
+        yield _no_stream(os.fsdecode(rest))
+
+
+def _no_stream(name: str) -> str:
+    """Return the name of a file so that none of them means standard input."""
+    return "./-" if name == "-" else name
 
 
 def walk(folder: str, left_out: LeftOut, *, recursive: bool = True) -> list[str]:

@@ -132,6 +132,7 @@ class Search:
         spread = spread_over(training_images, lacking)
         self.calibration = np.concatenate([spread_over(images, CALIBRATION_IMAGES), spread])
         self.trials: list[tuple[str, float]] = []
+        self._quantized: list[tuple[str, float]] = []  # those of the trials that are int8
         self._provenance: Mapping[str, Any] = {}  # of the file that is written
         self._smallest = sys.maxsize  # bytes of the smallest file that was thought of
         self._known: dict[str, float] = {}  # held-out accuracy by ranks: searches within other budgets meet them again
@@ -152,7 +153,7 @@ class Search:
         Raises:
             ParityError: nothing is small enough, or nothing tried stays within the budget; the best is named.
         """
-        self.trials, self._provenance = [], provenance
+        self.trials, self._quantized, self._provenance = [], [], provenance
         full, allowed = self._full, self.budget_multiplier(variant) * budget
         self._note("the net", full)
         distiller = self.distiller_for(variant)
@@ -172,7 +173,7 @@ class Search:
                     accuracy,
                     model,
                 )
-        if not any("int8" in tried for tried, _ in self.trials):
+        if not self._quantized:
             raise self._too_large(variant)
         raise self._over_budget(variant, budget)
 
@@ -255,7 +256,7 @@ class Search:
 
     def _announce(self, distiller: Distiller, student: nn.Module, widths: Mapping[str, int], shown: str) -> None:
         """Say that another net is trained where the one before it lost too much: it takes as long again, or longer."""
-        if any("int8" in tried for tried, _ in self.trials) and not distiller.holds(student, widths):
+        if self._quantized and not distiller.holds(student, widths):
             log.warning(
                 "  That is more than the budget: %s is trained, too, for as many epochs. To have the one before "
                 "instead, stop this, and export with a larger budget: it is kept.",
@@ -343,7 +344,7 @@ class Search:
                 quantized = quantize(source, self.calibration, self.contract, calibrator)
                 session = Session(quantized.SerializeToString(), contract=self.contract, provider="cpu")
                 accuracy = self._accuracy(in_batches(session.logits, self.images))
-                self._note(f"{shown}, int8, {calibrator}", accuracy)
+                self._note(f"{shown}, int8, {calibrator}", accuracy, quantized=True)
                 found.append((quantized, calibrator, accuracy))
         return max(found, key=lambda trial: trial[2])
 
@@ -355,8 +356,9 @@ class Search:
     def _accuracy(self, logits: np.ndarray) -> float:
         return float((logits.argmax(1) == self.labels).mean())
 
-    def _note(self, tried: str, accuracy: float) -> None:
+    def _note(self, tried: str, accuracy: float, quantized: bool = False) -> None:
         self.trials.append((tried, accuracy))
+        self._quantized += self.trials[-1:] if quantized else []
         lost = 100 * (accuracy - self._full)
         log.info("  %-62s held-out %6.2f %%  (%+.2f)", tried, 100 * accuracy, lost)
 
@@ -369,7 +371,7 @@ class Search:
         )
 
     def _over_budget(self, variant: LossyVariant, budget: float) -> ParityError:
-        tried, accuracy = max((trial for trial in self.trials if "int8" in trial[0]), key=lambda trial: trial[1])
+        tried, accuracy = max(self._quantized, key=lambda trial: trial[1])
         multiplier = self.budget_multiplier(variant)
         asked = f"{multiplier * budget:g} points"
         if multiplier > 1:

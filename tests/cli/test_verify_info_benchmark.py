@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgecifar.cli.display import check_table
+from edgecifar.cli.display import benchmark_table, check_table
+from edgecifar.runtime.benchmark import Report, Row
 from edgecifar.runtime.bundle import Bundle, Check
 from edgecifar.runtime.contract import CIFAR10
 from edgecifar.runtime.files import sha256
@@ -354,3 +355,19 @@ class TestBenchmark:
         few = ["--batch", 1, "--threads", 1, "--seconds", 0.1, "--json"]
         rows = json.loads(edgecifar("benchmark", "--bundle", three_classes, *few).stdout)["rows"]
         assert [row["variant"] for row in rows] == ["fp32", "edge"]
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"])
+def test_the_table_says_which_onnxruntime_ran(package):
+    """Of all packages but the first the version was a question mark."""
+    machine = {
+        "cpu": "Some CPU",
+        "usable_cpus": 2,
+        "cpu_features": [],
+        "python": "3.11.2",
+        "versions": {package: "1.2"},
+    }
+    row = Row("edge", "cpu", 1, 1, 100, {"p50": 1.0, "p90": 1.0, "p99": 1.0}, 1000.0)
+    assert benchmark_table(Report(machine, (row,))).startswith(
+        f"Some CPU, 2 usable cores; {package} 1.2, Python 3.11.2\n"
+    )

@@ -317,7 +317,7 @@ class TestCandidates:
 
             def quantized(self, model, shown):
                 accuracy = self._full + next(losses)
-                self._note(f"{shown}, int8, MinMax", accuracy)
+                self._note(f"{shown}, as integers", accuracy, quantized=True)
                 return model, "MinMax", accuracy
 
             monkeypatch.setattr(search.Search, "_quantize", quantized)

@@ -79,6 +79,23 @@ class TestCompare:
         compare(logits)
         assert seen == {1, 2, 7, 64, 130}
 
+    @pytest.mark.parametrize(("count", "sizes"), [(63, (1, 2, 7)), (64, (1, 2, 7, 64)), (6, (1, 2)), (1, (1,))])
+    def test_a_batch_size_that_there_are_too_few_images_for_is_not_named(self, count, sizes):
+        """63 images said 64, of which no batch was compared."""
+        reference = parity.Reference(IMAGES[:count], "numbers", LOGITS[:count], LABELS[:count])
+        seen = set()
+
+        def logits(images):
+            seen.add(len(images))
+            return table_lookup(images)
+
+        answers = parity.ask(with_softmax(logits), reference)
+        for limits in (parity.Limits(), parity.Limits(0.2)):
+            result = parity.compare(answers, reference, limits)
+            assert result.passed
+            assert result.batch_sizes == sizes
+        assert seen >= set(sizes)
+
     def test_without_labels_the_accuracy_is_unknown(self):
         assert compare(table_lookup, labels=None).accuracy is None
 

@@ -155,7 +155,7 @@ class TestRefusals:
         monkeypatch.setattr(search, "LOST_VARIANCE", ())  # all layers stay whole
 
         def quantize(self, model, shown):
-            self._note(f"{shown}, int8, MinMax", -1.0)
+            self._note(f"{shown}, as integers", -1.0, quantized=True)
             return None, "MinMax", -1.0
 
         monkeypatch.setattr(search.Search, "_quantize", quantize)

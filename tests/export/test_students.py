@@ -252,7 +252,7 @@ class TestSearch:
         found, _ = searching(residual=True)
 
         def losing(self, model, shown):
-            self._note(f"{shown}, int8, MinMax", self._full - 0.5)
+            self._note(f"{shown}, as integers", self._full - 0.5, quantized=True)
             return onnx.ModelProto(), "MinMax", self._full - 0.5
 
         monkeypatch.setattr(search.Search, "_quantize", losing)

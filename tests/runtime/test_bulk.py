@@ -314,6 +314,11 @@ class TestFinished:
         assert finished(rows, retry_errors=True) == {"a", "c"}
         assert finished(rows / "none") == set()
 
+    def test_a_folder_may_be_called_as_a_file(self, rows):
+        """It has no size, and ended in a TypeError."""
+        (rows / "deep").rename(rows / "deep.parquet")
+        assert finished(rows) == {"a", "b", "c"}
+
     def test_a_file_cut_short_is_set_aside(self, rows, caplog):
         whole = (rows / "2.parquet").read_bytes()
         (rows / "2.parquet").write_bytes(whole[: len(whole) // 2])

@@ -216,6 +216,30 @@ def test_a_damaged_row_is_named(tmp_path, form, damage):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("place", [2, 3, 4])
+@pytest.mark.parametrize("quoted", [("\n", '\n"'), (",", ',"'), ("a", 'a"')])
+def test_a_stray_quote_cuts_off_no_rows_after_it(tmp_path, place, quoted):
+    """All rows from it on were taken for one that was cut short, and were cut off."""
+    path = tmp_path / "rows.csv"
+    begun(path, *(predicted(f"a{number},b.png" if number == 9 else f"a{number}.png") for number in range(10)))
+    lines = path.read_bytes().decode().splitlines(keepends=True)
+    before, after = (text.strip("\n") for text in quoted)
+    lines[place - 1] = lines[place - 1].replace(before, after, 1)
+    path.write_text("".join(lines))
+    with pytest.raises(OutputError, match=rf"line {place},"):
+        open_output(path, SETTINGS, resume=True)
+    assert path.read_text() == "".join(lines)
+
+
+def test_a_row_that_was_cut_short_in_a_name_of_several_lines_is_cut_off(tmp_path):
+    path = tmp_path / "rows.csv"
+    begun(path, predicted("a"), predicted("b\n" * 20))
+    path.write_bytes(path.read_bytes()[:-60])
+    with open_output(path, SETTINGS, resume=True) as output:
+        assert list(output.remaining(["a", "b\n" * 20])) == ["b\n" * 20]
+    assert names(path) == ["a"]
+
+
 def test_a_write_that_was_interrupted_leaves_no_part_of_a_row(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     output = open_output(path, SETTINGS)

@@ -580,6 +580,47 @@ def test_no_width_or_no_height(width, height):
     assert "PNG data is damaged or incomplete" in refusal(png_header(width, height))
 
 
+def run_length(packed: bytes, bits: int = 8) -> bytes:
+    """A BMP of 32x32 pixels and two colours in RLE."""
+    colours = bytes((*BLUE[::-1], 0, *YELLOW[::-1], 0))
+    header = struct.pack("<IiiHHIIiiII", 40, 32, 32, 1, bits, 1 if bits == 8 else 2, len(packed), 0, 0, 2, 0)
+    offset = 14 + len(header) + len(colours)
+    return b"BM" + struct.pack("<IHHI", offset + len(packed), 0, 0, offset) + header + colours + packed
+
+
+@pytest.mark.parametrize(
+    ("packed", "bits", "yellow"),
+    [
+        ("0001", 8, []),
+        ("2001 0001", 8, [(31, slice(32))]),
+        ("2001", 8, None),  # without the mark of the end rows are missing
+        ("2001 00", 8, None),
+        ("0000 0000 2001 0001", 8, [(29, slice(32))]),  # two rows that are empty
+        ("2001 0000 0000 0501 0001", 8, [(31, slice(32)), (29, slice(5))]),
+        ("0201 0002 0402 0301 0000 0101 0001", 8, [(31, slice(2)), (29, slice(6, 9)), (28, slice(1))]),
+        ("0003 010101 00 0001", 8, [(31, slice(3))]),
+        ("0004 0101", 8, None),
+        ("0002 04", 8, None),
+        ("2001 0000" * 31 + "2001", 8, [(slice(32), slice(32))]),  # complete without it
+        ("ff01 0501 0000 0301 0001", 8, [(31, slice(32)), (30, slice(3))]),  # what is beyond the row is left out
+        ("0002 00ff 2001", 8, []),
+        ("0511 0001", 4, [(31, slice(5))]),
+        ("0510 0001", 4, [(31, slice(0, 5, 2))]),
+        ("0003 0110 0004 1111 0001", 4, [(31, slice(1, 3)), (31, slice(3, 7))]),
+    ],
+)
+def test_rle_that_passes_over_pixels(packed, bits, yellow):
+    """Pillow moved what follows an empty row, and called damaged what ends early."""
+    data = run_length(bytes.fromhex(packed), bits)
+    if yellow is None:
+        assert "BMP data is damaged or incomplete" in refusal(data)
+        return
+    expected = np.full((32, 32, 3), BLUE, np.uint8)
+    for place in yellow:
+        expected[place] = YELLOW
+    np.testing.assert_array_equal(load(data), expected)
+
+
 def test_too_many_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_BYTES", 2**20)
     path = tmp_path / "long.bmp"

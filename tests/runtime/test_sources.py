@@ -113,7 +113,7 @@ def test_heic_is_a_picture_where_it_can_be_read(monkeypatch):
 
 @pytest.mark.usefixtures("album")
 def test_every_suffix_that_is_read_is_found():
-    names = [f"z{suffix}" for suffix in (".jfif", ".jpe", ".mpo", ".apng", ".avif", ".jp2", ".ico", ".ppm", ".tga")]
+    names = [f"z{suffix}" for suffix in (".jfif", ".jpe", ".mpo", ".apng", ".avif", ".jp2", ".ico", ".pfm", ".tga")]
     for name in names:
         Path("album", name).touch()
     assert {f"album/{name}" for name in names} <= set(find_pictures(["album"]))
@@ -165,6 +165,21 @@ def test_impossible_names_stay_as_they_are():
 def test_a_list_as_windows_writes_it():
     written = "\ufeffone.png\r\n\r\nž two.png\r\n".encode()
     assert list(read_list(io.BufferedReader(io.BytesIO(written)))) == ["one.png", "ž two.png"]
+
+
+@pytest.mark.parametrize("mark", [b"\n", b"\r\n", b"\0"])
+@pytest.mark.parametrize("last", [b"-", b"-\0", b"z.png"])
+def test_a_dash_in_a_list_is_a_file(mark, last):
+    """It was read from standard input, which may be the list: the names after it were taken for the picture."""
+    written = mark.join([b"a.png", b"-", b"b-.png", last.replace(b"\0", mark)])
+    end = "z.png" if last == b"z.png" else "./-"
+    assert list(read_list(io.BufferedReader(io.BytesIO(written)))) == ["a.png", "./-", "b-.png", end]
+
+
+def test_a_dash_that_a_pattern_matches_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("-").touch()
+    assert find_pictures(["?"]) == ["./-"]
 
 
 @pytest.mark.parametrize("form", ["utf-16", "utf-16-be"])
