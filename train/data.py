@@ -27,6 +27,7 @@ from ..runtime.files import STAGING, explained, lock, make_folder, remove_leftov
 from ..runtime.labelled import SPLITS
 from ..runtime.paths import expanded
 from . import folders
+from .decoding import decode
 from .folders import FolderOptions, SplitPictures
 
 log = logging.getLogger("edgecifar")
@@ -190,7 +191,7 @@ def load_labelled(
     """
     listing = labelled.read(path)
     contract = folders.contract_of(listing.labels(), options.fit)
-    pictures = folders.decode(listing, contract, expanded(cache or CACHE), progress=progress)
+    pictures = decode(listing, contract, expanded(cache or CACHE), progress=progress)
     splits = folders.splits_of(pictures, options)
     folders.check(pictures, splits, options)
     classes = np.array(listing.indices(contract.labels), np.int64)
