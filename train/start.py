@@ -12,10 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..runtime import labelled
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation
-from ..runtime.paths import expanded
 from . import data as datasets
 from . import distributed, initial, loop
 from .adapting import adapt, refuse_own_options
@@ -145,8 +143,8 @@ def start(
             data = _trained_on_drawn(earlier) if data is None else data
             pictures = FolderOptions.recorded(trained_on.origin) or pictures
             datasets.require_named(data, trained_on.name, trained_on.origin)
-        else:
-            _check_own_options(request.pictures, data)
+        elif request.pictures and (kind := datasets.place_of(data).kind) != datasets.OWN:  # before those are downloaded
+            refuse_own_options(request.pictures, kind)
         with group.main_process_first():
             dataset = datasets.load(data, options=pictures, progress=reading)
         if not request.resume:
@@ -199,18 +197,6 @@ def _run_of(request: TrainingRequest, device: torch.device, group: Group) -> tup
     run = Run(request.out or RUNS / group.broadcast(name))
     run.check_free()
     return run, recipe, selection
-
-
-def _check_own_options(options: Mapping[str, Any], data: str | None) -> None:
-    """Refuse options of own pictures where `data` is known to be others, before those are read or downloaded."""
-    if not options:
-        return
-    named, names = labelled.named(data), datasets.cifar10_names()
-    path = expanded(named) if named else None
-    if str(named) == datasets.SYNTHETIC:
-        refuse_own_options(options, datasets.SYNTHETIC)
-    elif path is None or path.name in names or any((path / name).exists() for name in names):
-        refuse_own_options(options, datasets.CIFAR10_NAME)
 
 
 def _check_place(run: Run, dataset: Dataset) -> None:
