@@ -16,7 +16,7 @@ from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation
 from . import data as datasets
 from . import distributed, initial, loop
-from .adapting import adapt, refuse_own_options
+from .adapting import MIN_CALIBRATION_IMAGES, adapt, refuse_own_options
 from .answers import Teachers
 from .data import Dataset
 from .devices import choose_device, describe_device
@@ -252,7 +252,8 @@ def _next_command(recipe: Recipe, run: Run, dataset: Dataset, data: str | None) 
         options = [part for name, value in given.items() for part in (f"--{name}", value)]
         return _command("edgecifar", "train", "--recipe", STUDENTS, "--teacher", run.folder, *options, data=data)
     variants = ["--variant", "fp32"]
-    if len(dataset.hold_out(recipe.held_out)[1]):  # edge is decided on held-out images
+    enough = len(dataset.train_labels) >= MIN_CALIBRATION_IMAGES
+    if enough and len(dataset.hold_out(recipe.held_out)[1]):  # edge is calibrated, and decided on held-out images
         variants += ["--variant", "edge"]
     return _command("edgecifar", "export", run.folder, *variants, data=data)
 

@@ -407,6 +407,7 @@ def test_the_next_command_names_the_data_that_were_named(small, monkeypatch, giv
     drawn = data.synthetic()
     monkeypatch.setattr(data, "load", lambda *_, **__: drawn)
     monkeypatch.setitem(RECIPES, "fast", replace(FAST, net="narrow"))  # one that can be exported
+    monkeypatch.setattr(start, "MIN_CALIBRATION_IMAGES", len(drawn.train_images))
     options = ("--epochs", 1, "--held-out", 0.25, "--out", "run", *(["--data", given] if given else []))
     result = edgecifar("train", "--device", "cpu", *options)
     assert result.exit_code == 0
@@ -417,6 +418,12 @@ def test_the_next_command_leaves_out_what_needs_held_out_images(small):
     result = train("--epochs", 1, "--batch-size", 8, "--held-out", 0, "--out", "run")
     assert "export run --variant fp32" in result.stderr
     assert "--variant edge" not in result.stderr
+
+
+def test_the_next_command_leaves_out_what_needs_more_pictures(own):
+    result = edgecifar("train", "--data", own, "--device", "cpu", "--epochs", 1, "--out", "run")
+    assert json.loads(Path("run/data.json").read_text())["counts"]["val"]  # it is not for want of these
+    assert result.stderr.endswith(f"Next: edgecifar export run --variant fp32 --data {own}\n")
 
 
 def test_a_run_begins_with_another(small):
