@@ -25,6 +25,8 @@ from edgecifar.cli.training_display import TrainingDisplay
 from edgecifar.runtime.files import write_file
 from edgecifar.train import data, plots, start
 from edgecifar.train.recipes import FAST, RECIPES
+from edgecifar.train.record import Conditions
+from edgecifar.train.run import Run
 
 LEFT = {"run.json", "weights.safetensors", "metrics.jsonl", "curves.png", "confusion.png"}
 
@@ -219,6 +221,17 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(small, monkeypatch, epoch):
     assert resumed.exit_code == 0
     weights = [Path(folder, "weights.safetensors").read_bytes() for folder in ("whole", "a folder/run")]
     assert weights[0] == weights[1]
+
+
+def test_info_says_where_a_run_went_on(small):
+    assert train("--epochs", 1, "--batch-size", 8, "--out", "run").exit_code == 0
+    record = Run(Path("run")).record
+    elsewhere = Conditions("cuda:0", "another machine", "tf32", processes=2, torch="3.1")
+    changed = replace(record, resumed=((1, elsewhere), (2, Conditions("cpu", "an old one"))))
+    Path("run/run.json").write_text(json.dumps(changed.as_json()))
+    lines = edgecifar("info", "run").stdout.splitlines()
+    assert "went on after epoch 1 on another machine (cuda:0), tf32, torch 3.1, processes 2" in lines
+    assert "went on after epoch 2 on an old one (cpu)" in lines
 
 
 def test_resume_takes_the_newest_unfinished_run(small, monkeypatch):
