@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from edgecifar.cli.main import app
+from edgecifar.cli.app import app
 from edgecifar.cli.training_display import TrainingDisplay
 from edgecifar.runtime.files import write_file
-from edgecifar.train import data, plots, start
+from edgecifar.train import data, loop, plots, start
 from edgecifar.train.recipes import FAST, RECIPES
 from edgecifar.train.record import Conditions
 from edgecifar.train.run import Run
@@ -221,6 +221,17 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(small, monkeypatch, epoch):
     assert resumed.exit_code == 0
     weights = [Path(folder, "weights.safetensors").read_bytes() for folder in ("whole", "a folder/run")]
     assert weights[0] == weights[1]
+
+
+def test_ctrl_c_before_there_is_a_run_promises_nothing(small, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", stop)
+    result = train("--epochs", 1, "--out", "run")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "Stopped.")
+    assert "To go on" not in result.stderr
+    assert not Path("run").exists()
 
 
 def test_info_says_where_a_run_went_on(small):
