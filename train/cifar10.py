@@ -26,7 +26,7 @@ _SUPPLY = (
 
 
 def read(root: Path, download: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return images, uint8 [N, 32, 32, 3], and labels, int64 [N], for training and for testing.
+    """Return images, uint8 [N, size, size, 3], and labels, int64 [N], for training and for testing.
 
     Args:
         root: the folder that holds CIFAR-10's own folder or archive, or is to.
