@@ -18,12 +18,13 @@ from onnx import TensorProto, numpy_helper
 
 from edgecifar.export.compress import distill, low_rank
 from edgecifar.export.compress.quantize import CALIBRATION_IMAGES, CALIBRATORS, quantize
-from edgecifar.export.compress.search import MIN_CALIBRATION_IMAGES, Search, importance_subset, spread_over
+from edgecifar.export.compress.search import Search, importance_subset, spread_over
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.graph import Deployed
 from edgecifar.runtime import Bundle
 from edgecifar.runtime.contract import METADATA_PREFIX, Contract
 from edgecifar.runtime.errors import BundleError, DataError, VariantError
+from edgecifar.train.adapting import MIN_CALIBRATION_IMAGES
 from edgecifar.train.data import Dataset
 from edgecifar.train.net import LAYERS, Net
 from edgecifar.train.run import Run

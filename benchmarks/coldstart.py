@@ -82,7 +82,7 @@ def done(phase):
 
 import typer.main
 done("import typer")
-from edgecifar.cli.main import app
+from edgecifar.cli.app import app
 done("import edgecifar.cli")
 group = typer.main.get_command(app)
 options = group.commands["predict"].make_context("predict", sys.argv[2:]).params

@@ -12,6 +12,7 @@ from .display import json_text
 
 if TYPE_CHECKING:
     from ..runtime.contract import Contract
+    from ..train.record import Conditions
 
 
 def describe_model(model: Path | None, as_json: bool) -> str:
@@ -102,6 +103,7 @@ def _run_text(folder: Path, as_json: bool) -> str:
         f"{recipe.optimizer} at {recipe.lr:g}, dropout {recipe.dropout:g}, seed {record.seed}",
         f"data: {record.dataset.name}; on {where.hardware} ({where.device}); {record.status}",
     ]
+    lines += [f"went on after epoch {epochs} on {_conditions(elsewhere)}" for epochs, elsewhere in record.resumed]
     teachers: list[dict[str, Any]] = record.distillation["teachers"] if record.distillation else []
     lines += [f"learnt from {one.get('folder')}, recipe {one.get('recipe', {}).get('name')}" for one in teachers]
     if begun := record.begun_from:
@@ -115,6 +117,13 @@ def _run_text(folder: Path, as_json: bool) -> str:
         if "accuracy_flips_averaged" in record.test:
             lines.append(f"with flips averaged: {100 * record.test['accuracy_flips_averaged']:.2f} %")
     return "\n".join(lines)
+
+
+def _conditions(where: Conditions) -> str:
+    """Return where a run went on; older runs do not say all of it."""
+    known = {"torch": where.torch, "threads": where.threads, "processes": where.processes}
+    details = [where.precision, *(f"{name} {value}" for name, value in known.items() if value is not None)]
+    return ", ".join([f"{where.hardware} ({where.device})", *filter(None, details)])
 
 
 def _onnx_text(path: Path, as_json: bool) -> str:

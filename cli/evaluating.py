@@ -14,9 +14,6 @@ from .app import say
 if TYPE_CHECKING:
     from ..runtime.evaluation import Model
 
-CIFAR10_FILES = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
-"""What CIFAR-10's own folder and archive are called; torchvision reads them."""
-
 WITHOUT_TORCH = ("bundle", "onnx")
 """Kinds of models that need no torch."""
 
@@ -44,7 +41,7 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
     from ..runtime.labelled import named as named_data
     from ..runtime.labelled import recognise
     from ..runtime.manifest import SYNTHETIC
-    from ..runtime.paths import expanded, kind_of
+    from ..runtime.paths import expanded, is_cifar10, kind_of
 
     needs_torch = kind_of(model) not in WITHOUT_TORCH
     named = named_data(data)
@@ -54,7 +51,7 @@ def own_pictures(data: str | None, model: Path) -> Path | None:
             return None
         raise DataError("Name labelled pictures, a folder with a folder per class or a CSV.", option="data")
     path = expanded(named)
-    if path.name in CIFAR10_FILES or any((path / name).exists() for name in CIFAR10_FILES) or named == SYNTHETIC:
+    if named == SYNTHETIC or is_cifar10(path):
         return None
     if not with_torch:
         return path  # which is refused with the reason where it is no data set

@@ -6,10 +6,7 @@ import os
 import sys
 import threading
 
-from . import streams
-from .app import app
-
-__all__ = ["app", "main", "run"]
+__all__ = ["main", "run"]
 
 NEED_THEIR_END = ("multiprocessing", "torch")
 """Packages that have something to put in order when the process ends."""
@@ -36,8 +33,16 @@ def _others_are_at_work() -> bool:
 def main() -> None:
     """Run the command line."""
     vars(sys.modules["__main__"]).pop("__file__", None)  # else processes that decode pictures would import the command
-    streams.prepare()
     try:
-        app(prog_name="edgecifar")
-    finally:
-        streams.close()
+        from . import streams  # here, as all that takes a while: Ctrl-C may come before typer is there to take it
+
+        streams.prepare()
+        try:
+            from .app import app
+
+            app(prog_name="edgecifar")
+        finally:
+            streams.close()
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        raise SystemExit(130) from None

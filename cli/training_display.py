@@ -96,7 +96,9 @@ class TrainingDisplay:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.bar.stop()
-        if isinstance(error, KeyboardInterrupt):
+        from ..train.run import RECORD
+
+        if isinstance(error, KeyboardInterrupt) and (self.plan.run.folder / RECORD).exists():  # it has begun
             self._say(f"To go on from the last checkpoint: {self.plan.resume_command}")
 
     def progress(self, progress: Progress) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -61,7 +61,7 @@ def text(manifest: Manifest, versions: dict[str, str]) -> str:
     except (TypeError, ValueError):
         raise RunError(f"The run's record is damaged ({ended!r} is no time): restore it or train again.") from None
     data = _dataset(manifest, origin)
-    libraries = _libraries(origin.trained_with, versions)
+    libraries = _libraries([origin.trained_with, *(origin.resumed or ())], versions)
     model = _model(manifest, origin)
     bom = Bom(
         serial_number=_serial_number(manifest, versions),
@@ -139,13 +139,18 @@ def _dataset(manifest: Manifest, origin: Provenance) -> Component:
     )
 
 
-def _libraries(training: Mapping[str, str], export: Mapping[str, str]) -> list[Component]:
-    """Return each package in each version that was there. None is part of the bundle, which is what "excluded" says."""
-    uses: dict[tuple[str, str], list[str]] = {}
-    for use, versions in (("training", training), ("export", export)):
+def _libraries(training: Iterable[Mapping[str, Any]], export: Mapping[str, str]) -> list[Component]:
+    """Return each package in each version that was there. None is part of the bundle, which is what "excluded" says.
+
+    Args:
+        training: versions by name, among other things: where it was begun, and wherever it went on.
+        export: versions by name.
+    """
+    uses: dict[tuple[str, str], dict[str, None]] = {}
+    for use, versions in (*(("training", where) for where in training), ("export", export)):
         for name in PACKAGES:
             if name in versions and name != TOOL:
-                uses.setdefault((name, versions[name]), []).append(use)
+                uses.setdefault((name, versions[name]), {})[use] = None
     components = []
     for (name, version), used in uses.items():
         purl = PackageURL("pypi", name=name, version=version)

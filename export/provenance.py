@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..runtime.errors import BundleError
 from ..train.record import RunRecord
 
-OPTIONAL = ("selection_run", "distillation", "begun_from")
+OPTIONAL = ("selection_run", "distillation", "begun_from", "resumed")
 """Not every model has these."""
 
 
@@ -29,11 +29,13 @@ class Provenance:
         checkpoint_test_accuracy: the run's own, 0 to 1; None where training has not ended.
         started: when training began, ISO 8601.
         finished: when it ended; None where it has not.
-        trained_with: hardware, device and versions of packages.
+        trained_with: hardware, device and versions of packages where training was begun.
         selection_run: of a full-data run, what it took from the run that decided on held-out images; None of others.
         distillation: of a net that learnt from other runs, from which and how; None of others.
         begun_from: of a net that began with another run's weights, which that was: their digest, recipe and data set,
             and whether the last layer was taken over; None of others.
+        resumed: where training went on under other conditions, as `RunRecord.resumed_as_json` gives it; None where it
+            did not.
     """
 
     edgecifar: str
@@ -51,6 +53,7 @@ class Provenance:
     selection_run: Mapping[str, Any] | None = None
     distillation: Mapping[str, Any] | None = None
     begun_from: Mapping[str, Any] | None = None
+    resumed: Sequence[Mapping[str, Any]] | None = None
 
     @classmethod
     def of(cls, record: RunRecord) -> Provenance:
@@ -76,6 +79,7 @@ class Provenance:
             selection_run=asdict(record.selection_run) if record.selection_run else None,
             distillation=_without_folders(record.distillation) if record.distillation else None,
             begun_from={name: value for name, value in (record.begun_from or {}).items() if name != "folder"} or None,
+            resumed=record.resumed_as_json() or None,
         )
 
     @classmethod

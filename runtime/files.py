@@ -132,13 +132,17 @@ def temporary_folder() -> Generator[Path]:
         yield Path(folder)
 
 
-def lock(path: Path) -> Callable[[], None]:
+def lock(path: Path, wait: bool = False) -> Callable[[], None]:
     """Keep other processes from taking `path`, a file or a folder, until the function that is returned is called.
 
     The lock ends with the process. On Windows, and on file systems without locks, nothing is kept from anybody.
 
+    Args:
+        path: is there.
+        wait: whether to wait for another process that has it.
+
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process has it, and is not waited for.
         OSError: it cannot be opened.
     """
     if WINDOWS:
@@ -147,8 +151,8 @@ def lock(path: Path) -> Callable[[], None]:
 
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks what may be written
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, KeyboardInterrupt):
         os.close(descriptor)
         raise
     except OSError:

@@ -1,4 +1,4 @@
-"""What a path is: a run folder, a bundle, or a model file of a known format."""
+"""What a path is: a run folder, a bundle, a model file of a known format, or where CIFAR-10 lies."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ RUN_RECORD = "run.json"
 
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2"}
 """What a model file is, by how its name ends."""
+
+CIFAR10_FILES = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+"""What CIFAR-10's own folder and archive are called; torchvision reads them."""
+
+
+def is_cifar10(path: Path) -> bool:
+    """Return whether `path` is CIFAR-10's own folder or archive, or a folder that holds one of them."""
+    return path.absolute().name in CIFAR10_FILES or any((path / name).exists() for name in CIFAR10_FILES)
 
 
 def expanded(path: str | Path) -> Path:

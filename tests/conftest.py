@@ -219,7 +219,7 @@ def edgecifar():
     """Run the command line in this process: `edgecifar("export", run, input=b"")`; the result has its outputs."""
     from typer.testing import CliRunner
 
-    from edgecifar.cli.main import app
+    from edgecifar.cli.app import app
 
     def call(*arguments, **options):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], **options)

@@ -31,7 +31,7 @@ KNOWN: dict[str, set[str]] = {
 
 CONTRACT = "runtime/contract.py"
 READS_CIFAR10 = {
-    *(CONTRACT, "train/data.py", "train/record.py"),
+    *(CONTRACT, "train/cifar10.py", "train/data.py", "train/record.py"),
     *("train/net.py", "train/teacher.py", "export/graph.py"),
 }
 """Files that may name CIFAR-10's labels, classes and size: its contract, its reader, nets for 32 pixels only, and what

@@ -28,6 +28,9 @@ MIN_STEPS = 500
 DEFAULT_BUDGET = 0.2
 """Points of held-out accuracy, in per cent, that an export's `edge` may lose unless told otherwise."""
 
+MIN_CALIBRATION_IMAGES = 100
+"""With fewer images to train on and held out, in all, an export makes no int8 variant."""
+
 
 def adapt(recipe: Recipe, dataset: Dataset, given: Collection[str]) -> Recipe:
     """Return `recipe` with what depends on the pictures set for `dataset`, and log what was changed and why.

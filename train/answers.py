@@ -169,16 +169,12 @@ class Teachers:
         """
         try:
             known = [
-                (Run(Path(teacher["folder"])), teacher["weights_sha256"], bool(teacher["flips_averaged"]))
+                (Run.recorded(teacher["folder"], teacher["weights_sha256"], f"a teacher of {of}"), teacher)
                 for teacher in distillation["teachers"]
             ]
-            teachers = cls(tuple(run for run, _, _ in known), all(flips for _, _, flips in known))
+            return cls(tuple(run for run, _ in known), all(bool(teacher["flips_averaged"]) for _, teacher in known))
         except (KeyError, TypeError, ValueError):
             raise RunError(f"The record of {of} does not say what taught it: restore it or train again.") from None
-        for run, digest_, _ in known:
-            if run.record.weights_sha256 != digest_:
-                raise RunError(f"{run.folder}, a teacher of {of}, holds other weights by now: restore them.")
-        return teachers
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""Data sets as plain numpy arrays: CIFAR-10 through torchvision, or a small synthetic one that is drawn here.
+"""Data sets as plain numpy arrays: CIFAR-10, own pictures, or a small synthetic one that is drawn here.
 
 This is the one place, beside the reading of old runs, that knows what CIFAR-10's contract is.
 """
@@ -6,42 +6,34 @@ This is the one place, beside the reading of old runs, that knows what CIFAR-10'
 from __future__ import annotations
 
 import colorsys
-import contextlib
-import errno
 import hashlib
-import http.client
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..runtime import labelled
 from ..runtime.contract import CIFAR10, Contract
 from ..runtime.errors import DataError
-from ..runtime.files import STAGING, explained, lock, make_folder, remove_leftovers
 from ..runtime.labelled import SPLITS
-from ..runtime.paths import expanded
-from . import folders
+from ..runtime.paths import CIFAR10_FILES, expanded, is_cifar10
+from . import cifar10, folders
+from .decoding import decode
 from .folders import FolderOptions, SplitPictures
 
 log = logging.getLogger("edgecifar")
 
 CIFAR10_NAME, SYNTHETIC = "CIFAR-10", "synthetic"
+"""Names of data sets."""
+
+OWN = "own"
+"""The kind of all others, which have names of their own."""
 
 CACHE = Path("~/.cache/edgecifar")
 """CIFAR-10 is kept here unless a folder is named."""
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-_SUPPLY = (
-    "copy cifar-10-python.tar.gz or its folder cifar-10-batches-py there, name another place (--data or "
-    "$EDGECIFAR_DATA), or try the pipeline with 'synthetic' data (--data synthetic)"
-)
 
 
 @dataclass(frozen=True)
@@ -117,6 +109,46 @@ class Dataset:
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
+class Place(NamedTuple):
+    """What a name of data leads to.
+
+    Attributes:
+        kind: `CIFAR10_NAME`, `SYNTHETIC` or `OWN`.
+        path: the folder that holds CIFAR-10, or is to; the folder or CSV of labelled pictures; of no use for others.
+        may_fill: whether CIFAR-10 may be downloaded there: into the default folder, or one that holds nothing else.
+    """
+
+    kind: str
+    path: Path
+    may_fill: bool = False
+
+
+def place_of(data: str | Path | None = None) -> Place:
+    """Return what `data` leads to, as `load` takes it; no file is read.
+
+    Raises:
+        DataError: there is nothing, or neither CIFAR-10 nor labelled pictures; or `data` is "".
+    """
+    named = labelled.named(data)
+    if str(named) == SYNTHETIC:
+        return Place(SYNTHETIC, Path(SYNTHETIC))
+    root = expanded(named or CACHE).absolute()
+    if root.name in CIFAR10_FILES:  # what the folder holds was named
+        root = root.parent
+    if named and not root.exists():  # most likely mistyped
+        raise DataError(f"{root} is not there: check the path. (CIFAR-10 is downloaded only into an empty folder.)")
+    if root.is_file():
+        if root.suffix.lower() != ".csv":
+            raise DataError(f"{root} is a file: name a folder with a folder of pictures for each class, or a CSV.")
+        return Place(OWN, root)
+    others = _other_things(root) if named else []
+    if not others or is_cifar10(root):
+        return Place(CIFAR10_NAME, root, may_fill=not others)
+    if labelled.recognise(root) is None:
+        raise DataError(_not_cifar10(root, others))
+    return Place(OWN, root)
+
+
 def load(
     data: str | Path | None = None,
     download: bool = True,
@@ -139,24 +171,12 @@ def load(
             CIFAR-10 nor labelled pictures, or `data` is "".
         OutputError: they cannot be written.
     """
-    named = labelled.named(data)
-    if str(named) == SYNTHETIC:
+    place = place_of(data)
+    if place.kind == SYNTHETIC:
         return synthetic()
-    root = expanded(named or CACHE).absolute()
-    if root.name in cifar10_names():  # what the folder holds was named
-        root = root.parent
-    if named and not root.exists():  # most likely mistyped
-        raise DataError(f"{root} is not there: check the path. (CIFAR-10 is downloaded only into an empty folder.)")
-    if root.is_file():
-        if root.suffix.lower() != ".csv":
-            raise DataError(f"{root} is a file: name a folder with a folder of pictures for each class, or a CSV.")
-        return load_labelled(root, options or FolderOptions(), progress=progress)
-    others = _other_things(root) if named else []
-    if others and not any((root / name).exists() for name in cifar10_names()):
-        if labelled.recognise(root) is None:
-            raise DataError(_not_cifar10(root, others))
-        return load_labelled(root, options or FolderOptions(), progress=progress)
-    return _load_cifar10(root, download and not others)
+    if place.kind == OWN:
+        return load_labelled(place.path, options or FolderOptions(), progress=progress)
+    return _dataset(CIFAR10, CIFAR10_NAME, *cifar10.read(place.path, download and place.may_fill))
 
 
 def require_named(data: str | None, trained_on: str, origin: Mapping[str, Any]) -> None:
@@ -190,7 +210,7 @@ def load_labelled(
     """
     listing = labelled.read(path)
     contract = folders.contract_of(listing.labels(), options.fit)
-    pictures = folders.decode(listing, contract, expanded(cache or CACHE), progress=progress)
+    pictures = decode(listing, contract, expanded(cache or CACHE), progress=progress)
     splits = folders.splits_of(pictures, options)
     folders.check(pictures, splits, options)
     classes = np.array(listing.indices(contract.labels), np.int64)
@@ -250,17 +270,10 @@ def load_for_export(
         return None
 
 
-def cifar10_names() -> tuple[str, str]:
-    """Return what CIFAR-10's folder and its archive are called."""
-    from torchvision.datasets import CIFAR10 as TORCHVISION
-
-    return TORCHVISION.base_folder, TORCHVISION.filename
-
-
 def _other_things(root: Path) -> list[Path]:
     """Return what a folder holds beside CIFAR-10, in order; hidden files do not count."""
-    names, found = cifar10_names(), root.iterdir() if root.is_dir() else ()
-    return sorted(path for path in found if path.name not in names and not path.name.startswith("."))
+    found = root.iterdir() if root.is_dir() else ()
+    return sorted(path for path in found if path.name not in CIFAR10_FILES and not path.name.startswith("."))
 
 
 def _not_cifar10(root: Path, found: list[Path]) -> str:
@@ -270,76 +283,6 @@ def _not_cifar10(root: Path, found: list[Path]) -> str:
         f"{root} holds neither CIFAR-10 nor a folder of pictures for each class, but {names}, and nothing is "
         "downloaded beside other things: name a folder of either kind, or a new one to have CIFAR-10 downloaded there."
     )
-
-
-def _load_cifar10(root: Path, download: bool) -> Dataset:
-    from torchvision.datasets import CIFAR10 as TORCHVISION
-    from torchvision.datasets.utils import check_integrity
-
-    folder, archive = root / TORCHVISION.base_folder, root / TORCHVISION.filename
-    files = dict((*TORCHVISION.train_list, *TORCHVISION.test_list))
-    files[TORCHVISION.meta["filename"]] = TORCHVISION.meta["md5"]
-    missing = [name for name in files if not (folder / name).exists()]
-    corrupt = [name for name, md5 in files.items() if name not in missing and not check_integrity(folder / name, md5)]
-    if corrupt:
-        raise DataError(
-            f"Corrupt in {folder}: {', '.join(corrupt)}; delete {'it' if len(corrupt) == 1 else 'them'} to have "
-            "CIFAR-10 extracted or downloaded anew, or copy intact files there."
-        )
-    if missing:
-        if archive.exists() and not check_integrity(archive, TORCHVISION.tgz_md5):
-            raise DataError(
-                f"{archive} is not the official CIFAR-10 archive (its MD5 should be {TORCHVISION.tgz_md5}): "
-                "delete or replace it."
-            )
-        if len(missing) == len(files):
-            lack = f"CIFAR-10 is not in {root}"
-        else:
-            lack = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in {folder}"
-        if not archive.exists() and not download:
-            raise DataError(f"{lack}: {_SUPPLY}.")
-        log.info("%s CIFAR-10 in %s …", "Extracting" if archive.exists() else "Downloading", root)
-        found = root.exists()
-        try:
-            _supply(root, missing, lack)
-        except DataError:
-            if not found:  # the folder is not left behind
-                with contextlib.suppress(OSError):
-                    root.rmdir()
-            raise
-    train, test = TORCHVISION(str(root), train=True), TORCHVISION(str(root), train=False)
-    arrays = train.data, np.asarray(train.targets), test.data, np.asarray(test.targets)
-    return _dataset(CIFAR10, CIFAR10_NAME, *arrays)
-
-
-def _supply(root: Path, missing: list[str], lack: str) -> None:
-    """Put the `missing` files into the data folder, from the archive in `root` or, where it has none, the network.
-
-    `lack` begins the sentence that says that the network failed.
-    Everything is downloaded and extracted beside its place first, so that what is cut off leaves nothing.
-    """
-    from torchvision.datasets import CIFAR10 as TORCHVISION
-    from torchvision.datasets.utils import download_url, extract_archive
-
-    make_folder(root)
-    remove_leftovers(root)
-    folder, archive = root / TORCHVISION.base_folder, root / TORCHVISION.filename
-    with explained(folder), contextlib.ExitStack() as stack:
-        staging = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{STAGING}{os.getpid()}-", dir=root))
-        stack.callback(lock(Path(staging)))  # or another container takes it for a leftover
-        if not archive.exists():
-            archive = Path(staging, archive.name)
-            try:
-                download_url(TORCHVISION.url, staging, archive.name, TORCHVISION.tgz_md5)
-            except (OSError, RuntimeError, http.client.HTTPException) as error:
-                if isinstance(error, OSError) and error.errno in NO_SPACE:
-                    raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-                raise DataError(f"{lack} and could not be downloaded ({reason}): {_SUPPLY}.") from error
-        extract_archive(str(archive), staging)
-        folder.mkdir(exist_ok=True)
-        for name in missing:
-            Path(staging, folder.name, name).replace(folder / name)
 
 
 def _dataset(contract: Contract, name: str, *arrays: np.ndarray) -> Dataset:

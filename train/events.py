@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,10 @@ class EventFiles:
     def __enter__(self) -> EventFiles:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._writer:
-            self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer:  # where it failed once, closing fails again: what is said is the first failure
+            with contextlib.suppress(OSError) if kind else explained(self._folder):
+                self._writer.close()
 
     def progress(self, progress: Progress) -> None:
         """Do nothing."""

@@ -100,12 +100,9 @@ def recorded(begun_from: Mapping[str, Any], of: Path) -> Run:
         RunError: the earlier run is not there any more, holds other weights by now, or the record is damaged.
     """
     try:
-        earlier, digest = Run(Path(begun_from["folder"])), begun_from["weights_sha256"]
+        return Run.recorded(begun_from["folder"], begun_from["weights_sha256"], f"which {of} began with")
     except (KeyError, TypeError):
         raise RunError(f"The record of {of} does not say what it began with: restore it or train again.") from None
-    if earlier.record.weights_sha256 != digest:
-        raise RunError(f"{earlier.folder}, which {of} began with, holds other weights by now: restore them.")
-    return earlier
 
 
 def load(net: nn.Module, earlier: Run, contract: Contract) -> None:

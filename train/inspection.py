@@ -14,8 +14,9 @@ import numpy as np
 from ..runtime import labelled
 from ..runtime.labelled import Listing, some
 from . import folders, plots
+from .decoding import Pictures, decode
 from .duplicates import near_duplicates
-from .folders import FolderOptions, Pictures
+from .folders import FolderOptions
 
 MAX_IMBALANCE = 3.0
 """The largest class may have this many times the pictures of the smallest before the report says so."""
@@ -176,7 +177,7 @@ def inspect(
     """
     listing = labelled.read(path)
     contract = folders.contract_of(listing.labels(), options.fit)
-    pictures = folders.decode(listing, contract, cache, progress=progress)
+    pictures = decode(listing, contract, cache, progress=progress)
     splits = folders.splits_of(pictures, options)
     remarks, notes = remarks_on(listing)
     small, long = _odd_shapes(pictures, contract.size)

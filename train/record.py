@@ -184,9 +184,12 @@ class RunRecord:
             values |= {"weights_sha256": self.weights_sha256}
         if self.is_finished:
             values |= {"finished": self.finished, "temperature": self.temperature, "test": self.test}
-        resumed = [_known({"after_epochs": epochs, **asdict(where)}) for epochs, where in self.resumed]
-        values["resumed"] = resumed or None
+        values["resumed"] = self.resumed_as_json() or None
         return _known(values)
+
+    def resumed_as_json(self) -> list[dict[str, Any]]:
+        """Return where the run went on under other conditions as JSON values; what is not known is left out."""
+        return [_known({"after_epochs": epochs, **asdict(where)}) for epochs, where in self.resumed]
 
     @classmethod
     def parse(cls, values: Any) -> RunRecord:

@@ -118,6 +118,25 @@ class Run:
             raise RunError(f"There is no {kind} under {under}/: train one with 'edgecifar train', or name its folder.")
         return max(found, key=lambda entry: entry[:-1])[-1]
 
+    @classmethod
+    def recorded(cls, folder: str, weights_sha256: str | None, role: str) -> Run:
+        """Return a run that another's record names.
+
+        Args:
+            folder: where it was.
+            weights_sha256: of its weights, then.
+            role: what it was to the other, in words that follow its name.
+
+        Raises:
+            RunError: it is not there any more, is damaged, or holds other weights by now.
+        """
+        run = cls(Path(folder))
+        if not (run.folder / RECORD).exists():
+            raise RunError(f"{run.folder}, {role}, is not there any more: put it back, or train again.")
+        if run.record.weights_sha256 != weights_sha256:
+            raise RunError(f"{run.folder}, {role}, holds other weights by now: restore them.")
+        return run
+
     @property
     def record(self) -> RunRecord:
         """The contents of run.json.

@@ -12,13 +12,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ..runtime import labelled
 from ..runtime.errors import RunError
 from ..runtime.metrics import Evaluation
-from ..runtime.paths import expanded
 from . import data as datasets
 from . import distributed, initial, loop
-from .adapting import adapt, refuse_own_options
+from .adapting import MIN_CALIBRATION_IMAGES, adapt, refuse_own_options
 from .answers import Teachers
 from .data import Dataset
 from .devices import choose_device, describe_device
@@ -145,8 +143,8 @@ def start(
             data = _trained_on_drawn(earlier) if data is None else data
             pictures = FolderOptions.recorded(trained_on.origin) or pictures
             datasets.require_named(data, trained_on.name, trained_on.origin)
-        else:
-            _check_own_options(request.pictures, data)
+        elif request.pictures and (kind := datasets.place_of(data).kind) != datasets.OWN:  # before those are downloaded
+            refuse_own_options(request.pictures, kind)
         with group.main_process_first():
             dataset = datasets.load(data, options=pictures, progress=reading)
         if not request.resume:
@@ -199,18 +197,6 @@ def _run_of(request: TrainingRequest, device: torch.device, group: Group) -> tup
     run = Run(request.out or RUNS / group.broadcast(name))
     run.check_free()
     return run, recipe, selection
-
-
-def _check_own_options(options: Mapping[str, Any], data: str | None) -> None:
-    """Refuse options of own pictures where `data` is known to be others, before those are read or downloaded."""
-    if not options:
-        return
-    named, names = labelled.named(data), datasets.cifar10_names()
-    path = expanded(named) if named else None
-    if str(named) == datasets.SYNTHETIC:
-        refuse_own_options(options, datasets.SYNTHETIC)
-    elif path is None or path.name in names or any((path / name).exists() for name in names):
-        refuse_own_options(options, datasets.CIFAR10_NAME)
 
 
 def _check_place(run: Run, dataset: Dataset) -> None:
@@ -266,7 +252,8 @@ def _next_command(recipe: Recipe, run: Run, dataset: Dataset, data: str | None) 
         options = [part for name, value in given.items() for part in (f"--{name}", value)]
         return _command("edgecifar", "train", "--recipe", STUDENTS, "--teacher", run.folder, *options, data=data)
     variants = ["--variant", "fp32"]
-    if len(dataset.hold_out(recipe.held_out)[1]):  # edge is decided on held-out images
+    enough = len(dataset.train_labels) >= MIN_CALIBRATION_IMAGES
+    if enough and len(dataset.hold_out(recipe.held_out)[1]):  # edge is calibrated, and decided on held-out images
         variants += ["--variant", "edge"]
     return _command("edgecifar", "export", run.folder, *variants, data=data)
 

@@ -20,6 +20,7 @@ from ...runtime.contract import Contract
 from ...runtime.errors import DataError, ParityError
 from ...runtime.files import temporary_folder
 from ...runtime.session import Session
+from ...train.adapting import MIN_CALIBRATION_IMAGES
 from ...train.calibration import fit_sharpness, fit_temperature
 from ...train.data import Dataset
 from ...train.inference import in_batches
@@ -47,9 +48,6 @@ LOST_VARIANCE = (0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018, 0.013, 0.009, 
 
 IMPORTANCE_IMAGES = 10_000
 """Principal directions and the importance of channels are measured on about so many training images."""
-
-MIN_CALIBRATION_IMAGES = CALIBRATION_IMAGES // 10
-"""With fewer images no int8 variant is made."""
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,20 @@ def test_python_m_is_the_command(name):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("edgecifar ")
 
 
+@pytest.mark.parametrize("module", ["typer", "edgecifar.cli.streams", "edgecifar.cli.app"])
+def test_ctrl_c_before_the_command_is_imported(module):
+    code = (
+        "import sys, types\n"
+        "def find(name, *_):\n"
+        f"    if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find))\n"
+        "from edgecifar.cli.main import run\n"
+        "run()"
+    )
+    result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "Stopped.\n")
+
+
 def test_a_profiler_sees_the_end():
     """The command ends its process at once, but not where something waits for the end."""
     command = [sys.executable, "-m", "cProfile", "-m", "edgecifar", "--version"]

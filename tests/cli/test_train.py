@@ -20,11 +20,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from edgecifar.cli.main import app
+from edgecifar.cli.app import app
 from edgecifar.cli.training_display import TrainingDisplay
 from edgecifar.runtime.files import write_file
-from edgecifar.train import data, plots, start
+from edgecifar.train import data, loop, plots, start
 from edgecifar.train.recipes import FAST, RECIPES
+from edgecifar.train.record import Conditions
+from edgecifar.train.run import Run
 
 LEFT = {"run.json", "weights.safetensors", "metrics.jsonl", "curves.png", "confusion.png"}
 
@@ -221,6 +223,28 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(small, monkeypatch, epoch):
     assert weights[0] == weights[1]
 
 
+def test_ctrl_c_before_there_is_a_run_promises_nothing(small, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", stop)
+    result = train("--epochs", 1, "--out", "run")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "Stopped.")
+    assert "To go on" not in result.stderr
+    assert not Path("run").exists()
+
+
+def test_info_says_where_a_run_went_on(small):
+    assert train("--epochs", 1, "--batch-size", 8, "--out", "run").exit_code == 0
+    record = Run(Path("run")).record
+    elsewhere = Conditions("cuda:0", "another machine", "tf32", processes=2, torch="3.1")
+    changed = replace(record, resumed=((1, elsewhere), (2, Conditions("cpu", "an old one"))))
+    Path("run/run.json").write_text(json.dumps(changed.as_json()))
+    lines = edgecifar("info", "run").stdout.splitlines()
+    assert "went on after epoch 1 on another machine (cuda:0), tf32, torch 3.1, processes 2" in lines
+    assert "went on after epoch 2 on an old one (cpu)" in lines
+
+
 def test_resume_takes_the_newest_unfinished_run(small, monkeypatch):
     with monkeypatch.context() as context:
         interrupt(context, 2)
@@ -407,6 +431,7 @@ def test_the_next_command_names_the_data_that_were_named(small, monkeypatch, giv
     drawn = data.synthetic()
     monkeypatch.setattr(data, "load", lambda *_, **__: drawn)
     monkeypatch.setitem(RECIPES, "fast", replace(FAST, net="narrow"))  # one that can be exported
+    monkeypatch.setattr(start, "MIN_CALIBRATION_IMAGES", len(drawn.train_images))
     options = ("--epochs", 1, "--held-out", 0.25, "--out", "run", *(["--data", given] if given else []))
     result = edgecifar("train", "--device", "cpu", *options)
     assert result.exit_code == 0
@@ -417,6 +442,12 @@ def test_the_next_command_leaves_out_what_needs_held_out_images(small):
     result = train("--epochs", 1, "--batch-size", 8, "--held-out", 0, "--out", "run")
     assert "export run --variant fp32" in result.stderr
     assert "--variant edge" not in result.stderr
+
+
+def test_the_next_command_leaves_out_what_needs_more_pictures(own):
+    result = edgecifar("train", "--data", own, "--device", "cpu", "--epochs", 1, "--out", "run")
+    assert json.loads(Path("run/data.json").read_text())["counts"]["val"]  # it is not for want of these
+    assert result.stderr.endswith(f"Next: edgecifar export run --variant fp32 --data {own}\n")
 
 
 def test_a_run_begins_with_another(small):

@@ -141,6 +141,16 @@ def test_packages_of_training_and_of_export():
     assert sorted(dependency["dependsOn"]) == sorted(component["bom-ref"] for component in document["components"])
 
 
+def test_a_training_that_went_on_elsewhere_names_both_versions_of_torch():
+    document = made(resumed=[{"after_epochs": 1, "torch": "2.16.0"}, {"after_epochs": 2}, {"torch": "2.15.0+cu126"}])
+    torches = [component for component in document["components"] if component["name"] == "torch"]
+    assert {torch["version"]: torch["properties"][0]["value"] for torch in torches} == {
+        "2.15.0+cu126": "training",
+        "2.16.0": "training",
+        "2.15.0+cpu": "export",
+    }
+
+
 def test_any_number_of_labels_in_any_language():
     for labels, said in ((("Pilz", "キノコ", "other"), "キノコ"), (tuple(map(str, range(1_000))), "1,000 classes")):
         manifest = replace(MANIFEST, contract=Contract(labels, 32), dataset="mushrooms")

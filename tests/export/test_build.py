@@ -26,7 +26,8 @@ from edgecifar.runtime.errors import BundleError, DataError, OutputError, Parity
 from edgecifar.runtime.labelled import Listing
 from edgecifar.runtime.metrics import evaluate
 from edgecifar.runtime.session import Session
-from edgecifar.train.folders import Pictures, SplitPictures
+from edgecifar.train.decoding import Pictures
+from edgecifar.train.folders import SplitPictures
 from edgecifar.train.inference import in_batches, logits_with
 from edgecifar.train.run import Run
 

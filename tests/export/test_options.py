@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from edgecifar.export.options import ExportOptions
 from edgecifar.export.provenance import Provenance
 from edgecifar.runtime.errors import BundleError
+from edgecifar.train.record import Conditions
 
 
 class TestOptions:
@@ -44,6 +45,13 @@ class TestProvenance:
         made = Provenance.of(run.record)
         assert Provenance.parse(json.loads(json.dumps(made.as_json()))) == made
         assert "selection_run" not in made.as_json()
+
+    def test_where_a_run_went_on_is_said(self, run):
+        elsewhere = Conditions("cuda:0", "another machine", "tf32", processes=1, threads=1, torch="3.1")
+        made = Provenance.of(replace(run.record, resumed=((1, elsewhere),))).as_json()
+        assert made["resumed"] == [{"after_epochs": 1, **asdict(elsewhere)}]
+        assert made["trained_with"]["hardware"] == run.record.conditions.hardware
+        assert "resumed" not in Provenance.of(run.record).as_json()
 
     def test_the_selection_run_under_its_earlier_name(self, run):
         followed = replace(Provenance.of(run.record), selection_run={"temperature": 1.5})

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -589,6 +590,14 @@ class TestInUse:
         write_file(tmp_path / "a", content)
         files.lock(tmp_path / "a")()
         assert contents(tmp_path) == {"a": "whole"}
+
+    def test_a_lock_can_be_waited_for(self, tmp_path):
+        pytest.importorskip("fcntl")
+        (tmp_path / "a").touch()
+        let_go, steps = files.lock(tmp_path / "a"), ["locked"]
+        threading.Timer(0.1, lambda: (steps.append("let go"), let_go())).start()
+        files.lock(tmp_path / "a", wait=True)()
+        assert steps == ["locked", "let go"]
 
     def test_two_containers_whose_processes_have_one_number(self, tmp_path):
         def content(staged: Path) -> None:

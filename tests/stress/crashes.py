@@ -34,7 +34,7 @@ from crash_trial import STEPS, Skipped, Trial, require
 from PIL import Image
 from safetensors.torch import load_file
 
-from edgecifar.cli.main import app
+from edgecifar.cli.app import app
 from edgecifar.export import variants
 from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.options import ExportOptions

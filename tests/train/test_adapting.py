@@ -126,11 +126,19 @@ def test_options_of_own_pictures_are_for_them_alone(own, tiny, option):
 
 @pytest.mark.parametrize(
     ("named", "refused"),
-    [("synthetic", True), (None, True), ("cifar", True), ("cifar/cifar-10-batches-py", True), ("own", False)],
+    [
+        ("synthetic", True),
+        (None, True),
+        ("cifar", True),
+        ("cifar/cifar-10-batches-py", True),
+        ("empty", True),
+        ("own", False),
+    ],
 )
 def test_they_are_refused_before_anything_is_read_or_downloaded(tmp_path, monkeypatch, named, refused):
     (tmp_path / "cifar" / "cifar-10-batches-py").mkdir(parents=True)
     (tmp_path / "own" / "cats").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EDGECIFAR_DATA", raising=False)
     monkeypatch.setattr(start.datasets, "load", lambda *_, **__: (_ for _ in ()).throw(DataError("was read.")))

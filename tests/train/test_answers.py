@@ -153,7 +153,7 @@ class TestTeachers:
         described = answers.describe_distillation(teachers)
         assert Teachers.recorded(described, tmp_path).origin == teachers.origin
         shutil.rmtree(tmp_path / "teacher")
-        with pytest.raises(RunError, match="not a run folder"):
+        with pytest.raises(RunError, match=r"a teacher of .* is not there any more: put it back"):
             Teachers.recorded(described, tmp_path)
         loop.train(recipe, tiny, tmp_path / "teacher", TrainingOptions(seed=1))
         with pytest.raises(RunError, match="other weights"):

@@ -23,6 +23,7 @@ from edgecifar.runtime import files
 from edgecifar.runtime.contract import CIFAR10 as CONTRACT
 from edgecifar.runtime.contract import Contract
 from edgecifar.runtime.errors import DataError, OutputError
+from edgecifar.runtime.paths import CIFAR10_FILES
 from edgecifar.train import data
 
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
@@ -174,6 +175,10 @@ def test_files_load_as_torchvision_gives_them(stranger, no_network):
     assert dataset.test_labels.tolist() == test.targets
     assert dataset.train_labels.dtype == np.int64
     assert no_network == []
+
+
+def test_the_names_are_torchvisions():
+    assert CIFAR10_FILES == (FOLDER, ARCHIVE) == (CIFAR10.base_folder, CIFAR10.filename)
 
 
 def test_inner_folder_and_archive_may_be_named(stranger, archive, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from edgecifar.runtime import parallel
 from edgecifar.runtime.errors import DataError, OutputError
 from edgecifar.runtime.pictures import load_picture
-from edgecifar.train import data, folders, loop
+from edgecifar.train import data, decoding, folders, loop
 from edgecifar.train.folders import FolderOptions
 
 
@@ -235,6 +236,38 @@ def test_pictures_that_are_mapped_are_not_replaced(load, own, tmp_path, monkeypa
     monkeypatch.undo()
     assert before.exists()
     assert len([*(tmp_path / "cache").rglob("*.npy")]) == 2
+
+
+def test_two_trainings_whose_pictures_change_between_them(load, own, monkeypatch, caplog):
+    """Each once deleted what the other had written and not yet named; now the second waits, and decodes what is new."""
+    pytest.importorskip("fcntl")
+    write, decode_many = decoding.write_file, parallel.decode_many
+    decoded: list[str] = []
+    others: list[data.Dataset] = []
+    other = threading.Thread(target=lambda: others.append(load(own)))
+
+    def spy(paths, *args, **options):
+        decoded.extend(paths)
+        return decode_many(paths, *args, **options)
+
+    def begin_the_other(path: Path, content) -> None:
+        write(path, content)
+        if other.ident is None:
+            Image.new("RGB", (32, 32)).save(own / "cat" / "new.png")
+            other.start()
+            while other.is_alive() and "waiting for it" not in caplog.text:
+                other.join(0.05)
+
+    monkeypatch.setattr(parallel, "decode_many", spy)
+    monkeypatch.setattr(decoding, "write_file", begin_the_other)
+    with caplog.at_level(logging.INFO, "edgecifar"):
+        found = load(own)
+    other.join()
+    assert len(found.train_images) + len(found.test_images) == 200
+    assert len(others[0].train_images) + len(others[0].test_images) == 201
+    assert len(decoded) == len({*decoded}) == 201
+    monkeypatch.setattr(parallel, "decode_many", None)
+    assert load(own).digest == others[0].digest
 
 
 def _refuse(path: Path, missing_ok: bool = False) -> None:

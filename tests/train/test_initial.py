@@ -132,7 +132,7 @@ def test_what_it_began_with_is_needed_until_the_first_epoch_is_complete(
     with pytest.raises(KeyboardInterrupt):
         loop.train(recipe, others, tmp_path / "run", options)
     shutil.rmtree(tmp_path / "first")
-    with pytest.raises(RunError, match="first"):
+    with pytest.raises(RunError, match=r"first, which .*run began with, is not there any more: put it back"):
         loop.resume(Run(tmp_path / "run"), others)
 
 
