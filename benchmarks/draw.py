@@ -242,21 +242,28 @@ def lacks(found: Mapping[str, Any]) -> str:
     return "" if measured else "nothing was measured"
 
 
+def _command(stem: str) -> str:
+    """Return what keeps the results called `stem`."""
+    kind = stem.removeprefix("serving_")
+    return f"benchmarks/{stem}.py" if kind == stem else f"benchmarks/serving_limits.py {kind}"
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a document of results.
 
     Raises:
         EdgecifarError: it is missing, or not what a benchmark kept.
     """
+    again = f"run {_command(path.stem)} with --save"
     try:
         found = json.loads(path.read_bytes())
         known = {"benchmark", "machine", "settings", "rows"} <= {*found}
     except FileNotFoundError:
-        raise EdgecifarError(f"{path} is not there: run benchmarks/{path.stem}.py with --save first.") from None
+        raise EdgecifarError(f"{path} is not there: {again} first.") from None
     except (OSError, ValueError, TypeError) as error:
-        raise EdgecifarError(f"{path} cannot be read ({error}): run benchmarks/{path.stem}.py with --save.") from None
+        raise EdgecifarError(f"{path} cannot be read ({error}): {again}.") from None
     if not known:
-        raise EdgecifarError(f"{path} is not what a benchmark kept: run benchmarks/{path.stem}.py with --save.")
+        raise EdgecifarError(f"{path} is not what a benchmark kept: {again}.")
     return found
 
 

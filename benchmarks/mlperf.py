@@ -25,7 +25,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def run(
     settings.min_query_count = 1 if scenario == "Offline" else given.queries
     settings.offline_expected_qps = MARGIN * given.rate
     settings.single_stream_expected_latency_ns = max(1, round(1e9 * given.soon / MARGIN))
-    settings.server_target_qps = given.qps
+    settings.server_target_qps = given.server_qps or 1.0
     settings.server_target_latency_ns = round(1e6 * given.latency)
     settings.server_target_latency_percentile = 0.99
     settings.single_stream_target_latency_percentile = 0.9
@@ -176,6 +176,15 @@ def run(
             lg.DestroySUT(handle)
     if system.error:
         raise EdgecifarError(f"{scenario} could not be run: {system.error}") from system.error
+
+
+def plan(scenarios: Iterable[str], rates: Iterable[float]) -> list[tuple[str, float | None]]:
+    """Return what is run: each scenario once, and Server at each of `rates`, images/s; None at the others."""
+    return [
+        (scenario, qps)
+        for scenario in dict.fromkeys(scenarios)
+        for qps in (dict.fromkeys(rates) if scenario == "Server" else (None,))
+    ]
 
 
 def read_summary(folder: Path) -> dict[str, str]:
@@ -208,7 +217,8 @@ def table(rows: Sequence[dict[str, Any]], quality: float | None) -> str:
     lines = [["scenario", "LoadGen says", "accuracy, %", "figure"]]
     for row in rows:
         figure = f"{row['figure']}: {row['value']:,.0f}"
-        lines.append([row["scenario"], row["verdict"], f"{100 * row['accuracy']:.2f}", figure])
+        name = f"{row['scenario']}, --qps {row['server_qps']:g}" if "server_qps" in row else row["scenario"]
+        lines.append([name, row["verdict"], f"{100 * row['accuracy']:.2f}", figure])
     text = report.table(lines, 2)
     if quality is not None:
         kept = min(row["accuracy"] for row in rows) >= quality
@@ -230,15 +240,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="the most images a call, of Offline and Server")
     parser.add_argument("--latency", type=float, default=15, help="ms, of Server (default: 15, as of ResNet-50)")
     parser.add_argument(
-        "--qps", type=float, help=f"images/s, of Server; default: {BUSY:.0%}% of a short trial's in batches"
+        "--qps",
+        type=float,
+        action="append",
+        help=f"images/s, of Server; may be repeated; default: {BUSY:.0%}% of a short trial's in batches",
     )
     parser.add_argument("--data", help="folder with the CIFAR-10 files; by default $EDGECIFAR_DATA")
     parser.add_argument("--images", type=int, default=10_000, help="the first N test images (default: all 10,000)")
     parser.add_argument("--logs", type=Path, help="folder for LoadGen's logs (default: runs/mlperf-TIME)")
     report.add_save(parser, "mlperf")
     given = parser.parse_args()
-    qps = 1 if given.qps is None else given.qps
-    if min(given.seconds, given.queries, given.batch, given.latency, given.images, qps) <= 0:
+    if min(given.seconds, given.queries, given.batch, given.latency, given.images, *(given.qps or ())) <= 0:
         parser.error("--seconds, --queries, --batch, --latency, --images and --qps must be more than 0")
     lg = loadgen()
     dataset = datasets.load(given.data)
@@ -248,22 +260,23 @@ def main() -> None:
     times = time_calls(lambda: classifier.probabilities(trial), min(0.5, given.seconds))
     given.rate = given.batch / float(np.median(times))
     given.soon = float(np.median(time_calls(lambda: classifier.probabilities(trial[:1]), min(0.5, given.seconds))))
-    given.qps = given.qps or BUSY * given.rate
     folder = given.logs or Path("runs") / f"mlperf-{time.strftime('%Y%m%d-%H%M%S')}"
     rows = []
-    for scenario in given.scenario or SCENARIOS:
+    for scenario, qps in plan(given.scenario or SCENARIOS, given.qps or [BUSY * given.rate]):
+        given.server_qps, named = qps, scenario if qps is None else f"{scenario}-{qps:g}"
         for mode in MODES:
-            harness.say(f"{scenario}, {mode} …")
-            run(lg, classifier, images, scenario, mode, folder / f"{scenario}-{mode}", given)
-        summary = read_summary(folder / f"{scenario}-performance")
+            harness.say(f"{named}, {mode} …")
+            run(lg, classifier, images, scenario, mode, folder / f"{named}-{mode}", given)
+        summary = read_summary(folder / f"{named}-performance")
         rows.append(
             {
                 "scenario": scenario,
                 "verdict": summary["Result is"],
                 "figure": SCENARIOS[scenario],
                 "value": float(summary[SCENARIOS[scenario]]),
-                "accuracy": share_correct(folder / f"{scenario}-accuracy", labels),
+                "accuracy": share_correct(folder / f"{named}-accuracy", labels),
                 "images": len(labels),
+                **({} if qps is None else {"server_qps": qps}),
                 "summary": summary,
             }
         )
@@ -278,7 +291,6 @@ def main() -> None:
         "dataset": dataset.name,
         "seconds": given.seconds,
         "batch": given.batch,
-        "server_qps": given.qps,
         "server_latency_ms": given.latency,
         "quality": quality,
         "logs": str(folder),

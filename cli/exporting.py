@@ -149,7 +149,7 @@ def export(
         Path | None, typer.Option(help="Sign the bundle with this private key (PEM).", show_default=False)
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace an existing bundle; with --layout, models of the same names.")
+        bool, typer.Option("--force", help="Replace an existing bundle; with --layout, the bundle's models.")
     ] = False,
 ) -> None:
     """Export a run into a bundle. The bundle is written only if each model in it agrees with the net."""
@@ -230,7 +230,9 @@ def _lay_out(folder: Path | None, out: Path | None, force: bool) -> None:
         raise typer.BadParameter("--layout needs the folder to write: add --out models.")
     bundle = Bundle.open(folder)
     name = folder.resolve().name if folder else "edgecifar"
-    names = write_repository(bundle, out, name=name, replace=force)
+    names, removed = write_repository(bundle, out, name=name, replace=force)
+    if removed:
+        say(f"Removed, as the bundle has no such variants any more: {', '.join(removed)}.")
     place = shlex.quote(str(out.resolve()))
     say(f"The model repository is in {out}: {', '.join(names)}. Next: tritonserver --model-repository {place}")
 

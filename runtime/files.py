@@ -219,6 +219,18 @@ def _exchange(one: Path, other: Path) -> bool:
     return renameat2(ignored, os.fsencode(one), ignored, os.fsencode(other), exchange) == 0
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder, which goes in one step; what is left of it after a kill, `remove_leftovers` deletes.
+
+    Raises:
+        OutputError: it may not be deleted.
+    """
+    gone = _beside(path)
+    with explained(path):
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def refuse_existing(path: Path, replace: bool, check: Callable[[Path], object] | None = None) -> None:
     """Raise an OutputError where `new_folder`, with the same arguments, would not make or replace what is at `path`."""
     # os.path, as pathlib raises where it may not look; writing says so then.

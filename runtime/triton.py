@@ -6,12 +6,13 @@ https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/use
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import OutputError, VariantError
-from .files import new_folder, refuse_existing
+from .files import new_folder, refuse_existing, remove_folder
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -23,21 +24,25 @@ LABELS_FILE = "labels.txt"
 CONFIGURATION, MODEL = "config.pbtxt", "1/model.onnx"
 """The other files of a model's folder."""
 
+WARM_UP = 'name: "one picture"'
+"""Every configuration that is written here holds this, by which it is known."""
+
 MAX_BATCH = 64
 """Images that Triton runs at once: enough for full throughput."""
 
 
-def write_repository(bundle: Bundle, folder: Path, *, name: str, replace: bool = False) -> list[str]:
+def write_repository(bundle: Bundle, folder: Path, *, name: str, replace: bool = False) -> tuple[list[str], list[str]]:
     """Put all ONNX variants of `bundle`, whose digests are checked, into the model repository `folder`.
 
     Args:
         bundle: what is laid out.
         folder: the repository; a new one, or each model's folder in one that is there, appears whole or not at all.
         name: what the models' names begin with; a hyphen and the variant's name follow.
-        replace: whether `folder` may be there already. Models of the same names are replaced; all else in it stays.
+        replace: whether `folder` may be there already. Models of the same names are replaced; those that were laid out
+            from a bundle of the same name, of variants that this one does not have, are removed; all else in it stays.
 
     Returns:
-        The models' names.
+        The models' names, and those that were removed.
 
     Raises:
         VariantError: the bundle has no ONNX variant.
@@ -58,7 +63,10 @@ def write_repository(bundle: Bundle, folder: Path, *, name: str, replace: bool =
             (model / MODEL).write_bytes(bundle.read(variant))
             (model / LABELS_FILE).write_text("\n".join(bundle.contract.labels) + "\n", encoding="utf-8")
             (model / CONFIGURATION).write_text(configuration(names[-1], bundle.contract), encoding="utf-8")
-    return names
+    old = [path for path in sorted(folder.iterdir()) if path.name not in names and _is_of(path, name)]
+    for path in old:
+        remove_folder(path)
+    return names, [path.name for path in old]
 
 
 def _refuse_other(folder: Path) -> None:
@@ -66,6 +74,20 @@ def _refuse_other(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.relative_to(folder).as_posix() not in ("1", MODEL, LABELS_FILE, CONFIGURATION):
             raise OutputError(f"{path} is not of a model that was laid out from a bundle: choose another folder.")
+
+
+def _is_of(folder: Path, bundle_name: str) -> bool:
+    """Return whether a folder is a model that was laid out from a bundle of this name.
+
+    What follows the bundle's name is a variant's, which has no hyphen: `birds-2-edge` is of `birds-2`, not of `birds`.
+    """
+    if not re.fullmatch(f"{re.escape(bundle_name)}-[^-]+", folder.name) or folder.is_symlink():
+        return False
+    try:
+        _refuse_other(folder)
+        return WARM_UP in (folder / CONFIGURATION).read_text(encoding="utf-8")
+    except (OutputError, OSError, UnicodeDecodeError):
+        return False
 
 
 def configuration(name: str, contract: Contract) -> str:
@@ -96,7 +118,7 @@ output [
 dynamic_batching {{}}
 model_warmup [
   {{
-    name: "one picture"
+    {WARM_UP}
     batch_size: 1
     inputs {{
       key: {json.dumps(contract.input_name)}

@@ -2,6 +2,7 @@
 
     python scripts/draw_shapes.py FOLDER [--each 200] [--seed 0]
 
+FOLDER must not be there: pictures of an earlier call would be trained on, too. It appears whole or not at all.
 The shapes have a random place, size, angle and colour on a ground of blurred patches and noise. The same pixels come
 out every time.
 """
@@ -10,10 +11,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from edgecifar.runtime.errors import EdgecifarError
+from edgecifar.runtime.files import new_folder
 
 CORNERS = {"circle": 60, "square": 4, "star": 10, "triangle": 3}
 """The corners of each shape; every other one of a star is nearer to its middle."""
@@ -46,6 +51,20 @@ def draw(rng: np.random.Generator, shape: str) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+def write(folder: Path, each: int, seed: int) -> None:
+    """Draw `each` pictures of each shape into the new folder `folder`.
+
+    Raises:
+        EdgecifarError: it is there already, or cannot be written.
+    """
+    rng = np.random.default_rng(seed)
+    with new_folder(folder) as staged:
+        for shape in CORNERS:
+            (staged / shape).mkdir()
+            for number in range(each):
+                draw(rng, shape).save(staged / shape / f"{number:04}.png")
+
+
 def main() -> None:
     """Draw what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,11 +72,14 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=200, help="pictures of each shape (default: 200)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    rng = np.random.default_rng(given.seed)
-    for shape in CORNERS:
-        (given.folder / shape).mkdir(parents=True, exist_ok=True)
-        for number in range(given.each):
-            draw(rng, shape).save(given.folder / shape / f"{number:04}.png")
+    if given.each < 1 or given.seed < 0:
+        parser.error("--each must be at least 1, and --seed at least 0")
+    if given.folder.exists():
+        sys.exit(f"draw_shapes.py: {given.folder} exists already: choose another folder, or delete it first.")
+    try:
+        write(given.folder, given.each, given.seed)
+    except EdgecifarError as error:
+        sys.exit(f"draw_shapes.py: {error}")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,8 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
         EdgecifarError: a bundle or a key file cannot be used, or the address is taken.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
-    with contextlib.closing(address.listen()) as listener:  # first: a port that is taken is said before models are read
+    # First the port: one that is taken is said before models are read.
+    with contextlib.closing(address.listen()) as listener, _signals_before_service() as early:
         keys = _read_keys(api_key_file)
         _warn(keys, address)
         app = App(load_registry(source), settings, keys)
@@ -166,9 +167,31 @@ def run(source: Source, address: Address, settings: Settings, api_key_file: Path
         gc.freeze()  # what is there now stays: no collection has to look at it again
         gc.set_threshold(COLLECT_EVERY)
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(_Life(server, source, api_key_file).live(listener))
+            runner.run(_Life(server, source, api_key_file, early).live(listener))
     if app.decoding:  # for nobody, and Python would wait for it
         os._exit(0)
+
+
+@contextlib.contextmanager
+def _signals_before_service() -> Iterator[list[int]]:
+    """End the process on SIGTERM, and note each SIGHUP in the list that is yielded, until `_Life` takes the signals.
+
+    Else SIGHUP would end it, and SIGTERM do nothing where it is a container's first process.
+    """
+
+    def end(*_: object) -> None:
+        log.info("Stopped before the bundles were loaded.", extra={"event": "stopped"})
+        sys.exit(0)
+
+    early: list[int] = []
+    wanted = {"SIGTERM": end, "SIGHUP": lambda number, _: early.append(number)}  # Windows has no SIGHUP
+    numbers = {getattr(signal, name): handler for name, handler in wanted.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+    try:
+        yield early
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _read_keys(path: Path | None) -> ApiKeys | None:
@@ -216,10 +239,11 @@ def _has_uvloop() -> bool:
 
 
 class _Life:
-    """A server from its first request to its last."""
+    """A server from its first request to its last; `early`: every SIGHUP that came before."""
 
-    def __init__(self, server: Server, source: Source, api_key_file: Path | None) -> None:
+    def __init__(self, server: Server, source: Source, api_key_file: Path | None, early: list[int]) -> None:
         self._server, self._app, self._source, self._api_key_file = server, server.app, source, api_key_file
+        self._early = early
         self._updating, self._update_again = False, False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -262,6 +286,8 @@ class _Life:
             extra={"event": "ready", "host": host, "port": port, "models": names},
         )
         _notify("READY=1")
+        if self._early:
+            self._update()
 
     def _end(self) -> None:
         """On SIGTERM: say not ready, answer for a while, then end."""
@@ -311,11 +337,11 @@ class _Life:
             app.replace(registry)
         except EdgecifarError as error:
             app.metrics.updates.labels("failed").inc()
-            log.error("The update failed, the old bundles stay: %s", error, extra={"event": "update_failed"})
+            log.error("The update failed, the old bundles and keys stay: %s", error, extra={"event": "update_failed"})
         except Exception as error:
             app.metrics.updates.labels("failed").inc()
             log.error(
-                "The update failed, the old bundles stay: %r",
+                "The update failed, the old bundles and keys stay: %r",
                 error,
                 exc_info=error,
                 extra={"event": "update_failed"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import draw
 import drawing
@@ -100,6 +101,14 @@ def test_results_that_are_none(content, monkeypatch, tmp_path):
         (tmp_path / "latency.json").write_text(content)
     with pytest.raises(EdgecifarError, match=r"run benchmarks/latency\.py with --save"):
         run(monkeypatch, "latency", "--results", tmp_path)
+
+
+def test_results_that_are_missing_name_a_script_that_is_there(tmp_path):
+    for name in draw.DRAWERS:
+        with pytest.raises(EdgecifarError) as missing:
+            draw.read(tmp_path / f"{draw.RESULTS_OF.get(name, name)}.json")
+        script = str(missing.value).partition("run benchmarks/")[2].split()[0]
+        assert (Path(draw.__file__).parent / script).is_file(), script
 
 
 def test_a_picture_that_there_is_not(monkeypatch):

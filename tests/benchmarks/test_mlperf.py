@@ -115,6 +115,15 @@ class TestSystem:
         assert str(system.error) == "No."
 
 
+def test_one_call_runs_server_at_several_rates():
+    runs = [("SingleStream", None), ("Offline", None), ("Server", 1500), ("Server", 3000)]
+    assert mlperf.plan(mlperf.SCENARIOS, [1500, 3000, 1500]) == runs
+    rows = [{"scenario": "Server", "server_qps": qps, "verdict": "VALID", "accuracy": 1} for qps in (1500.0, 3000.0)]
+    text = mlperf.table([{**row, "figure": "per second", "value": 1} for row in rows], None)
+    assert "--qps 1500 " in text
+    assert "--qps 3000 " in text
+
+
 def test_read_summary(tmp_path):
     (tmp_path / "mlperf_log_summary.txt").write_text(SUMMARY)
     found = mlperf.read_summary(tmp_path)
@@ -161,14 +170,15 @@ def test_it_runs(tiny, synthetic_is_small, small, monkeypatch, capsys, tmp_path)
     from edgecifar.runtime import Classifier
 
     arguments = ["--bundle", str(tiny), "--variant", "fp32", "--provider", "cpu", "--threads", "1", "--images", "20"]
-    arguments += ["--data", "synthetic", "--seconds", "0.1", "--queries", "5", "--qps", "200", "--logs", str(tmp_path)]
+    arguments += ["--data", "synthetic", "--seconds", "0.1", "--queries", "5", "--logs", str(tmp_path)]
+    arguments += ["--qps", "200", "--qps", "100"]
     monkeypatch.setattr(sys, "argv", ["mlperf.py", *arguments])
     mlperf.main()
     *lines, last = capsys.readouterr().out.splitlines()
     document = json.loads(last)
     assert sorted(document) == ["benchmark", "machine", "rows", "settings"]
-    assert document["settings"]["server_qps"] == 200
-    assert [row["scenario"] for row in document["rows"]] == [*mlperf.SCENARIOS]
+    assert [row["scenario"] for row in document["rows"]] == [*mlperf.SCENARIOS, "Server"]
+    assert [row.get("server_qps") for row in document["rows"]] == [None, None, 200, 100]
     answers = Classifier(tiny, "fp32", "cpu", 1).probabilities(small.test_images[:20]).argmax(axis=1)
     for row in document["rows"]:
         assert row["verdict"] in ("VALID", "INVALID")
@@ -177,4 +187,4 @@ def test_it_runs(tiny, synthetic_is_small, small, monkeypatch, capsys, tmp_path)
         assert row["summary"]["Scenario"] == row["scenario"]
         assert any(line.startswith(row["scenario"]) and row["verdict"] in line for line in lines)
     assert any("not an MLPerf result" in line for line in lines)
-    assert len([*tmp_path.glob("*/mlperf_log_detail.txt")]) == 6
+    assert len([*tmp_path.glob("*/mlperf_log_detail.txt")]) == 8

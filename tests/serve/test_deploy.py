@@ -88,6 +88,7 @@ def test_every_option_of_the_documents_is_there(edgecifar):
         "--out",
         "--signal",
         "--json",
+        "--force",
         "--from-file",
     }
     others |= {"--now", "--rm", "--read-only", "--cap-drop", "--security-opt", "--help"}

@@ -215,6 +215,31 @@ def test_a_second_ctrl_c_ends_it_at_once(serve, tiny):
 
 
 @pytest.mark.parametrize(
+    ("early", "loads", "said"), [("SIGTERM", 1, "before the bundles"), ("SIGHUP", 2, "New bundles")]
+)
+def test_signals_while_bundles_load(tiny, early, loads, said):
+    code = (
+        "import os, signal, sys\nfrom edgecifar.cli.app import app\nimport edgecifar.cli.main\n"
+        "from edgecifar.serve import server\nload, count = server.load_registry, 0\n"
+        "def loading(source):\n"
+        "    global count\n"
+        "    count += 1\n"
+        "    print(count, flush=True)\n"
+        "    found = load(source)\n"
+        "    os.kill(os.getpid(), getattr(signal, sys.argv[1] if count == 1 else 'SIGTERM'))\n"
+        "    return found\n"
+        "server.load_registry = loading\n"
+        "app(['serve', '--port', '0', '--provider', 'cpu', '--bundle', sys.argv[2], '--drain', '5'])"
+    )
+    command = [sys.executable, "-c", code, early, str(tiny)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == [*map(str, range(1, loads + 1))]
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (["--bundle", "missing"], "not a bundle"),

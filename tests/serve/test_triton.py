@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,6 +91,25 @@ def test_only_its_own_models_are_replaced(edgecifar, refused, tiny, tmp_path):
     (out / "tiny_bundle-edge" / "2").mkdir()
     assert "not of a model" in refused(*command)
     assert (out / "tiny_bundle-edge" / "2").is_dir()
+
+
+def test_a_variant_that_the_bundle_no_longer_has_goes(tiny, tmp_path):
+    from edgecifar.runtime import Bundle
+    from edgecifar.runtime.triton import CONFIGURATION, write_repository
+
+    bundle, out = Bundle.open(tiny), tmp_path / "models"
+    assert write_repository(bundle, out, name="birds") == (["birds-fp32", "birds-edge"], [])
+    write_repository(bundle, out, name="birds-2", replace=True)  # another bundle, whose name begins alike
+    kept = {path.name for path in out.iterdir()} - {"birds-edge"}
+    for name in ("birds-post", "birds-more"):  # a person's own: not as written here, or with more in it
+        shutil.copytree(out / "birds-edge", out / name)
+    (out / "birds-post" / CONFIGURATION).write_text('name: "birds-post"')
+    (out / "birds-more" / "2").mkdir()
+
+    fewer = tuple(variant for variant in bundle.manifest.variants if variant.name == "fp32")
+    bundle = replace(bundle, manifest=replace(bundle.manifest, variants=fewer))
+    assert write_repository(bundle, out, name="birds", replace=True) == (["birds-fp32"], ["birds-edge"])
+    assert {path.name for path in out.iterdir()} == kept | {"birds-post", "birds-more"}
 
 
 @pytest.mark.parametrize("option", [("--budget", "0.2"), ("--device", "auto"), ("--corrupted", "0"), ("--sign", "key")])
