@@ -5,8 +5,9 @@
     python benchmarks/draw.py reference
 
 `experiment.json` holds what the experiment reported: the mean loss of the first 2,000 mini-batches of some epochs, and
-the accuracy on the test images after the last one. A run may be in its middle. Prints Markdown and a line of JSON;
---save keeps the latter, and --readme puts the former between two marks in README.md.
+the accuracy on the test images after the last one. A run may be in its middle: --data then tests the weights that it
+has so far. Prints Markdown and a line of JSON; --save keeps the latter, and --readme puts the former between two marks
+in README.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ import report
 
 from edgecifar.runtime.errors import DataError
 from edgecifar.runtime.files import write_file
+from edgecifar.runtime.metrics import evaluate
+from edgecifar.train import data
+from edgecifar.train.data import Dataset
+from edgecifar.train.inference import classify_with
 from edgecifar.train.loop import WINDOW
 from edgecifar.train.record import validation_accuracy
 from edgecifar.train.run import Run
@@ -67,8 +72,18 @@ def classes(test: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def comparison(run: Run) -> dict[str, Any]:
+def tested(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """Return the evaluation of the weights that a run has so far, on the test images, as JSON values."""
+    classify = classify_with(run.net())
+    return evaluate(classify, dataset.test_images, dataset.test_labels, dataset.contract.labels).as_json()
+
+
+def comparison(run: Run, dataset: Dataset | None = None) -> dict[str, Any]:
     """Return all that is compared, as JSON values.
+
+    Args:
+        run: of the recipe.
+        dataset: what a run in its middle is tested on; without it there are no classes.
 
     Raises:
         DataError: no epoch of the run is complete.
@@ -76,8 +91,7 @@ def comparison(run: Run) -> dict[str, Any]:
     record, metrics = run.record, run.metrics
     if not metrics:
         raise DataError(f"{run.folder} has no complete epoch yet: train it first.")
-    described = record.as_json()
-    test = described.get("test")
+    test = record.as_json().get("test") or (tested(run, dataset) if dataset else None)
     return {
         "recipe": record.recipe.name,
         "epochs": record.recipe.epochs,
@@ -115,7 +129,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         cells = [*found["classes"]]
         lines += [
             "",
-            "| after the last epoch, % | all | " + " | ".join(row["class"] for row in cells) + " |",
+            f"| after epoch {done}, % | all | " + " | ".join(row["class"] for row in cells) + " |",
             "|---" * (2 + len(cells)) + "|",
             f"| this run | {found['accuracy']:.2f} | " + " | ".join(f"{row['accuracy']:.1f}" for row in cells) + " |",
             f"| reported | {found['reported_accuracy']} | "
@@ -152,10 +166,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Compare, and report."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of the recipe, finished or not")
+    parser.add_argument("--data", help="the CIFAR-10 files, as 'edgecifar train' takes them, to test an unfinished run")
     parser.add_argument("--readme", action="store_true", help="put the tables into benchmarks/README.md, too")
     report.add_save(parser, "reference")
     given = parser.parse_args(arguments)
-    found = comparison(Run(given.run))
+    found = comparison(Run(given.run), data.load(given.data) if given.data else None)
     text = markdown(found)
     rows = found.pop("curve")
     report.finish(report.document("reference", found, rows), text, given.save)

@@ -30,7 +30,7 @@ METRICS = [line(1, [1.8, 1.5], 0.41), line(2, [1.4], 0.57), line(3, [1.2], 0.6),
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, net):
     """Make a run that has done some epochs."""
 
     def make(test: dict | None, metrics=METRICS):
@@ -41,7 +41,7 @@ def run(tmp_path):
             dataset=SimpleNamespace(name="CIFAR-10"),
             as_json=lambda: {"test": test},
         )
-        return SimpleNamespace(folder=tmp_path, record=record, metrics=metrics)
+        return SimpleNamespace(folder=tmp_path, record=record, metrics=metrics, net=lambda: net)
 
     return make
 
@@ -82,6 +82,15 @@ def test_one_in_its_middle(run):
     text = reference.markdown(reference.comparison(run(None)))
     assert "6 of 50 epochs" in text
     assert "this run" not in text
+
+
+def test_one_in_its_middle_is_tested_on_the_data_that_is_given(run, small):
+    found = reference.comparison(run(None), small)
+    assert len(found["classes"]) == small.contract.classes
+    mean = sum(row["accuracy"] for row in found["classes"]) / small.contract.classes
+    assert found["accuracy"] == pytest.approx(mean, abs=5)  # its classes are nearly equally frequent
+    assert found["accuracy"] > 15  # the net is better than chance
+    assert "| after epoch 6, % | all |" in reference.markdown(found)
 
 
 def test_one_without_an_epoch(run):
