@@ -173,7 +173,7 @@ def test_a_new_registry_whose_threads_cannot_be_started_changes_nothing(tiny, mo
         app = App(load_registry(source({"a": tiny})))
         async with app._lifespan(None):
             old, models = app.registry, len(app.registry.models)
-            life = server._Life(server.make_server(app), source({"a": tiny}), None)
+            life = server._Life(server.make_server(app), source({"a": tiny}), None, [])
             nonlocal most
             most = 2 * models - 1
             monkeypatch.setattr("edgecifar.serve.batching.threading.Thread", NoMore)
@@ -203,7 +203,7 @@ def test_an_update_says_if_others_can_read_the_keys(tiny, tmp_path, caplog, mode
         edge = source({"a": tiny}, variants=("edge",))
         app = App(load_registry(edge))
         async with app._lifespan(None):
-            await server._Life(server.make_server(app), edge, keys)._take_up()
+            await server._Life(server.make_server(app), edge, keys, [])._take_up()
         assert app.keys is not None
 
     with caplog.at_level("WARNING", "edgecifar.serve"):
