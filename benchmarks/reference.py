@@ -6,8 +6,8 @@
 
 `experiment.json` holds what the experiment reported: the mean loss of the first 2,000 mini-batches of some epochs, and
 the accuracy on the test images after the last one. A run may be in its middle: --data then tests the weights that it
-has so far. Prints Markdown and a line of JSON; --save keeps the latter, and --readme puts the former between two marks
-in README.md.
+has so far. With --data the net is tested in training mode, too, as if `net.eval()` had been forgotten. Prints Markdown
+and a line of JSON; --save keeps the latter, and --readme puts the former between two marks in README.md.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import harness
+import numpy as np
 import report
+import torch
+from torch import nn
 
 from edgecifar.runtime.errors import DataError
 from edgecifar.runtime.files import write_file
 from edgecifar.runtime.metrics import evaluate
 from edgecifar.train import data
+from edgecifar.train.augment import normalise
 from edgecifar.train.data import Dataset
-from edgecifar.train.inference import classify_with
+from edgecifar.train.inference import classify_with, in_batches
 from edgecifar.train.loop import WINDOW
 from edgecifar.train.record import validation_accuracy
 from edgecifar.train.run import Run
@@ -78,12 +83,31 @@ def tested(run: Run, dataset: Dataset) -> dict[str, Any]:
     return evaluate(classify, dataset.test_images, dataset.test_labels, dataset.contract.labels).as_json()
 
 
+def tested_in_training_mode(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """Return the same of the net in training mode: dropout drops, and batch norm takes the statistics of each batch.
+
+    It tells how a test without `net.eval()` would have come out.
+    """
+    net, size = run.net().train(), run.record.recipe.batch_size
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0  # the test changes no statistics
+
+    @torch.no_grad()
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        return net(normalise(torch.from_numpy(images))).softmax(1).numpy()
+
+    torch.manual_seed(0)
+    classify = partial(in_batches, probabilities, size=size)
+    return evaluate(classify, dataset.test_images, dataset.test_labels, dataset.contract.labels).as_json()
+
+
 def comparison(run: Run, dataset: Dataset | None = None) -> dict[str, Any]:
     """Return all that is compared, as JSON values.
 
     Args:
         run: of the recipe.
-        dataset: what a run in its middle is tested on; without it there are no classes.
+        dataset: what the net is tested on in training mode, and a run in its middle at all; None for neither.
 
     Raises:
         DataError: no epoch of the run is complete.
@@ -107,6 +131,7 @@ def comparison(run: Run, dataset: Dataset | None = None) -> dict[str, Any]:
         "reported_accuracy": EXPERIMENT["accuracy"],
         "curve": curve(metrics),
         "classes": classes(test) if test else [],
+        "in_training_mode": tested_in_training_mode(run, dataset) if dataset else None,
     }
 
 
@@ -132,11 +157,19 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"| after epoch {done}, % | all | " + " | ".join(row["class"] for row in cells) + " |",
             "|---" * (2 + len(cells)) + "|",
             f"| this run | {found['accuracy']:.2f} | " + " | ".join(f"{row['accuracy']:.1f}" for row in cells) + " |",
+            *_training_mode(found),
             f"| reported | {found['reported_accuracy']} | "
             + " | ".join(_shown(row["reported"], 1) for row in cells)
             + " |",
         ]
     return "\n".join(lines)
+
+
+def _training_mode(found: Mapping[str, Any]) -> list[str]:
+    if not (test := found["in_training_mode"]):
+        return []
+    shares = [f"{100 * test['per_class'][row['class']]:.1f}" for row in found["classes"]]
+    return [f"| this run, in training mode | {100 * test['accuracy']:.2f} | {' | '.join(shares)} |"]
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -166,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Compare, and report."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of the recipe, finished or not")
-    parser.add_argument("--data", help="the CIFAR-10 files, as 'edgecifar train' takes them, to test an unfinished run")
+    parser.add_argument("--data", help="the CIFAR-10 files, as 'edgecifar train' takes them, to test on")
     parser.add_argument("--readme", action="store_true", help="put the tables into benchmarks/README.md, too")
     report.add_save(parser, "reference")
     given = parser.parse_args(arguments)

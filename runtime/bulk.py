@@ -253,8 +253,9 @@ class Classify:
                 one.
 
         Raises:
-            VariantError, ProviderError, ModelError: as `Classifier` says.
+            InputError, VariantError, ProviderError, ModelError: as `Classifier` and its `predict` say.
         """
+        check_choices(top_k, fit)
         self._classifier = bundle.classifier(provider, threads or _threads_of_worker())
         self._top_k = min(top_k, self._classifier.contract.classes)
         self._fit = fit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import draw
 import drawing
 import pytest
 import reference
+import torch
 
 from edgecifar.runtime.contract import CIFAR10
 from edgecifar.runtime.errors import DataError
@@ -41,7 +43,7 @@ def run(tmp_path, net):
             dataset=SimpleNamespace(name="CIFAR-10"),
             as_json=lambda: {"test": test},
         )
-        return SimpleNamespace(folder=tmp_path, record=record, metrics=metrics, net=lambda: net)
+        return SimpleNamespace(folder=tmp_path, record=record, metrics=metrics, net=lambda: copy.deepcopy(net))
 
     return make
 
@@ -90,7 +92,21 @@ def test_one_in_its_middle_is_tested_on_the_data_that_is_given(run, small):
     mean = sum(row["accuracy"] for row in found["classes"]) / small.contract.classes
     assert found["accuracy"] == pytest.approx(mean, abs=5)  # its classes are nearly equally frequent
     assert found["accuracy"] > 15  # the net is better than chance
-    assert "| after epoch 6, % | all |" in reference.markdown(found)
+    text = reference.markdown(found)
+    assert "| after epoch 6, % | all |" in text
+    assert f"| this run, in training mode | {100 * found['in_training_mode']['accuracy']:.2f} |" in text
+
+
+def test_training_mode_is_another_test_and_changes_nothing(run, small, net):
+    made, tested = run(None), copy.deepcopy(net)
+    made.net = lambda: tested
+    as_ever = reference.tested(run(None), small)
+    in_training = reference.tested_in_training_mode(made, small)
+    assert abs(as_ever["nll"] - in_training["nll"]) > 0.01
+    assert in_training["accuracy"] > 0.15  # it is better than chance
+    statistics = {name: value for name, value in tested.state_dict().items() if "running" in name}
+    assert statistics
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in statistics.items())
 
 
 def test_one_without_an_epoch(run):

@@ -274,6 +274,11 @@ class TestClassify:
         assert len(found) == 0
         assert "label" in found.column_names
 
+    @pytest.mark.parametrize("choice", [{"top_k": 0}, {"fit": "stretched"}])
+    def test_a_choice_that_is_none_is_refused_before_there_is_a_batch(self, tiny, choice):
+        with pytest.raises(InputError):
+            Classify(PackedBundle.of(tiny), **choice)
+
     def test_a_batch_without_pictures_is_refused(self, tiny):
         import pyarrow
 
