@@ -31,7 +31,7 @@ from edgecifar.runtime.metrics import evaluate
 from edgecifar.train import data
 from edgecifar.train.augment import normalise
 from edgecifar.train.data import Dataset
-from edgecifar.train.inference import classify_with, in_batches
+from edgecifar.train.inference import Function, classify_with, in_batches
 from edgecifar.train.loop import WINDOW
 from edgecifar.train.record import validation_accuracy
 from edgecifar.train.run import Run
@@ -77,16 +77,15 @@ def classes(test: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def tested(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """Return the evaluation of the weights that a run has so far, on the test images, as JSON values."""
-    classify = classify_with(run.net())
+def tested(classify: Function, dataset: Dataset) -> dict[str, Any]:
+    """Return the evaluation of a function from images to probabilities on the test images, as JSON values."""
     return evaluate(classify, dataset.test_images, dataset.test_labels, dataset.contract.labels).as_json()
 
 
-def tested_in_training_mode(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """Return the same of the net in training mode: dropout drops, and batch norm takes the statistics of each batch.
+def in_training_mode(run: Run) -> Function:
+    """Return a function from images to probabilities, by the weights that a run has so far, as if it still trained.
 
-    It tells how a test without `net.eval()` would have come out.
+    Dropout drops, and batch norm takes the statistics of each batch: a test without `net.eval()` comes out like that.
     """
     net, size = run.net().train(), run.record.recipe.batch_size
     for module in net.modules():
@@ -98,8 +97,7 @@ def tested_in_training_mode(run: Run, dataset: Dataset) -> dict[str, Any]:
         return net(normalise(torch.from_numpy(images))).softmax(1).numpy()
 
     torch.manual_seed(0)
-    classify = partial(in_batches, probabilities, size=size)
-    return evaluate(classify, dataset.test_images, dataset.test_labels, dataset.contract.labels).as_json()
+    return partial(in_batches, probabilities, size=size)
 
 
 def comparison(run: Run, dataset: Dataset | None = None) -> dict[str, Any]:
@@ -115,7 +113,7 @@ def comparison(run: Run, dataset: Dataset | None = None) -> dict[str, Any]:
     record, metrics = run.record, run.metrics
     if not metrics:
         raise DataError(f"{run.folder} has no complete epoch yet: train it first.")
-    test = record.as_json().get("test") or (tested(run, dataset) if dataset else None)
+    test = record.as_json().get("test") or (tested(classify_with(run.net()), dataset) if dataset else None)
     return {
         "recipe": record.recipe.name,
         "epochs": record.recipe.epochs,
@@ -131,7 +129,7 @@ def comparison(run: Run, dataset: Dataset | None = None) -> dict[str, Any]:
         "reported_accuracy": EXPERIMENT["accuracy"],
         "curve": curve(metrics),
         "classes": classes(test) if test else [],
-        "in_training_mode": tested_in_training_mode(run, dataset) if dataset else None,
+        "in_training_mode": tested(in_training_mode(run), dataset) if dataset else None,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.paths import RUN_RECORD
 from .display import bar, draws, padded
 from .streams import visible
 
@@ -96,9 +97,7 @@ class TrainingDisplay:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.bar.stop()
-        from ..train.run import RECORD
-
-        if isinstance(error, KeyboardInterrupt) and (self.plan.run.folder / RECORD).exists():  # it has begun
+        if isinstance(error, KeyboardInterrupt) and (self.plan.run.folder / RUN_RECORD).exists():  # it has begun
             self._say(f"To go on from the last checkpoint: {self.plan.resume_command}")
 
     def progress(self, progress: Progress) -> None:

@@ -19,13 +19,14 @@ from torch import nn
 
 from ..runtime.errors import RunError
 from ..runtime.files import STAGING, lock, make_folder, remove_leftovers, sha256, write_file
+from ..runtime.paths import RUN_RECORD
 from .nets import is_teacher, make_net
 from .record import RUNNING, RecordError, RunRecord
 
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 
-WEIGHTS, RECORD, METRICS, RESUME = "weights.safetensors", "run.json", "metrics.jsonl", "resume.pt"
+WEIGHTS, RECORD, METRICS, RESUME = "weights.safetensors", RUN_RECORD, "metrics.jsonl", "resume.pt"
 
 DIGEST_BYTES = 32
 """A SHA-256 has so many."""

@@ -356,7 +356,8 @@ class Search:
 
     def _note(self, tried: str, accuracy: float, quantized: bool = False) -> None:
         self.trials.append((tried, accuracy))
-        self._quantized += self.trials[-1:] if quantized else []
+        if quantized:
+            self._quantized.append(self.trials[-1])
         lost = 100 * (accuracy - self._full)
         log.info("  %-62s held-out %6.2f %%  (%+.2f)", tried, 100 * accuracy, lost)
 

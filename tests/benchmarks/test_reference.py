@@ -14,6 +14,7 @@ import torch
 
 from edgecifar.runtime.contract import CIFAR10
 from edgecifar.runtime.errors import DataError
+from edgecifar.train.inference import classify_with
 from edgecifar.train.recipes import RECIPES
 
 
@@ -100,8 +101,8 @@ def test_one_in_its_middle_is_tested_on_the_data_that_is_given(run, small):
 def test_training_mode_is_another_test_and_changes_nothing(run, small, net):
     made, tested = run(None), copy.deepcopy(net)
     made.net = lambda: tested
-    as_ever = reference.tested(run(None), small)
-    in_training = reference.tested_in_training_mode(made, small)
+    as_ever = reference.tested(classify_with(net), small)
+    in_training = reference.tested(reference.in_training_mode(made), small)
     assert abs(as_ever["nll"] - in_training["nll"]) > 0.01
     assert in_training["accuracy"] > 0.15  # it is better than chance
     statistics = {name: value for name, value in tested.state_dict().items() if "running" in name}
