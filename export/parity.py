@@ -163,15 +163,16 @@ def ask(model: Outputs, reference: Reference) -> Answers:
     by_size: dict[int, Sequence[np.ndarray]] = {}
     for size in (*(size for size in BATCH_SIZES if size <= len(images)), BATCH_SIZE):
         some = images if size == BATCH_SIZE else images[: 2 * size]
+        batch = min(size, len(some))
         try:
             parts = [model(some[start : start + size]) for start in range(0, len(some), size)]
             outputs = [np.concatenate(rows) for rows in zip(*parts, strict=True)]
         except Exception as error:  # whatever an engine raises: the gate names the model and goes on to the next
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            return Answers(by_size, f"cannot run batch size {size}: {reason}")
+            return Answers(by_size, f"cannot run batch size {batch}: {reason}")
         for name, output in (("logits", outputs[1]), ("probabilities", outputs[0])):
             if output.shape != (len(some), classes):
-                return Answers(by_size, f"gives {name} of shape {list(output.shape)} at batch size {size}")
+                return Answers(by_size, f"gives {name} of shape {list(output.shape)} at batch size {batch}")
         by_size[size] = outputs
     return Answers(by_size)
 
@@ -256,7 +257,8 @@ def _wrong_probabilities(answers: Answers, reference: Reference, exact: bool) ->
         difference = np.abs(probabilities - meant).max()
         if not difference <= PROBABILITY_TOLERANCE:  # not: nan fails too
             whose = "the net's" if exact else "what its own logits say"
-            return f"gives probabilities that differ from {whose} by {difference:.1e} at batch size {size}"
+            batch = min(size, len(logits))
+            return f"gives probabilities that differ from {whose} by {difference:.1e} at batch size {batch}"
     return ""
 
 

@@ -239,7 +239,7 @@ def refuse_existing(path: Path, replace: bool, check: Callable[[Path], object] |
     if not os.path.exists(path):  # noqa: PTH110
         return
     if not replace:
-        raise OutputError(f"{path} exists already: choose another folder, or have it replaced.", option="replace")
+        raise OutputError(f"{path} exists already: choose another folder, or replace it.", option="replace")
     if not path.is_dir():
         raise OutputError(f"{path} is a file: choose another place for the folder.")
     if check:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-READ = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000, ICO, TGA, PPM, PGM or PBM picture"  # as messages say it
+READ = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000, ICO, TGA, PPM, PGM, PBM or PFM picture"
+"""What is read, as messages say it."""
 
 CONVERT = "convert it to PNG"
 

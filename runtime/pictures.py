@@ -52,8 +52,8 @@ def load_picture(
 ) -> np.ndarray:
     """Load a picture as the input of a model: docs/pictures.md has the rule, `contract` size, fit and background.
 
-    Reads PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO, TGA, PPM, PGM and PBM, and with pillow-heif HEIC; of
-    animations the first frame. An RGB picture of the right size passes bit for bit.
+    Reads PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ICO, TGA, PPM, PGM, PBM and PFM, and with pillow-heif HEIC;
+    of animations the first frame. An RGB picture of the right size passes bit for bit.
 
     Args:
         source: a file's path, "-" for standard input, the file's content, a binary stream, read to its end, a Pillow

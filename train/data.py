@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,8 +33,15 @@ CIFAR10_NAME, SYNTHETIC = "CIFAR-10", "synthetic"
 OWN = "own"
 """The kind of all others, which have names of their own."""
 
-CACHE = Path("~/.cache/edgecifar")
-"""CIFAR-10 is kept here unless a folder is named."""
+
+def cache_folder() -> Path:
+    """Return the user's folder for caches, as the XDG Base Directory Specification defines it."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path("~/.cache")) / "edgecifar"
+
+
+CACHE = cache_folder()
+"""Decoded pictures are kept here, and CIFAR-10 unless a folder is named."""
 
 
 @dataclass(frozen=True)

@@ -361,6 +361,17 @@ class TestAFolderOfOtherThings:
         assert data.load(root).digest == data.load(stranger.parent).digest
 
 
+class TestCacheFolder:
+    def test_is_in_the_folder_that_the_environment_names(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert data.cache_folder() == tmp_path / "edgecifar"
+
+    @pytest.mark.parametrize("named", ["", "relative"])  # the specification ignores what is not absolute
+    def test_is_in_the_home_otherwise(self, monkeypatch, named):
+        monkeypatch.setenv("XDG_CACHE_HOME", named)
+        assert data.cache_folder() == Path("~/.cache/edgecifar")
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_one_flipped_bit(stranger, name, no_network):
     content = bytearray((stranger / name).read_bytes())
