@@ -26,6 +26,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -93,10 +94,15 @@ def run(command: Sequence[str | Path]) -> Ran:
         arguments = [*map(str, command)]
         process = subprocess.Popen(arguments, start_new_session=True, stdout=output, stderr=subprocess.STDOUT)
         peak = 0.0
-        while process.poll() is None:
-            peak = max(peak, _memory(process.pid))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.2)
+        try:
+            while process.poll() is None:
+                peak = max(peak, _memory(process.pid))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+        finally:
+            if process.poll() is None:  # Ctrl-C does not reach it, as it has a session of its own
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         seconds = time.perf_counter() - begin
         output.seek(0)
         said = output.read().decode(errors="replace")
@@ -278,19 +284,24 @@ def with_kept(found: dict[str, Any], earlier: Path) -> dict[str, Any]:
 
     Args:
         found: what was measured now.
-        earlier: the file that was kept; one of another machine, other versions or settings, or none, gives nothing.
+        earlier: the file that was kept; one of another machine, other versions or settings, a damaged one, or none,
+            gives nothing.
     """
-    if not earlier.exists():
+    volatile, new = {"load_average": None}, {one["section"] for one in found["rows"]}
+    try:
+        kept = json.loads(earlier.read_bytes())
+        same = kept["machine"] | volatile == found["machine"] | volatile and kept["settings"] == found["settings"]
+        rows = [one for one in kept["rows"] if one["section"] not in new] + found["rows"]
+        rows.sort(key=lambda one: SECTIONS.index(one["section"].partition(",")[0]))
+    except FileNotFoundError:
         return found
-    kept = json.loads(earlier.read_text())
-    volatile = {"load_average": None}
-    same = kept["machine"] | volatile == found["machine"] | volatile and kept["settings"] == found["settings"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # what was measured now is not lost with it
+        harness.say(f"{earlier} is not what this script kept: nothing of it is kept.")
+        return found
     if not same:
         harness.say(f"{earlier} is of another machine, other versions or settings: its other sections are not kept.")
         return found
-    new = {one["section"] for one in found["rows"]}
-    rows = [one for one in kept["rows"] if one["section"] not in new] + found["rows"]
-    return found | {"rows": sorted(rows, key=lambda one: SECTIONS.index(one["section"].partition(",")[0]))}
+    return found | {"rows": rows}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -313,7 +324,9 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="by default all")
-    parser.add_argument("--jobs", type=int, default=usable_cpus(), help="by default one a usable core")
+    parser.add_argument(
+        "--jobs", type=harness.positive(int), default=usable_cpus(), help="by default one a usable core"
+    )
     parser.add_argument("--bundle", type=Path, help="by default the one that is installed")
     parser.add_argument("--variant", help="by default the bundle's own choice")
     parser.add_argument("--ultralytics", help="the Python of an environment with ultralytics")

@@ -108,11 +108,13 @@ def comparison(run: Run, dataset: Dataset | None = None) -> dict[str, Any]:
         dataset: what the net is tested on in training mode, and a run in its middle at all; None for neither.
 
     Raises:
-        DataError: no epoch of the run is complete.
+        DataError: no epoch of the run is complete, or it was trained on other data.
     """
     record, metrics = run.record, run.metrics
     if not metrics:
         raise DataError(f"{run.folder} has no complete epoch yet: train it first.")
+    if dataset and dataset.digest != record.dataset.sha256:
+        raise DataError(f"{run.folder} was trained on other data ({record.dataset.name}): name those with --data.")
     test = record.as_json().get("test") or (tested(classify_with(run.net()), dataset) if dataset else None)
     return {
         "recipe": record.recipe.name,

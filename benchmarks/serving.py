@@ -68,6 +68,29 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
+def pinned(client: int, server: int) -> Iterator[None]:
+    """Keep this process on the core `client` within the block; `started` keeps servers on `server`.
+
+    Raises:
+        EdgecifarError: this system cannot, or one of them is no core that this process may use.
+    """
+    if not hasattr(os, "sched_setaffinity") or not shutil.which("taskset"):
+        raise EdgecifarError("Server and client are kept on cores by taskset, which is not here: use Linux.")
+    usable = os.sched_getaffinity(0)
+    if absent := sorted({client, server} - usable):
+        among = ", ".join(map(str, sorted(usable)))
+        raise EdgecifarError(
+            f"Core {absent[0]} is none of those that may be used here: choose --client-core and --server-core among "
+            f"{among}."
+        )
+    os.sched_setaffinity(0, {client})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)  # the machine is described later, with all of them
+
+
+@contextlib.contextmanager
 def started(contender: Contender, core: int, log: Path, first: Request) -> Iterator[tuple[int, int, float]]:
     """Run a server on `core`; yield its port, its process, and the seconds until it answered `first` with 200."""
     port = free_port()
@@ -278,14 +301,13 @@ def main() -> None:
     model = (bundle.folder / variant.file).resolve()
     images = harness.random_images(PICTURES, bundle.contract)
     expected = bundle.load(variant, provider="cpu", threads=1).probabilities(images)
-    os.sched_setaffinity(0, {options.client_core})
     own = [sys.executable, "-m", "edgecifar.cli", "serve", "--port", "{port}", "--threads", "1", "--provider", "cpu"]
     own += ["--bundle", f"bench={bundle.folder}", "--variant", options.variant, "--drain", "0"]
     ours = Contender("edgecifar serve", own, f"/v2/models/bench-{options.variant}/infer", {}, binary=True)
     peers = [peer for peer in options.peer or PEERS if peer != "none"]
     for peer in peers:
         environment(peer, options.cache)  # one that cannot be installed is said before anything is measured
-    with tempfile.TemporaryDirectory() as temporary:
+    with pinned(options.client_core, options.server_core), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         made = requests_of(ours, images, expected)
         bodies = [request.data.partition(b"\r\n\r\n")[2] for kind in made.values() for request in kind]

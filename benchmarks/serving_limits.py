@@ -34,7 +34,7 @@ from typing import Any
 import harness
 import numpy as np
 import report
-from serving import PICTURES, started
+from serving import PICTURES, pinned, started
 from serving_load import Outcome, Request, ask_binary, drive, merged, used
 from serving_peers import Contender
 
@@ -211,8 +211,7 @@ def main() -> None:
     parser.add_argument("--client-core", type=int, default=1)
     report.add_save(parser, "serving_KIND")
     options = parser.parse_args()
-    os.sched_setaffinity(0, {options.client_core})
-    with tempfile.TemporaryDirectory() as temporary:
+    with pinned(options.client_core, options.server_core), tempfile.TemporaryDirectory() as temporary:
         bench = Bench(options, Path(temporary))
         rows = KINDS[options.kind](bench)
     settings: dict[str, Any] = {name: str(value) for name, value in vars(options).items() if name != "save"}

@@ -6,6 +6,7 @@ costs little beside the server.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -51,7 +52,7 @@ class Outcome:
         rejections: seconds of each answer of status 429 or 503.
         wrong: answers of status 200 that were not those expected.
         statuses: how often each other status came.
-        broken: connections that ended without an answer.
+        broken: connections that ended without the answer to what was asked.
     """
 
     seconds: float = 0.0
@@ -139,7 +140,8 @@ class _Connection:
 
     def ask(self, request: Request) -> None:
         self.data, self.request, self.sent = b"", request, time.perf_counter()
-        self.socket.sendall(request.data)
+        with contextlib.suppress(OSError):  # the server is gone: the answer, which ends before it began, says so
+            self.socket.sendall(request.data)
 
     def answer(self) -> tuple[int, bytes, bytes] | None:
         """Return status, head and body once all is there; raises ConnectionError where it ends before."""
@@ -187,13 +189,16 @@ def drive(
         patience = resting[0][0] - time.perf_counter() if resting else 30
         for key, _ in selector.select(patience) or ([] if resting else _given_up(selector, outcome)):
             connection: _Connection = key.data
+            rest = next((one for one in resting if one[1] is connection), None)
             try:
                 answer = connection.answer()
             except OSError:
-                outcome.broken += 1
+                outcome.broken += rest is None  # where nothing was asked, a server may end a connection
                 answer = (0, b"", b"")
             if answer is None:
                 continue
+            if rest:
+                resting.remove(rest)
             now = time.perf_counter()
             if answer[0]:
                 _note(outcome, connection, answer, now - began, read)

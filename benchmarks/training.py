@@ -136,6 +136,7 @@ def summarise(runs: list[Finished], levels: list[float]) -> list[dict[str, Any]]
                 "recipe": recipe["name"],
                 "changed": changed(recipe),
                 "epochs": recipe["epochs"],
+                "epochs_done": min(len(metrics) for _, metrics in members),
                 "batch_size": recipe["batch_size"],
                 **conditions(members[0][0]),
                 "runs": len(members),
@@ -184,7 +185,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     lines = [header]
     for row in rows:
-        cells = [row["recipe"] + _settings(row["changed"]), str(row["epochs"]), str(row["runs"])]
+        done, epochs = row["epochs_done"], row["epochs"]
+        lasted = str(epochs) if done == epochs else f"{done} of {epochs}"
+        cells = [row["recipe"] + _settings(row["changed"]), lasted, str(row["runs"])]
         cells.append(f"{row['images_per_second']:.0f}")
         for level in levels:
             own, other = row["seconds_to"][level], reference.get((_comparable(row), level))

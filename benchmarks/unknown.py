@@ -122,8 +122,13 @@ def far(bundle: Bundle, dataset: datasets.Dataset, kinds: Sequence[Kind], limit:
         bundle: its ONNX variants are measured.
         dataset: what it was trained on.
         kinds: of other pictures.
-        limit: the first so many training and test images are used.
+        limit: the first so many test images are used, and of the training images up to twice as many, evenly spread.
+
+    Raises:
+        EdgecifarError: the bundle has other classes than the data set.
     """
+    if bundle.contract.labels != dataset.contract.labels:
+        raise EdgecifarError(f"{bundle.folder} has other classes than {dataset.name}: name a bundle that knows these.")
     trained_on, _ = dataset.hold_out(bundle.manifest.provenance["recipe"]["held_out"])
     trained_on = trained_on[:: max(1, len(trained_on) // limit)]
     pictures = {kind.name: kind.make(bundle.contract) for kind in kinds}
@@ -253,7 +258,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=FAST.epochs, help="near: of the recipe fast")
     parser.add_argument("--splits", type=int, default=len(SPLITS), help="near: only the first so many")
     parser.add_argument("--kinds", choices=KINDS, default="reported", help="far: which pictures")
-    parser.add_argument("--images", type=int, default=10_000, help="far: the first N test and training images")
+    parser.add_argument("--images", type=int, default=10_000, help="far: the first N test, up to 2 N training images")
     parser.add_argument("--data", help="folder with the CIFAR-10 files; by default $EDGECIFAR_DATA")
     report.add_save(parser, "unknown")
     given = parser.parse_args()

@@ -131,6 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=harness.positive(float), default=2.0, help="of each file at each batch size")
     report.add_save(parser, "widths")
     options = parser.parse_args(arguments)
+    if options.epochs < 0:
+        parser.error("--epochs must be at least 0")
     run, tried = Run(options.run), list(dict.fromkeys(options.widths or map(scaled, MIDDLES)))
     record = run.record
     dataset = datasets.load_for_export(record.dataset.name, options.data, record.dataset.origin)

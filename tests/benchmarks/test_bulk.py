@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import bulk
@@ -34,6 +35,21 @@ def test_a_process_says_its_rate_last():
 def test_a_process_that_fails_or_says_no_rate(code):
     with pytest.raises(EdgecifarError, match="run it by hand"):
         bulk.run([sys.executable, "-c", code])
+
+
+def test_a_process_ends_with_whoever_watches_it(monkeypatch):
+    """Ctrl-C does not reach it, and its pictures are removed under it."""
+    watched = []
+
+    def interrupted(pid):
+        watched.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bulk, "_memory", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bulk.run([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    with pytest.raises(ProcessLookupError):
+        os.kill(watched[0], 0)
 
 
 def test_runs_take_turns():
@@ -81,3 +97,10 @@ class TestWithKept:
         now = document("jpeg")
         assert bulk.with_kept(now, earlier) == now
         assert bulk.with_kept(now, tmp_path / "none.json") == now
+
+    @pytest.mark.parametrize("damage", ["", "no JSON", "[]", '{"machine": 1}', "{}", "rows", "section"])
+    def test_what_was_measured_is_not_lost_with_a_damaged_file(self, document, tmp_path, damage):
+        earlier, now = tmp_path / "bulk.json", document("jpeg")
+        wrong = {"rows": now | {"rows": [1]}, "section": now | {"rows": [{"section": "latency"}]}}
+        earlier.write_text(json.dumps(wrong[damage]) if damage in wrong else damage)
+        assert bulk.with_kept(now, earlier) == now

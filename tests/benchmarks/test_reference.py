@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import draw
@@ -33,7 +34,7 @@ METRICS = [line(1, [1.8, 1.5], 0.41), line(2, [1.4], 0.57), line(3, [1.2], 0.6),
 
 
 @pytest.fixture
-def run(tmp_path, net):
+def run(tmp_path, net, small):
     """Make a run that has done some epochs."""
 
     def make(test: dict | None, metrics=METRICS):
@@ -41,7 +42,7 @@ def run(tmp_path, net):
             recipe=RECIPES["reference"],
             seed=0,
             conditions=SimpleNamespace(hardware="a processor", device="cpu", precision="float32", threads=2),
-            dataset=SimpleNamespace(name="CIFAR-10"),
+            dataset=SimpleNamespace(name="CIFAR-10", sha256=small.digest),
             as_json=lambda: {"test": test},
         )
         return SimpleNamespace(folder=tmp_path, record=record, metrics=metrics, net=lambda: copy.deepcopy(net))
@@ -96,6 +97,12 @@ def test_one_in_its_middle_is_tested_on_the_data_that_is_given(run, small):
     text = reference.markdown(found)
     assert "| after epoch 6, % | all |" in text
     assert f"| this run, in training mode | {100 * found['in_training_mode']['accuracy']:.2f} |" in text
+
+
+def test_other_data_than_it_was_trained_on_is_refused(run, small):
+    """The classes of a run on six of them were held against ten, without a word."""
+    with pytest.raises(DataError, match="was trained on other data"):
+        reference.comparison(run(None), replace(small, digest="0" * 64))
 
 
 def test_training_mode_is_another_test_and_changes_nothing(run, small, net):

@@ -60,11 +60,11 @@ def server():
         thread.join(10)
 
 
-def drive(server, *replies: bytes, seconds: float = 0.2):
+def drive(server, *replies: bytes, seconds: float = 0.2, pause: float = 0.0):
     port, given = server
     given += replies
     request = serving_load.Request(serving_load.post("/", b"{}"), ROW)
-    return serving_load.drive(port, [request], seconds, 2)
+    return serving_load.drive(port, [request], seconds, 2, pause=pause)
 
 
 def test_right_answers(server):
@@ -82,6 +82,46 @@ def test_wrong_answers_refusals_and_failures(server):
     assert outcome.statuses == {500: 1}
     assert outcome.broken == 1
     assert len(outcome.latencies) > 5
+
+
+def test_connections_that_end_in_a_pause_are_made_anew(server):
+    """Nothing was asked on them, so nothing is lost; it ended the long run with a traceback."""
+    outcome = drive(server, answer().replace(b"\r\n\r\n", b"\r\nThen: close\r\n\r\n"), pause=0.02)
+    assert len(outcome.latencies) > 2
+    assert (outcome.wrong, outcome.broken, outcome.statuses) == (0, 0, {})
+
+
+def test_a_server_that_is_gone_is_seen_by_the_answer():
+    here, there = socket.socketpair()
+    there.close()
+    connection = object.__new__(serving_load._Connection)
+    connection.socket = here
+    with here:
+        connection.ask(serving_load.Request(b"x", ROW))
+        with pytest.raises(ConnectionError):
+            connection.answer()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not kept on cores here")
+class TestPinned:
+    def test_this_process_is_free_again_after_it(self):
+        before = os.sched_getaffinity(0)
+        core = max(before)
+        with serving.pinned(core, core):
+            assert os.sched_getaffinity(0) == {core}
+        assert os.sched_getaffinity(0) == before
+
+    @pytest.mark.parametrize("absent", [-1, 100_000, 10**20])
+    def test_a_core_that_there_is_not(self, absent):
+        core = max(os.sched_getaffinity(0))
+        for pair in ((absent, core), (core, absent)):
+            with pytest.raises(EdgecifarError, match=f"^Core {absent} is none"), serving.pinned(*pair):
+                pass
+
+    def test_without_taskset(self, monkeypatch):
+        monkeypatch.setenv("PATH", "")
+        with pytest.raises(EdgecifarError, match="taskset"), serving.pinned(0, 0):
+            pass
 
 
 def test_binary_answers():

@@ -48,6 +48,15 @@ def test_the_reference_is_measured_on_the_test_images():
     assert training.course(metrics) == [(10, 50)]
 
 
+def test_a_run_in_its_middle_says_how_far_it_is():
+    """Its seconds in all stood beside the epochs of the whole."""
+    record, metrics = made("fast", [(10, 0.5), (20, 0.6)])
+    record["recipe"]["epochs"] = 50
+    (row,) = training.summarise([(record, metrics)], [60])
+    assert (row["epochs"], row["epochs_done"], row["finished"]) == (50, 2, 0)
+    assert training.table([row]).splitlines()[1].split()[:5] == ["fast", "2", "of", "50", "1"]
+
+
 def test_a_full_data_run_has_its_tests_accuracy_and_reaches_nothing_before():
     record, metrics = made("best", [(10, 0.5), (10, 0.9)], 0.92)
     metrics = [{key: value for key, value in line.items() if "accuracy" not in key} for line in metrics]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,12 @@ class TestFar:
             assert row["threshold"] is row["passed"] is None  # 120 held-out pictures are too few
         text = unknown.far_table(rows)
         assert all(name in text for name in ("fDBD", "gaussian noise, severity 5", DRAWN[0].name))
+
+    def test_a_bundle_of_other_classes(self, tiny, small):
+        """Its accuracy was that by numbers of classes which mean others."""
+        other = replace(small, contract=replace(small.contract, labels=small.contract.labels[::-1]))
+        with pytest.raises(EdgecifarError, match="other classes"):
+            unknown.far(unknown.Bundle.open(tiny), other, [], 10)
 
     def test_a_bundle_without_the_score(self, tiny):
         with pytest.raises(EdgecifarError, match="familiarity"):

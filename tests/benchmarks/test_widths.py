@@ -25,6 +25,12 @@ def test_what_are_no_widths(text):
         widths.widths_of(text)
 
 
+def test_fewer_epochs_than_none():
+    with pytest.raises(SystemExit) as stopped:
+        widths.main(["RUN", "--epochs", "-1"])
+    assert stopped.value.code == 2
+
+
 @pytest.mark.slow
 def test_the_script(run, small, tmp_path, capsys, check_document, monkeypatch):
     own = shutil.copytree(run.folder, tmp_path / "run")

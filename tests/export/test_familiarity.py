@@ -10,6 +10,7 @@ import pytest
 
 from edgecifar.export import familiarity
 from edgecifar.export.familiarity import Detectors, Examples, compare, fit_threshold, learn
+from edgecifar.export.formats import onnx as onnx_format
 from edgecifar.export.outliers import MAKERS, outliers
 from edgecifar.export.parity import BATCH_SIZES
 from edgecifar.runtime.contract import Contract
@@ -108,6 +109,27 @@ class TestFile:
         assert isinstance(added.threshold, Familiarity)
         assert added.threshold.measured["drawn"]["auroc"] > 0.5
 
+    def test_it_is_measured_on_pictures_that_it_was_not_learnt_from(self):
+        images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+        found = Examples.of(images, np.arange(40) % 2, NONE)
+        assert (len(found.known), len(found.unknown), len(found.drawn)) == (40, 80, 16)
+        learnt = {picture.tobytes() for picture in found.unknown}
+        assert not [picture for picture in found.drawn if picture.tobytes() in learnt]
+
+    def test_a_full_disk_is_no_damage_of_the_model(self, make_tiny_bundle, contract, tmp_path, monkeypatch):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(make_tiny_bundle.model(contract, COLOURS, 1.5))
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(onnx_format, "save", full)
+        monkeypatch.setattr(familiarity, "STEPS", 2)
+        images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+        examples = Examples(images, 255 - images, NONE, NONE)
+        with pytest.raises(OSError, match="No space left"):
+            familiarity.add(path, replace(contract, familiarity_name="familiarity"), examples)
+
     def test_what_is_no_model_stays_as_it_is(self, contract, tmp_path):
         path = tmp_path / "model.onnx"
         path.write_bytes(b"no model")
@@ -148,6 +170,8 @@ class TestGate:
             (lambda x: x + 3 * len(x), True, "batch size"),
             (lambda x: x * (np.nan if len(x) == 7 else 1), True, "batch size 7"),
             (lambda x: x * (np.nan if len(x) == 1 else 1), False, "batch size 1"),
+            (lambda x: x + 60 * (len(x) == 7), False, "batch size 7"),  # three standard deviations
+            (lambda x: x + 5 * (len(x) == 7), False, ""),
         ],
     )
     def test_verdicts(self, change, exact, failure):

@@ -291,3 +291,20 @@ class TestFamiliarity:
         reasons = failed(Bundle.open(three))
         assert set(reasons) == {f"golden vectors of {name}" for name in vectors}
         assert all("lack familiarities" in reason for reason in reasons.values())
+
+    @pytest.mark.parametrize(("moved", "holds"), [(0, True), (1, False), (np.nan, False)])
+    def test_they_are_held_against_what_is_stored(self, three, moved, holds):
+        bundle = Bundle.open(three)
+        (images, vectors), pictures = bundle.golden(), bundle.golden_pictures()
+        every = np.concatenate([images, *(picture.array[None] for picture in pictures)])
+        scores = {variant.name: bundle.load(variant, "cpu").scores(every)[1] for variant in bundle.manifest.variants}
+        stored = {f"familiarity/{name}": found[: len(images)] + np.float32(moved) for name, found in scores.items()}
+        (three / "golden.npz").write_bytes(npz(images=images, **vectors, **stored))
+        document = json.loads((three / "golden.json").read_text())
+        for place, entry in enumerate(document["pictures"], len(images)):
+            entry["familiarity"] = {name: float(found[place]) for name, found in scores.items()}
+        (three / "golden.json").write_text(json.dumps(document))
+        write_sums(three)
+        reasons = failed(Bundle.open(three))
+        assert set(reasons) == (set() if holds else {f"golden vectors of {name}" for name in vectors})
+        assert all("have familiarities that differ" in reason for reason in reasons.values())

@@ -216,6 +216,16 @@ def test_a_damaged_row_is_named(tmp_path, form, damage):
     assert path.read_bytes() == before
 
 
+def test_a_csv_of_other_columns_keeps_its_rows(tmp_path):
+    path = tmp_path / "rows.csv"
+    begun(path, predicted("a"))
+    path.write_bytes(path.read_bytes().replace(b"label_1", b"first", 1))
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="does not have the columns"):
+        open_output(path, SETTINGS, resume=True)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("place", [2, 3, 4])
 @pytest.mark.parametrize("quoted", [("\n", '\n"'), (",", ',"'), ("a", 'a"')])
 def test_a_stray_quote_cuts_off_no_rows_after_it(tmp_path, place, quoted):
@@ -287,6 +297,15 @@ class TestParts:
         with open_output(folder, SETTINGS, resume=True) as output:
             output.write([predicted("b")])
         assert sorted(path.name for path in folder.glob("*part*")) == ["part-00000.parquet", "part-00001.parquet"]
+
+    def test_a_part_of_errors_alone_goes_where_they_are_tried_again(self, tmp_path):
+        folder = tmp_path / "rows"
+        begun(folder, failed("a"), failed("b"))
+        with open_output(folder, SETTINGS, resume=True, retry_errors=True) as output:
+            assert list(output.remaining(["a", "b"])) == ["a", "b"]
+            output.write([predicted("a"), predicted("b")])
+        assert names(folder) == ["a", "b"]
+        assert [path.name for path in folder.glob("*part*")] == ["part-00001.parquet"]
 
     def test_a_damaged_part_is_named(self, tmp_path):
         begun(tmp_path / "rows", predicted("a"))

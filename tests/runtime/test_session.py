@@ -229,6 +229,7 @@ class TestModel:
             ("Mul", np.float32("nan"), "gives probabilities that mean nothing, nan to nan"),
             ("Mul", np.float32("inf"), "gives probabilities that mean nothing"),
             ("Mul", np.float32(-1e30), "gives probabilities that mean nothing, -"),
+            ("Mul", np.float32(1.5), "gives probabilities that mean nothing"),
             ("Gather", np.array([0]), r"gives probabilities of the shape \[1, 10\] for 10 images"),
         ],
     )
@@ -330,6 +331,21 @@ class TestContract:
         assert session.scores(images[:0])[1].shape == (0,)
         (_, (far,)) = session.scores(np.zeros((1, size, size, 3), np.uint8))
         assert far == -(200**2 + 2 * 20**2)
+
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+    def test_a_familiarity_that_is_no_number(self, three_classes, value):
+        """Every picture would be known, or none, without a word."""
+        onnx = pytest.importorskip("onnx")
+        proto = onnx.load_from_string((three_classes / "model.onnx").read_bytes())
+        (last,) = [node for node in proto.graph.node if "familiarity" in node.output]
+        last.output[0] = "sound"
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(float(value), np.float32), "value"))
+        proto.graph.node.append(onnx.helper.make_node("Add", ["sound", "value"], ["familiarity"]))
+        session = Session(proto.SerializeToString(), provider="cpu", threads=1, name="x.onnx")
+        pictures = np.zeros((2, *session.contract.picture_shape), np.uint8)
+        assert session.probabilities(pictures).shape == (2, 3)
+        with pytest.raises(ModelError, match=r"x\.onnx gives familiarity that mean nothing"):
+            session.scores(pictures)
 
     def test_none(self, session, images):
         probabilities, familiarity = session.scores(images)

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+from edgecifar.serve import batching
 from edgecifar.serve.batching import Batcher
 from edgecifar.serve.errors import RequestError
 from edgecifar.serve.metrics import Metrics, ModelMetrics
@@ -175,6 +176,41 @@ def test_a_deadline_is_honoured_while_the_model_is_busy():
         model.gate.set()
         await first
         assert model.batches == [[1]]
+
+    run(scenario)
+
+
+def test_what_is_overdue_when_its_turn_comes_is_not_run(monkeypatch):
+    """Also where nobody has looked for it meanwhile."""
+    monkeypatch.setattr(batching, "SWEEP", 100)
+
+    async def scenario(batcher, model):
+        model.gate.clear()
+        first = batcher.submit(item(1), 20)
+        await started(model)
+        late = batcher.submit(item(2), 0.01)
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        with pytest.raises(RequestError) as error:
+            await asyncio.wait_for(late, 5)
+        assert error.value.status == 504
+        await first
+        assert model.batches == [[1]]
+
+    run(scenario)
+
+
+def test_a_model_that_does_not_come_back_is_not_healthy():
+    async def scenario(batcher, model):
+        model.gate.clear()
+        first = batcher.submit(item(1), 20)
+        await started(model)
+        assert batcher.healthy
+        batcher._running_since -= 1_000  # as if it had been asked so long ago
+        assert not batcher.healthy
+        model.gate.set()
+        await first
+        assert batcher.healthy
 
     run(scenario)
 

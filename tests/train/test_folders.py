@@ -120,7 +120,7 @@ def test_a_folder_whose_name_is_no_text(load, own):
     assert (found.test_images == before.test_images).all()
 
 
-def test_only_what_changed_is_decoded_again(load, own, monkeypatch):
+def test_only_what_changed_is_decoded_again(load, own, tmp_path, monkeypatch):
     load(own)
     changed = own / "bird" / "0001.png"
     Image.new("RGB", (32, 32), (1, 2, 3)).save(changed)
@@ -138,6 +138,7 @@ def test_only_what_changed_is_decoded_again(load, own, monkeypatch):
     everything = members(np.concatenate([found.train_images, found.test_images]))
     assert np.full((32, 32, 3), (1, 2, 3), np.uint8).tobytes() in everything
     assert len(everything) == 200
+    assert len([*(tmp_path / "cache").rglob("*.npy")]) == 1  # the earlier one is gone
 
 
 def test_what_could_not_be_read_is_tried_again(load, own, monkeypatch):

@@ -34,7 +34,7 @@ from edgecifar.train.nets import NETS
 from edgecifar.train.recipes import REFERENCE, Recipe
 from edgecifar.train.run import Run
 from edgecifar.train.speed import ByteDropout
-from edgecifar.train.step import DROPOUT, derive_seed, epoch_plan
+from edgecifar.train.step import AUGMENTATION, DROPOUT, ORDER, derive_seed, epoch_plan
 
 STEPS = 4  # of an epoch: 30 of the 40 images are trained on, 8 a step
 FINISHED = {"run.json", "weights.safetensors", "metrics.jsonl", "curves.png", "confusion.png"}
@@ -143,6 +143,21 @@ def test_random_streams_are_pinned_and_apart():
     every = [derive_seed(seed, epoch, purpose) for seed in seeds for epoch in range(100) for purpose in range(3)]
     assert len(set(every)) == len(every)
     assert all(0 <= value < 2**63 for value in every)
+
+
+def test_the_plan_of_an_epoch():
+    """Sides alternate, so that the first is the run's alone; all else is the epoch's, each from a stream of its own."""
+    first, second, other = (
+        epoch_plan(seed, epoch, 64, 16, torch.device("cpu")) for seed, epoch in ((3, 0), (3, 1), (4, 0))
+    )
+    assert torch.equal(first.flipped_first, second.flipped_first)
+    assert not torch.equal(first.flipped_first, other.flipped_first)
+    assert 16 < first.flipped_first.sum() < 48
+    assert [plan.generator.initial_seed() for plan in (first, second)] == [
+        derive_seed(3, n, AUGMENTATION) for n in (0, 1)
+    ]
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(derive_seed(3, 1, ORDER)))
+    assert torch.equal(torch.cat(second.batches), order)
 
 
 def test_a_taken_folder_is_left_alone(whole, recipe, tiny):

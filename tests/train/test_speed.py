@@ -34,10 +34,11 @@ class TestSpeedUp:
         assert net.dropout.p == 0.25
         assert type(net.fc1) is SmallBatchLinear
 
-    def test_leaves_dropout_to_other_devices(self):
+    def test_leaves_dropout_and_layers_to_other_devices(self):
         net = Net(10, 0.25)
         speed_up(net, torch.device("cuda"))
         assert type(net.dropout) is nn.Dropout
+        assert type(net.fc1) is nn.Linear
 
 
 class TestKeepFreedMemory:
