@@ -166,10 +166,10 @@ def tensor_of(model: onnx.ModelProto, contract: Contract, name: str) -> Function
 def head_of(model: onnx.ModelProto, contract: Contract) -> tuple[np.ndarray, np.ndarray]:
     """Return weight, float32 [classes, features], and bias, float32 [classes], of an ONNX model's last layer."""
     constants = {constant.name: constant for constant in model.graph.initializer}
-    weight, bias = (
-        numpy_helper.to_array(constants[name]) for name in onnx_format.last_layer(model, contract).input[1:]
-    )
-    return (weight if len(weight) == len(bias) else weight.T).copy(), bias.copy()
+    last = onnx_format.last_layer(model, contract)
+    weight, bias = (numpy_helper.to_array(constants[name]) for name in last.input[1:])
+    by_class = any(attribute.name == "transB" and attribute.i for attribute in last.attribute)
+    return (weight if by_class else weight.T).copy(), bias.copy()
 
 
 def append(model: onnx.ModelProto, contract: Contract, detectors: Detectors) -> None:

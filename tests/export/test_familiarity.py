@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from edgecifar.export import familiarity
 from edgecifar.export.familiarity import Detectors, Examples, compare, fit_threshold, learn
@@ -83,6 +84,21 @@ class TestFile:
         assert (probabilities == plain.probabilities(images)).all()
         assert (logits == plain.logits(images)).all()
         assert len(model.SerializeToString()) - len(before) < 8_192
+
+    @pytest.mark.parametrize("by_class", [0, 1])
+    def test_the_head_is_read_as_the_graph_multiplies_by_it(self, make_tiny_bundle, contract, by_class):
+        """Where there are as many features as classes, the shape does not tell which is which."""
+        model = onnx.load_from_string(make_tiny_bundle.model(contract, COLOURS, 1.5))
+        last = onnx_format.last_layer(model, contract)
+        rng = np.random.default_rng(3)
+        constant = next(each for each in model.graph.initializer if each.name == last.input[1])
+        constant.CopyFrom(numpy_helper.from_array(rng.normal(size=(3, 3)).astype(np.float32) / 50, constant.name))
+        del last.attribute[:]
+        last.attribute.append(helper.make_attribute("transB", by_class))
+        weight, bias = familiarity.head_of(model, contract)
+        images = rng.integers(0, 256, (7, 8, 8, 3), np.uint8)
+        logits = Session(model.SerializeToString(), contract=contract, provider="cpu").outputs(images)[1]
+        np.testing.assert_allclose(images.mean((1, 2)) @ weight.T + bias, logits, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.parametrize("held_out", [0, 199, 200])
     def test_added_to_a_file(self, make_tiny_bundle, contract, tmp_path, held_out):
