@@ -181,6 +181,8 @@ def _png(data: bytes, max_pixels: int, background: Colour) -> Image.Image:
 
     parsed = png.parse(data)
     image = _load("PNG", parsed.data, max_pixels)
+    if png.lacks_rows(image, parsed):
+        raise ValueError("it lacks rows")
     loaded: Image.Image = image
     mask = png.transparent(image, parsed)
     if image.mode == "I;16":

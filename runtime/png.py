@@ -29,6 +29,12 @@ _SRGB_GAMMA = 1 / 2.2
 _NEAR = 0.05
 """A gAMA within 5 % of sRGB's is taken for sRGB's, as libpng does."""
 
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column, first row, column step and row step of the passes of an interlaced picture."""
+
+_PIECE = 1 << 14
+"""Packed bytes that are unpacked at once: to 17 MB at most."""
+
 _HDR = {16: "PQ", 18: "HLG"}
 _LIKE_SRGB = {1, 2, 6, 13, 14, 15}
 """Transfer functions of cICP that are shown as sRGB's is: BT.709 and its kin, as browsers do, and unspecified."""
@@ -76,9 +82,14 @@ def parse(data: bytes) -> Png:
         if kind == b"CgBI":
             raise Unsupported("it is a PNG that Xcode changed for iPhones, which is not read; take the original")
         intact = end <= len(data) and zlib.crc32(body, zlib.crc32(kind)) == int.from_bytes(data[end - 4 : end], "big")
+        if (kind == b"IHDR") != (place == 8):
+            raise ValueError("IHDR is not the first chunk, or not the only one")
         if kind in _PIXELS:
             if not intact and (end <= len(data) or kind != b"IDAT"):  # an IDAT without its end: Pillow says if it lacks
                 raise ValueError(f"the checksum of {kind.decode()} is wrong")
+            if kind != b"IDAT" and (kind in found or (kind == b"PLTE" and b"IDAT" in found)):
+                place = end  # the first counts, and a palette only before the pixels; Pillow takes the last
+                continue
             found.setdefault(kind, b"" if kind == b"IDAT" else bytes(body))
         if kind == b"IDAT" and end > len(data):  # what is appended must not be read as its content
             kept.append(
@@ -91,6 +102,9 @@ def parse(data: bytes) -> Png:
         place = end
     kept.append(b"\0\0\0\0IEND\xaeB`\x82")
     header = struct.unpack(">IIBBBBB", found[b"IHDR"])
+    palette = found.get(b"PLTE", b"")
+    if header[3] == 3 and (not palette or len(palette) % 3):
+        raise ValueError("it has no palette")  # Pillow shows it in black
     return Png(b"".join(kept), header, found.get(b"tRNS", b""), _gamma(found))
 
 
@@ -127,6 +141,30 @@ def _gamma(found: dict[bytes, bytes]) -> float | None:
         return None
     gamma = int.from_bytes(found[b"gAMA"][:4], "big") / 100_000
     return gamma if gamma and abs(gamma / _SRGB_GAMMA - 1) > _NEAR else None
+
+
+def lacks_rows(image: ImageFile, png: Png) -> bool:
+    """Whether the packed pixels end before the last row: Pillow then leaves rows at 0, and says nothing.
+
+    Pixels are unpacked a second time only where the last row is 0, as one that is missing would be.
+    """
+    width, height, depth, colour, _, _, interlaced = png.header
+    if not interlaced and image.crop((0, height - 1, width, height)).tobytes().strip(b"\0"):
+        return False
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    lacking = sum(
+        -(-(height - top) // down) * (1 + (-(-(width - left) // across) * bits + 7) // 8)
+        for left, top, across, down in (_ADAM7 if interlaced else ((0, 0, 1, 1),))
+        if left < width and top < height
+    )
+    pixels, place = zlib.decompressobj(), len(SIGNATURE)
+    while lacking > 0 and place < len(png.data):
+        size, kind = struct.unpack_from(">I4s", png.data, place)
+        start, place = place + 8, place + 12 + size
+        if kind == b"IDAT":
+            for at in range(start, start + size, _PIECE):
+                lacking -= len(pixels.decompress(png.data[at : min(at + _PIECE, start + size)]))
+    return lacking > 0
 
 
 def transparent(image: ImageFile, png: Png) -> Image.Image | None:

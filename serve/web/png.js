@@ -66,6 +66,7 @@ function readChunks(bytes) {
     const type = String.fromCharCode(...bytes.subarray(place + 4, place + 8));
     const end = place + 12 + size;
     if (type === "CgBI") throw new Error("it is a PNG that Xcode changed, which is not read");
+    if ((type === "IHDR") !== (place === 8)) throw new Error("it is damaged or incomplete");
     const body = bytes.subarray(place + 8, place + 8 + size);
     const ofPixels = PIXEL_CHUNKS.includes(type);
     if (ofPixels || type === "eXIf" || isOriented(type, body)) {
@@ -74,7 +75,8 @@ function readChunks(bytes) {
       if (ofPixels && !intact && (whole || type !== "IDAT")) { // of an IDAT without its end the pixels may be complete
         throw new Error(`it is damaged: the checksum of ${type} is wrong`);
       }
-      if (type === "IDAT" ? !ended : ofPixels || intact) (chunks[type] ??= []).push(body);
+      const again = ofPixels && (chunks[type] || (type === "PLTE" && chunks.IDAT)); // the first counts
+      if (type === "IDAT" ? !ended : ofPixels ? !again : intact) (chunks[type] ??= []).push(body);
       if (chunks.IDAT && type !== "IDAT" && type !== "iCCP" && (ofPixels || intact)) ended = true;
     }
     if (type === "IEND") break;
@@ -182,7 +184,7 @@ function pixelWriter(chunks, depth, colour) {
   const sample = sampleReader(depth);
   if (colour === 3) {
     const palette = chunks.PLTE?.[0];
-    if (!palette) throw new Error("it is damaged or incomplete");
+    if (!palette?.length || palette.length % 3 || palette.length > 768) throw new Error("it is damaged or incomplete");
     return (line, x, data, to) => {
       const index = sample(line, x);
       for (let at = 0; at < 3; at++) data[to + at] = curve[palette[3 * index + at] ?? 0];

@@ -102,6 +102,7 @@ def chunk(kind, data):
 ROWS = zlib.compress(bytes(32 * (1 + 3 * 32)))
 HEADER, PIXELS, END = struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0), chunk(b"IDAT", ROWS), chunk(b"IEND", b"")
 FIRST, SECOND = chunk(b"IDAT", ROWS[:20]), chunk(b"IDAT", ROWS[20:])
+INDEXED = struct.pack(">IIBBBBB", 32, 32, 8, 3, 0, 0, 0)
 EXIF = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
 
 
@@ -113,10 +114,19 @@ DAMAGED = {
     "an empty sRGB": (HEADER, chunk(b"sRGB", b"") + PIXELS),
     "cICP too long": (HEADER, chunk(b"cICP", b"\1\15\0\1\0") + PIXELS),
     "EXIF between the pixels": (HEADER, FIRST + chunk(b"eXIf", EXIF) + SECOND),
+    "two headers": (HEADER, chunk(b"IHDR", HEADER) + PIXELS),
+    "a palette picture without palette": (INDEXED, PIXELS),
+    "a palette behind the pixels": (INDEXED, PIXELS + chunk(b"PLTE", bytes(3))),
+    "a palette cut short": (INDEXED, chunk(b"PLTE", bytes(4)) + PIXELS),
+    "a palette of 257 colours": (INDEXED, chunk(b"PLTE", bytes(771)) + PIXELS),
+    "data that end between two rows": (HEADER, chunk(b"IDAT", zlib.compress(bytes(31 * 97)))),
     "a second tRNS without its checksum": (HEADER, PIXELS + chunk(b"tRNS", bytes(6))[:-4] + bytes(4)),
 }
 INTACT = {
     "whole": (HEADER, PIXELS),
+    "two palettes": (INDEXED, chunk(b"PLTE", b"\xff\0\0") + chunk(b"PLTE", b"\0\xff\0") + PIXELS),
+    "two palettes, one behind the pixels": (INDEXED, chunk(b"PLTE", b"\xff\0\0") + PIXELS + chunk(b"PLTE", b"")),
+    "two transparent colours": (HEADER, chunk(b"tRNS", bytes(6)) + chunk(b"tRNS", b"") + PIXELS),
     "text between the pixels": (HEADER, FIRST + chunk(b"tEXt", b"Comment\0a car") + SECOND),
     "damaged EXIF between the pixels": (HEADER, FIRST + chunk(b"eXIf", EXIF)[:-4] + bytes(4) + SECOND),
 }
@@ -134,6 +144,8 @@ def test_damaged_where_python_says_so(in_javascript, tmp_path):
         assert isinstance(made, str) == (name in DAMAGED), (name, made)
         if name in DAMAGED:
             assert "damaged" in made, name
+        else:
+            np.testing.assert_array_equal(made, expected, err_msg=name)
 
 
 @pytest.mark.parametrize(("width", "height"), [(60_000, 3), (3, 9_000), (4097, 2), (30, 20)])

@@ -540,6 +540,62 @@ def test_a_png_that_was_cut_is_right_or_refused():
     assert right >= 12  # the end chunk may be missing
 
 
+def repacked(data: bytes, change) -> bytes:
+    """A PNG of one IDAT chunk whose unpacked rows are changed, and packed again without a fault."""
+    place = data.index(b"IDAT")
+    end = place + 4 + int.from_bytes(data[place - 4 : place], "big")
+    return (
+        data[: place - 4]
+        + chunk(b"IDAT", zlib.compress(change(zlib.decompress(data[place + 4 : end]))))
+        + data[end + 4 :]
+    )
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("value", [0, 7])
+def test_a_png_whose_data_end_between_two_rows_is_damaged(interlaced, value):
+    """Pillow left the rows that are missing black, and said nothing."""
+    import raw_pictures as raw
+
+    data = raw.png(np.full((16, 16, 3), value), 8, 2, interlaced=interlaced)
+    assert np.all(load(data) == value)
+    assert np.all(load(repacked(data, lambda rows: rows + bytes(60))) == value)  # more than there should be
+    lengths = [1 + 3 * 16] * 16 if not interlaced else [7] * 2 + [7] * 2 + [13] * 2 + [13] * 4 + [25] * 4 + [25] * 8
+    for lacking in np.cumsum((lengths + [49] * 8 * interlaced)[::-1])[:-1]:
+        assert "PNG data is damaged or incomplete" in refusal(repacked(data, lambda rows, n=lacking: rows[:-n]))
+
+
+@pytest.mark.parametrize(("depth", "colour", "channels"), [(1, 0, 1), (2, 3, 1), (16, 0, 1), (8, 4, 2), (16, 6, 4)])
+def test_a_black_picture_is_whole(depth, colour, channels):
+    import raw_pictures as raw
+
+    palette = chunk(b"PLTE", bytes(12)) if colour == 3 else b""
+    for interlaced in (False, True):
+        data = raw.png(np.zeros((9, 11, channels), int), depth, colour, before=palette, interlaced=interlaced)
+        assert np.all(load(data) == (255 if colour >= 4 else 0))
+
+
+def test_chunks_of_a_png_that_are_missing_doubled_or_out_of_place():
+    """Pillow shows a picture without its palette in black, and takes the last of two."""
+    head = b"\x89PNG\r\n\x1a\n"
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 3, 0, 0, 0))
+    pixels, end = chunk(b"IDAT", zlib.compress(bytes(33 * 32))), chunk(b"IEND", b"")
+    red, blue = chunk(b"PLTE", bytes(RED)), chunk(b"PLTE", bytes(BLUE))
+    assert np.all(load(head + header + red + blue + pixels + end) == RED)
+    assert np.all(load(head + header + red + pixels + blue + end) == RED)
+    clear, opaque = chunk(b"tRNS", b"\0"), chunk(b"tRNS", b"\xff")
+    assert np.all(load(head + header + red + clear + opaque + pixels + end) == 255)
+    for parts in (
+        header + pixels,
+        header + pixels + red,
+        header + chunk(b"PLTE", bytes(4)) + pixels,
+        header + chunk(b"PLTE", bytes(771)) + pixels,
+        red + header + pixels,
+        header + header + red + pixels,
+    ):
+        assert "PNG data is damaged or incomplete" in refusal(head + parts + end)
+
+
 def test_a_slow_tiff_does_not_hold_up_others(monkeypatch):
     """While one is decoded the lock that keeps Pillow quiet is free."""
     from PIL import TiffImagePlugin
