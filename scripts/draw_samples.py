@@ -10,7 +10,7 @@ upper left corner; colours are RGB from 0 to 255.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -399,4 +399,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "samples")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    samples = Path(__file__).parents[1] / "samples"
+    parser.add_argument("folder", type=Path, nargs="?", default=samples, help="by default samples/")
+    main(parser.parse_args().folder)
