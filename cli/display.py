@@ -87,18 +87,24 @@ def _latency(row: Row) -> str:
     return f"{usual:.3f} ms" if rare is None else f"p50 {usual:.3f} ms, p99 {rare:.3f}"
 
 
-def padded(text: str, width: int) -> str:
-    """Return `text` with spaces up to `width` columns of a terminal, in which some characters take two or none."""
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal a text takes; some characters take two or none."""
     import unicodedata  # seldom needed
 
-    if not text.isascii():
-        wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-        width -= wide - sum(unicodedata.combining(character) > 0 for character in text)
-    return f"{text:<{width}}"
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
+
+
+def padded(text: str, width: int, align: str = "<") -> str:
+    """Return `text` with spaces up to `width` columns of a terminal, after it or, where `align` is ">", before it."""
+    space = " " * (width - width_of(text))
+    return space + text if align == ">" else text + space
 
 
 def _print_text(classifier: Classifier, _top_k: int, results: Iterable[Result]) -> None:
-    width = min(30, max(map(len, classifier.contract.labels)))
+    width = min(30, max(map(width_of, classifier.contract.labels)))
     for source, result in results:
         if isinstance(result, PictureError):
             continue

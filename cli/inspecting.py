@@ -35,6 +35,7 @@ def inspect(
     from ..train.folders import FolderOptions
     from ..train.inspection import draw_sheet
     from ..train.inspection import inspect as look
+    from .display import padded, width_of
     from .progress import Progress
 
     options = FolderOptions(fit=fit.value, val=val, test=test)
@@ -46,11 +47,11 @@ def inspect(
     if as_json:
         print(json.dumps({**report.as_json(), "notes": notes}, indent=2))
     else:
-        width = max(map(len, report.labels))
+        width = max(map(width_of, report.labels))
         splits = [split for split in ("train", "val", "test") if split in report.counts]
         print(f"{'':<{width}}" + "".join(f"{split:>9}" for split in splits))
         for label in report.labels:
-            print(f"{label:<{width}}" + "".join(f"{report.counts[split].get(label, 0):>9,}" for split in splits))
+            print(padded(label, width) + "".join(f"{report.counts[split].get(label, 0):>9,}" for split in splits))
         exact = sum(pair.exact for pair in report.pairs)
         print(f"\n{exact:,} exact and {len(report.pairs) - exact:,} near duplicates")
         print("\n".join(f"- {problem}" for problem in problems) or "Nothing is wrong.")

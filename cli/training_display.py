@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.paths import RUN_RECORD
-from .display import bar, draws, padded
+from .display import bar, draws, padded, width_of
 from .streams import visible
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def evaluation_table(result: Evaluation, dataset: str, images: str = "test image
             f"{interval(result.balanced_interval)} %)",
         )
     names, limits = result.class_names, result.per_class_interval
-    longest = min(LABEL_WIDTH, max(map(len, names)))
+    longest = min(LABEL_WIDTH, max(map(width_of, names)))
     for label, accuracy in result.per_class.items():
         shown = "    —"
         if not math.isnan(accuracy):
@@ -52,7 +52,7 @@ def evaluation_table(result: Evaluation, dataset: str, images: str = "test image
         return "\n".join(lines)
     width = max(longest + 1, len(str(result.confusion.max())) + 1)
     lines += ["", "true (rows) against predicted (columns), images:"]
-    lines.append(" " * (longest + 2) + "".join(f"{label:>{width}}" for label in names))
+    lines.append(" " * (longest + 2) + "".join(padded(label, width, ">") for label in names))
     for label, row in zip(names, result.confusion, strict=True):
         lines.append(f"  {padded(label, longest)}" + "".join(f"{count or '·':>{width}}" for count in row.tolist()))
     return "\n".join(lines)

@@ -150,7 +150,7 @@ def _reference(source: Source) -> Reference:
         if more := max(0, PARITY_PICTURES - len(images)):
             images = np.concatenate([images, spread_over(dataset.train_images, more)])
             data += " and training"
-    log.info("Computing the net's own logits of %s %s images …", f"{len(images):,}", data)
+    log.info("Computing the net's own logits of %s images (%s) …", f"{len(images):,}", data)
     eager = in_batches(logits_with(source.net), images)
     return Reference(images, data, eager, labels, source.provenance.temperature)
 

@@ -187,7 +187,7 @@ def _instead(path: Path) -> str:
         return "it is a file of another kind"
     left_out = LeftOut()
     if pictures := walk(str(path), left_out, recursive=False):
-        return f"its {len(pictures):,} pictures are in no class's folder and have no label"
+        return f"it has {_counted(pictures, 'picture')} in no class's folder, without a label"
     return f"it has no folders; {left_out}" if left_out.reasons else "it is empty"
 
 
@@ -245,8 +245,8 @@ def _read_folders(root: Path, *, with_splits: bool) -> Listing:
         if stray := walk(str(folder), LeftOut(), recursive=False):
             left_out.reasons["picture beside the class folders"] += len(stray)
             remarks.append(
-                f"{len(stray):,} pictures lie beside the class folders in {folder} and have no label "
-                f"({some(PurePath(picture).name for picture in stray)}): move them into a class."
+                f"{_counted(stray, 'picture')} beside the class folders in {folder} without a label "
+                f"({some(PurePath(picture).name for picture in stray)}): move each into a class."
             )
     if with_splits and (others := [name for name in names if name not in {part for _, part in parts}]):
         remarks.append(f"{some(others)} in {root} beside the folders of the splits: not read.")
@@ -283,7 +283,10 @@ def _read_csv(path: Path) -> Listing:
     line = 1
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)  # else a quote that is never closed swallows the rows after it
+            mark = max(",;\t", key=file.readline().count)  # spreadsheets write a semicolon where decimals have commas
+            file.seek(0)
+            # Strict: else a quote that is never closed swallows the rows after it.
+            reader = csv.DictReader(file, delimiter=mark, strict=True)
             columns = [name.strip().lower() for name in reader.fieldnames or ()]
             for column in COLUMNS[:2]:
                 if column not in columns:
@@ -326,12 +329,12 @@ def _row(row: dict[str | None, str | None], path: Path, line: int) -> Entry:
     where = f"{path}, line {line}"
     name, label = (row.get("path") or "").strip(), (row.get("label") or "").strip()
     if None in row:
-        raise DataError(f"{where} has more fields than there are columns: quote fields that hold a comma.")
+        raise DataError(f"{where} has more fields than there are columns: quote fields that hold the separator.")
     if not name or not label:
         raise DataError(f"{where} has no {'label' if name else 'path'}: fill it in, or remove the row.")
     plain = PurePosixPath(name.replace("\\", "/"))
     if plain.is_absolute() or ".." in plain.parts or (len(name) > 1 and name[1] == ":"):
-        raise DataError(f"{where} names {name}, which is not below the CSV's own folder: use paths relative to it.")
+        raise DataError(f"{where} names {name}: use paths that begin in the CSV's own folder and stay below it.")
     split = (row.get("split") or "").strip().lower()
     if split and split not in SPLIT_NAMES:
         raise DataError(f"{where} has the split {split!r}: use train, val or test.")

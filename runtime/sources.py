@@ -65,6 +65,16 @@ _UNREAD_SUFFIXES = {
 }
 """Names of pictures that are not read: to leave one out makes the command fail."""
 
+_PLURALS = {
+    "hidden file": "hidden files",
+    "hidden folder": "hidden folders",
+    "linked folder that is here already": "linked folders that are here already",
+    "picture beside the class folders": "pictures beside the class folders",
+    "pipe or device": "pipes or devices",
+    "unreadable folder": "unreadable folders",
+}
+"""Reasons to leave something out, and what several of them are called; all others are the same for any number."""
+
 
 @dataclass
 class LeftOut:
@@ -98,9 +108,8 @@ class LeftOut:
         total = self.reasons.total()
         parts: list[str] = []
         for reason, count in sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])):
-            plural = "s" * (count > 1 and not reason.startswith("."))
             remedy = f" ({self.remedies[reason]})" if reason in self.remedies else ""
-            parts.append(f"{count:,} {shown(reason)}{plural}{remedy}")
+            parts.append(f"{count:,} {shown(_PLURALS.get(reason, reason) if count > 1 else reason)}{remedy}")
         return f"{total:,} file{'s' * (total != 1)} left out: {', '.join(parts)}"
 
 

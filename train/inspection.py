@@ -125,7 +125,7 @@ class Report:
         ):
             if chosen:
                 shown = some(f"{pair.first} = {pair.second}" for pair in chosen)
-                found.append(f"{len(chosen):,} pairs of duplicates stand {kind}: {remedy}. {shown}")
+                found.append(f"{len(chosen):,} pair{'s' * (len(chosen) > 1)} of duplicates {kind}: {remedy}. {shown}")
         return found
 
     def too_few(self) -> list[str]:

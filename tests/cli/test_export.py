@@ -49,6 +49,7 @@ class TestWithoutData:
         result = edgecifar("export", on_cifar10, "--without-data")
         assert result.exit_code == 0
         assert "WITHOUT THE DATA SET" in result.stderr
+        assert "of 1,000 images (drawn pictures)" in result.stderr
         variant = Bundle.open(on_cifar10 / "bundle").variant()
         assert variant.accuracy is None
         assert variant.parity["data"] == "drawn pictures"

@@ -104,6 +104,15 @@ def test_what_is_left_out_is_counted_by_reason(monkeypatch):
     assert str(found).startswith("10 files left out: 2 .heic (pip install pillow-heif), 2 .txt, 1 ")
 
 
+def test_several_left_out_for_one_reason_are_in_the_plural():
+    found = LeftOut()
+    for reason in (".db", "hidden file", "linked folder that is here already", "without suffix"):
+        found.reasons[reason] = 2
+    assert str(found) == (
+        "8 files left out: 2 .db, 2 hidden files, 2 linked folders that are here already, 2 without suffix"
+    )
+
+
 @pytest.mark.usefixtures("album")
 def test_heic_is_a_picture_where_it_can_be_read(monkeypatch):
     Path("album/1.HEIC").touch()

@@ -51,7 +51,7 @@ def test_what_is_wrong_is_kept_and_said(own, load, tmp_path, caplog):
         frozenset({"train/Katze/002.png", "test/Katze/leak.png"}),
         frozenset({"train/Katze/004.png", "train/Vögel/twice.png"}),
     }
-    assert "1 pairs of duplicates stand in two splits" in caplog.text
+    assert "1 pair of duplicates in two splits" in caplog.text
     assert "under two labels" in caplog.text
     with Image.open(tmp_path / "data.png") as sheet:
         assert min(sheet.size) > 100
