@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +34,7 @@ def inspect(
     from ..train.folders import FolderOptions
     from ..train.inspection import draw_sheet
     from ..train.inspection import inspect as look
-    from .display import padded, width_of
+    from .display import json_text, padded, width_of
     from .progress import Progress
 
     options = FolderOptions(fit=fit.value, val=val, test=test)
@@ -45,7 +44,7 @@ def inspect(
     few = held_out_remark(sum(report.counts.get("val", {}).values()), DEFAULT_BUDGET)
     notes = [*report.notes, *([few] if few else [])]
     if as_json:
-        print(json.dumps({**report.as_json(), "notes": notes}, indent=2))
+        print(json_text({**report.as_json(), "notes": notes}))
     else:
         width = max(map(width_of, report.labels))
         splits = [split for split in ("train", "val", "test") if split in report.counts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -213,7 +212,7 @@ def evaluate(
     from ..export import models
     from ..runtime.metrics import evaluate as measure
     from ..train import data as datasets
-    from .display import counting
+    from .display import counting, json_text
     from .progress import Progress
     from .training_display import evaluation_table
 
@@ -237,7 +236,7 @@ def evaluate(
             "provider": loaded.provider,
             "dataset": dataset.name,
         }
-        print(json.dumps({**described, **result.as_json()}, indent=2))
+        print(json_text({**described, **result.as_json()}))
     else:
         print(evaluation_table(result, dataset.name))
     if plot:  # last: where the picture cannot be written, the figures are not lost

@@ -91,7 +91,8 @@ def train(recipe: Recipe, dataset: Dataset, folder: Path, options: TrainingOptio
     selection, seed = options.selection_run, options.seed
     if selection:
         if selection.data_sha256 != dataset.digest:
-            raise RunError("The run that is followed was trained on other data: name those.", option="data")
+            changed = "was trained on other data, or these have changed since: name its own, or train it again"
+            raise RunError(f"The run that is followed {changed}.", option="data")
         seed = selection.seed
     if recipe.translate >= dataset.contract.size:
         raise RunError(f"Pictures of {dataset.contract.size} pixels cannot be moved by {recipe.translate}.")
