@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 
@@ -13,6 +14,15 @@ from torch import Tensor, nn
 
 MMAP_MAX, TRIM_THRESHOLD = -4, -1
 """Parameters of `mallopt`, from glibc's malloc.h."""
+
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""With 1 in this variable torch asks Linux for pages of 2 MB for tensors of that size and more.
+
+A step of `best` then takes 0.90 of the time (0.90, n = 2), one of `reference` 0.98 (0.91 to 0.98, n = 3; medians, in
+turns, two cores with AMX). Where the variable is set, it stays as it is.
+"""
+
+os.environ.setdefault(LARGE_PAGES, "1")  # here, as torch reads it at its first tensor
 
 SMALL_BATCH = 16
 """Images of a batch up to which linear layers take less time in float32 than in bfloat16 (`SmallBatchLinear`)."""

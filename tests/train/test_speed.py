@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from edgecifar.train.net import Net
-from edgecifar.train.speed import SMALL_BATCH, ByteDropout, SmallBatchLinear, flushed_denormals, speed_up
+from edgecifar.train.speed import (
+    LARGE_PAGES,
+    SMALL_BATCH,
+    ByteDropout,
+    SmallBatchLinear,
+    flushed_denormals,
+    speed_up,
+)
 
 CPU = torch.device("cpu")
 
@@ -46,9 +55,34 @@ class TestKeepFreedMemory:
         sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc alone has mallopt"
     )
     def test_a_large_block_is_used_again(self):
-        found = subprocess.run([sys.executable, "-c", FILLING], capture_output=True, text=True, check=True)
-        before, after = map(int, found.stdout.split())
+        before, after = map(int, python(FILLING, "0").split())
         assert after < before / 5
+
+
+class TestLargePages:
+    @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux alone has transparent huge pages")
+    @pytest.mark.parametrize(("variable", "asked"), [(None, True), ("0", False)])
+    def test_are_asked_for_unless_the_user_says_otherwise(self, variable, asked):
+        if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+            pytest.skip("this kernel has no transparent huge pages")
+        assert python(MAPPINGS, variable).strip() == str(asked)
+
+
+def python(code: str, large_pages: str | None) -> str:
+    """Return what Python prints, in a process of its own whose environment says this, or nothing, of large pages."""
+    environment = {name: value for name, value in os.environ.items() if name != LARGE_PAGES}
+    environment |= {} if large_pages is None else {LARGE_PAGES: large_pages}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+MAPPINGS = """
+import edgecifar.train.speed, torch
+tensor = torch.ones(2**24)
+flags = [line.split() for line in open("/proc/self/smaps") if line.startswith("VmFlags")]
+print(any("hg" in each for each in flags))
+"""
+"""Prints whether the kernel was asked for huge pages of any part of the memory."""
 
 
 FILLING = """
