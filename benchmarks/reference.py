@@ -113,8 +113,8 @@ def comparison(run: Run, dataset: Dataset | None = None) -> dict[str, Any]:
     record, metrics = run.record, run.metrics
     if not metrics:
         raise DataError(f"{run.folder} has no complete epoch yet: train it first.")
-    if dataset and dataset.digest != record.dataset.sha256:
-        raise DataError(f"{run.folder} was trained on other data ({record.dataset.name}): name those with --data.")
+    if dataset and (differs := record.differs(dataset.name, dataset.digest, dataset.contract.labels)):
+        raise DataError(f"{run.folder} {differs}", option="data")
     test = record.as_json().get("test") or (tested(classify_with(run.net()), dataset) if dataset else None)
     return {
         "recipe": record.recipe.name,

@@ -17,6 +17,7 @@ from edgecifar.runtime.contract import CIFAR10
 from edgecifar.runtime.errors import DataError
 from edgecifar.train.inference import classify_with
 from edgecifar.train.recipes import RECIPES
+from edgecifar.train.record import DatasetRecord, RunRecord
 
 
 def line(epoch: int, windows: list[float], accuracy: float) -> dict:
@@ -42,7 +43,9 @@ def run(tmp_path, net, small):
             recipe=RECIPES["reference"],
             seed=0,
             conditions=SimpleNamespace(hardware="a processor", device="cpu", precision="float32", threads=2),
-            dataset=SimpleNamespace(name="CIFAR-10", sha256=small.digest),
+            dataset=DatasetRecord("CIFAR-10", small.digest, len(small.train_images)),
+            contract=small.contract,
+            differs=lambda *given: RunRecord.differs(record, *given),
             as_json=lambda: {"test": test},
         )
         return SimpleNamespace(folder=tmp_path, record=record, metrics=metrics, net=lambda: copy.deepcopy(net))

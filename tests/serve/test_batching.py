@@ -55,15 +55,17 @@ def run(scenario, **limits):
     return asyncio.run(main())
 
 
-async def started(model: Model) -> None:
+async def busy(batcher: Batcher, model: Model, value: int = 1) -> asyncio.Future:
+    """Return the answer to a first item that the model holds its breath over, until a test opens the gate."""
+    model.gate.clear()
+    first = batcher.submit(item(value), 20)
     await asyncio.to_thread(model.entered.wait, 10)
+    return first
 
 
 def test_what_waits_runs_together_and_each_gets_its_own():
     async def scenario(batcher, model):
-        model.gate.clear()
-        first = batcher.submit(item(1), 5)
-        await started(model)
+        first = await busy(batcher, model)
         others = [batcher.submit(item(*range(n, n + size)), 5) for n, size in ((10, 1), (20, 3), (30, 2))]
         model.gate.set()
         answers = await asyncio.gather(first, *others)
@@ -75,9 +77,7 @@ def test_what_waits_runs_together_and_each_gets_its_own():
 
 def test_a_batch_has_no_more_images_than_allowed():
     async def scenario(batcher, model):
-        model.gate.clear()
-        first = batcher.submit(item(0), 5)
-        await started(model)
+        first = await busy(batcher, model, 0)
         others = [batcher.submit(item(*range(n, n + 3)), 5) for n in (10, 20, 30)]
         big = batcher.submit(item(*range(100, 109)), 5)
         model.gate.set()
@@ -91,9 +91,7 @@ def test_a_batch_has_no_more_images_than_allowed():
 
 def test_a_batch_takes_half_of_the_queue_at_most():
     async def scenario(batcher, model):
-        model.gate.clear()
-        first = batcher.submit(item(0), 5)
-        await started(model)
+        first = await busy(batcher, model, 0)
         others = [batcher.submit(item(value), 5) for value in range(1, 6)]
         model.gate.set()
         await asyncio.gather(first, *others)
@@ -104,9 +102,7 @@ def test_a_batch_takes_half_of_the_queue_at_most():
 
 def test_one_bad_item_spoils_nobodys():
     async def scenario(batcher, model):
-        model.gate.clear()
-        first = batcher.submit(item(0), 5)
-        await started(model)
+        first = await busy(batcher, model, 0)
         good, bad, also = (batcher.submit(item(value), 5) for value in (1, 255, 3))
         model.gate.set()
         await first
@@ -150,9 +146,7 @@ def test_the_queue_is_bounded_by_requests_and_by_images():
 
 def test_who_left_costs_nothing():
     async def scenario(batcher, model):
-        model.gate.clear()
-        first = batcher.submit(item(1), 5)
-        await started(model)
+        first = await busy(batcher, model)
         left, stays = batcher.submit(item(2), 5), batcher.submit(item(3), 5)
         left.cancel()
         await asyncio.sleep(0)
@@ -166,9 +160,7 @@ def test_who_left_costs_nothing():
 
 def test_a_deadline_is_honoured_while_the_model_is_busy():
     async def scenario(batcher, model):
-        model.gate.clear()
-        first = batcher.submit(item(1), 20)
-        await started(model)
+        first = await busy(batcher, model)
         late = batcher.submit(item(2), 0.01)
         with pytest.raises(RequestError) as error:
             await asyncio.wait_for(late, 5)
@@ -185,9 +177,7 @@ def test_what_is_overdue_when_its_turn_comes_is_not_run(monkeypatch):
     monkeypatch.setattr(batching, "SWEEP", 100)
 
     async def scenario(batcher, model):
-        model.gate.clear()
-        first = batcher.submit(item(1), 20)
-        await started(model)
+        first = await busy(batcher, model)
         late = batcher.submit(item(2), 0.01)
         await asyncio.sleep(0.05)
         model.gate.set()
@@ -202,9 +192,7 @@ def test_what_is_overdue_when_its_turn_comes_is_not_run(monkeypatch):
 
 def test_a_model_that_does_not_come_back_is_not_healthy():
     async def scenario(batcher, model):
-        model.gate.clear()
-        first = batcher.submit(item(1), 20)
-        await started(model)
+        first = await busy(batcher, model)
         assert batcher.healthy
         batcher._running_since -= 1_000  # as if it had been asked so long ago
         assert not batcher.healthy
