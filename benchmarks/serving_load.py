@@ -268,6 +268,7 @@ def used(pid: int) -> tuple[float, float]:
 def _children(pid: int) -> list[int]:
     found = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, file.read_text().split()):
-            found += [child, *_children(child)]
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            for child in map(int, file.read_text().split()):
+                found += [child, *_children(child)]
     return found

@@ -158,7 +158,7 @@ class TestOut:
             text=True,
             preexec_fn=ctrl_c.heed,
         )
-        while not out.exists() or not out.stat().st_size:
+        while process.poll() is None and (not out.exists() or not out.stat().st_size):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate()
