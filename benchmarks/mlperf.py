@@ -212,16 +212,46 @@ def share_correct(folder: Path, labels: np.ndarray) -> float:
     return sum(answer == labels[entry["qsl_idx"]] for answer, entry in zip(answers, entries, strict=True)) / len(labels)
 
 
+def measure(
+    lg: Any, classifier: Classifier, images: np.ndarray, labels: np.ndarray, scenario: str, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Run a scenario for its speed and its answers, and return its row; if it fails, its `problem` says why."""
+    qps = given.server_qps
+    named = scenario if qps is None else f"{scenario}-{qps:g}"
+    row = {"scenario": scenario, "figure": SCENARIOS[scenario], **({} if qps is None else {"server_qps": qps})}
+    try:
+        for mode in MODES:
+            harness.say(f"{named}, {mode} …")
+            run(lg, classifier, images, scenario, mode, given.logs / f"{named}-{mode}", given)
+        summary = read_summary(given.logs / f"{named}-performance")
+        accuracy = share_correct(given.logs / f"{named}-accuracy", labels)
+    except EdgecifarError as error:  # the other scenarios' rows are not lost
+        return {**row, "problem": str(error)}
+    return {
+        **row,
+        "problem": None,
+        "verdict": summary["Result is"],
+        "value": float(summary[SCENARIOS[scenario]]),
+        "accuracy": accuracy,
+        "images": len(labels),
+        "summary": summary,
+    }
+
+
 def table(rows: Sequence[dict[str, Any]], quality: float | None) -> str:
-    """Return the rows as lines of text."""
-    lines = [["scenario", "LoadGen says", "accuracy, %", "figure"]]
+    """Return the rows as lines of text; below, why some could not be measured."""
+    lines, notes = [["scenario", "LoadGen says", "accuracy, %", "figure"]], []
     for row in rows:
-        figure = f"{row['figure']}: {row['value']:,.0f}"
         name = f"{row['scenario']}, --qps {row['server_qps']:g}" if "server_qps" in row else row["scenario"]
-        lines.append([name, row["verdict"], f"{100 * row['accuracy']:.2f}", figure])
-    text = report.table(lines, 2)
-    if quality is not None:
-        kept = min(row["accuracy"] for row in rows) >= quality
+        if row["problem"]:
+            notes.append(f"{name}: {row['problem']}")
+        else:
+            figure = f"{row['figure']}: {row['value']:,.0f}"
+            lines.append([name, row["verdict"], f"{100 * row['accuracy']:.2f}", figure])
+    text = "\n".join([report.table(lines, 2), *([""] if notes else []), *notes])
+    measured = [row["accuracy"] for row in rows if not row["problem"]]
+    if quality is not None and measured:
+        kept = min(measured) >= quality
         verb = "holds" if kept else "misses"
         text += f"\n\nAccuracy {verb} {100 * quality:.2f} %, {QUALITY:.0%} of the exact model's."
     return f"{text}\n\nMLPerf-style, not an MLPerf result: nothing here was submitted or reviewed."
@@ -229,29 +259,28 @@ def table(rows: Sequence[dict[str, Any]], quality: float | None) -> str:
 
 def main() -> None:
     """Measure and report."""
+    count, many = harness.positive(int), harness.positive(float)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, help="by default the one that is installed")
     parser.add_argument("--variant", help="by default the bundle's own choice")
     parser.add_argument("--provider", default="auto", help="as 'edgecifar predict' takes it")
     parser.add_argument("--threads", type=int, help="of one call; by default as many as may be used")
     parser.add_argument("--scenario", choices=SCENARIOS, action="append", help="may be repeated; default: all")
-    parser.add_argument("--seconds", type=float, default=10, help="of each performance run; MLPerf has 600")
-    parser.add_argument("--queries", type=int, default=100, help="at least, of a performance run")
-    parser.add_argument("--batch", type=int, default=64, help="the most images a call, of Offline and Server")
-    parser.add_argument("--latency", type=float, default=15, help="ms, of Server (default: 15, as of ResNet-50)")
+    parser.add_argument("--seconds", type=many, default=10.0, help="of each performance run; MLPerf has 600")
+    parser.add_argument("--queries", type=count, default=100, help="at least, of a performance run")
+    parser.add_argument("--batch", type=count, default=64, help="the most images a call, of Offline and Server")
+    parser.add_argument("--latency", type=many, default=15.0, help="ms, of Server (default: 15, as of ResNet-50)")
     parser.add_argument(
         "--qps",
-        type=float,
+        type=many,
         action="append",
         help=f"images/s, of Server; may be repeated; default: {BUSY:.0%}% of a short trial's in batches",
     )
     parser.add_argument("--data", help="folder with the CIFAR-10 files; by default $EDGECIFAR_DATA")
-    parser.add_argument("--images", type=int, default=10_000, help="the first N test images (default: all 10,000)")
+    parser.add_argument("--images", type=count, default=10_000, help="the first N test images (default: all 10,000)")
     parser.add_argument("--logs", type=Path, help="folder for LoadGen's logs (default: runs/mlperf-TIME)")
     report.add_save(parser, "mlperf")
     given = parser.parse_args()
-    if min(given.seconds, given.queries, given.batch, given.latency, given.images, *(given.qps or ())) <= 0:
-        parser.error("--seconds, --queries, --batch, --latency, --images and --qps must be more than 0")
     lg = loadgen()
     dataset = datasets.load(given.data)
     images, labels = dataset.test_images[: given.images], dataset.test_labels[: given.images]
@@ -260,26 +289,11 @@ def main() -> None:
     times = time_calls(lambda: classifier.probabilities(trial), min(0.5, given.seconds))
     given.rate = given.batch / float(np.median(times))
     given.soon = float(np.median(time_calls(lambda: classifier.probabilities(trial[:1]), min(0.5, given.seconds))))
-    folder = given.logs or Path("runs") / f"mlperf-{time.strftime('%Y%m%d-%H%M%S')}"
+    given.logs = given.logs or Path("runs") / f"mlperf-{time.strftime('%Y%m%d-%H%M%S')}"
     rows = []
     for scenario, qps in plan(given.scenario or SCENARIOS, given.qps or [BUSY * given.rate]):
-        given.server_qps, named = qps, scenario if qps is None else f"{scenario}-{qps:g}"
-        for mode in MODES:
-            harness.say(f"{named}, {mode} …")
-            run(lg, classifier, images, scenario, mode, folder / f"{named}-{mode}", given)
-        summary = read_summary(folder / f"{named}-performance")
-        rows.append(
-            {
-                "scenario": scenario,
-                "verdict": summary["Result is"],
-                "figure": SCENARIOS[scenario],
-                "value": float(summary[SCENARIOS[scenario]]),
-                "accuracy": share_correct(folder / f"{named}-accuracy", labels),
-                "images": len(labels),
-                **({} if qps is None else {"server_qps": qps}),
-                "summary": summary,
-            }
-        )
+        given.server_qps = qps
+        rows.append(measure(lg, classifier, images, labels, scenario, given))
     exact = next((v.accuracy for v in classifier.bundle.manifest.variants if v.precision == "fp32"), None)
     quality = None if exact is None or classifier.bundle.manifest.dataset != dataset.name else QUALITY * exact
     settings = {
@@ -293,11 +307,11 @@ def main() -> None:
         "batch": given.batch,
         "server_latency_ms": given.latency,
         "quality": quality,
-        "logs": str(folder),
+        "logs": str(given.logs),
     }
     versions = {"mlcommons-loadgen": metadata.version("mlcommons-loadgen")}
     found = report.document("mlperf", settings, rows, versions=versions)
-    report.finish(found, f"{table(rows, quality)}\nLoadGen's logs are in {folder}.", given.save)
+    report.finish(found, f"{table(rows, quality)}\nLoadGen's logs are in {given.logs}.", given.save)
 
 
 if __name__ == "__main__":

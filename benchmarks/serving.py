@@ -223,11 +223,11 @@ def ratio(ours: Mapping[str, Any], other: Mapping[str, Any], key: str) -> dict[s
 
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
-    ms = row["milliseconds"]
+    shown = {name: f"{value:.2f}" for name, value in row["milliseconds"].items()}
     wrong = row["wrong"] + row["broken"] + sum(row["other_statuses"].values())
     return (
-        f"{row['server']:<28} {row['kind']:<9} {row['requests_per_second']:>8,.0f} {ms.get('p50', 0):>8.2f} "
-        f"{ms.get('p99', 0):>8.2f} {row['cpu_microseconds']:>8,.0f} {row['ready_seconds']:>7.2f} "
+        f"{row['server']:<28} {row['kind']:<9} {row['requests_per_second']:>8,.0f} {shown.get('p50', ''):>8} "
+        f"{shown.get('p99', ''):>8} {row['cpu_microseconds']:>8,.0f} {row['ready_seconds']:>7.2f} "
         f"{row['memory_mb']:>7.0f} {wrong:>6}"
     )
 
@@ -269,7 +269,7 @@ def tell(rows: list[dict[str, Any]], alone: Sequence[float], settings: dict[str,
         for peer, version in PEERS.items():
             others = [row for row in rows if row["kind"] == kind and row["server"].startswith(version)]
             best = max(others, key=lambda row: row["requests_per_second"], default=None)
-            if best and all("p99" in one for one in best["rounds"]):
+            if best and all("p99" in one for one in [*ours["rounds"], *best["rounds"]]):
                 times, p99 = ratio(ours, best, "requests_per_second"), ratio(ours, best, "p99")
                 found[f"{peer}_{kind}"] = {"requests_ratio": times, "p99_ratio": p99}
                 figures = f"{report.shown(times, 2)} times the requests/s of {best['server']}"
@@ -325,8 +325,9 @@ def main() -> None:
     alone = turns.pop(ALONE)
     rows = [row_of(name, kind, [turn[kind] for turn in given]) for name, given in turns.items() for kind in given[0]]
     settings: dict[str, Any] = {
-        name: str(value) for name, value in vars(options).items() if name not in ("save", "cache")
+        name: str(value) for name, value in vars(options).items() if name not in ("save", "cache", "bundle")
     }
+    settings["bundle"] = bundle.folder.name
     tell(rows, alone, settings | {"models": report.digests([variant])}, options.save)
 
 

@@ -115,9 +115,10 @@ def overload(bench: Bench) -> list[dict[str, Any]]:
     rows.append(row(f"{options.connections} connections", many, memory_mb=memory))
     asked = (len(many.latencies) + len(many.rejections)) / many.seconds
     rows[-1]["asked_times_capacity"] = asked / rows[1]["requests_per_second"]
+    times = rows[-1]["milliseconds"]
     for other in rows[:2]:
-        ratio = rows[-1]["milliseconds"]["p99"] / other["milliseconds"]["p99"]
-        rows[-1][f"p99_times_{other['load'].split()[0]}"] = ratio
+        if "p99" in times and "p99" in other["milliseconds"]:
+            rows[-1][f"p99_times_{other['load'].split()[0]}"] = times["p99"] / other["milliseconds"]["p99"]
     return rows
 
 

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from edgecifar.runtime.benchmark import percentile
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _JSON_LENGTH = re.compile(rb"\r\ninference-header-content-length: *(\d+)", re.IGNORECASE)
 
@@ -64,12 +66,11 @@ class Outcome:
     broken: int = 0
 
     def figures(self) -> dict[str, Any]:
-        """Return requests/s, percentiles in ms, and what went wrong."""
+        """Return requests/s, percentiles in ms, without those that `percentile` does not know, and what went wrong."""
 
         def percentiles(values: list[float]) -> dict[str, float]:
-            if not values:
-                return {}
-            return {f"p{p}": 1000 * float(np.percentile(values, p)) for p in (50, 90, 99)}
+            known = {p: percentile(1000 * np.array(values), p) for p in (50, 90, 99)} if values else {}
+            return {f"p{p}": value for p, value in known.items() if value is not None}
 
         return {
             "requests": len(self.latencies),

@@ -118,10 +118,39 @@ class TestSystem:
 def test_one_call_runs_server_at_several_rates():
     runs = [("SingleStream", None), ("Offline", None), ("Server", 1500), ("Server", 3000)]
     assert mlperf.plan(mlperf.SCENARIOS, [1500, 3000, 1500]) == runs
-    rows = [{"scenario": "Server", "server_qps": qps, "verdict": "VALID", "accuracy": 1} for qps in (1500.0, 3000.0)]
-    text = mlperf.table([{**row, "figure": "per second", "value": 1} for row in rows], None)
+    text = mlperf.table([measured(0.9, server_qps=qps) for qps in (1500.0, 3000.0)], None)
     assert "--qps 1500 " in text
     assert "--qps 3000 " in text
+
+
+def measured(accuracy: float, **more):
+    known = {"scenario": "Server", "figure": "per second", "problem": None, "verdict": "VALID", "value": 1}
+    return {**known, "accuracy": accuracy, **more}
+
+
+class TestOneScenarioFails:
+    GIVEN = types.SimpleNamespace(server_qps=None)
+
+    def test_its_row_says_why(self, monkeypatch, tmp_path):
+        def fails(*_):
+            raise EdgecifarError("Offline could not be run: No.")
+
+        monkeypatch.setattr(mlperf, "run", fails)
+        self.GIVEN.logs = tmp_path
+        row = mlperf.measure(None, None, None, None, "Offline", self.GIVEN)
+        assert row == {
+            "scenario": "Offline",
+            "figure": mlperf.SCENARIOS["Offline"],
+            "problem": "Offline could not be run: No.",
+        }
+
+    def test_the_others_are_told(self):
+        failed = {"scenario": "Offline", "figure": "f", "problem": "No."}
+        text = mlperf.table([measured(0.9), failed], 0.8)
+        assert "Server" in text
+        assert "Offline: No." in text
+        assert "holds" in text
+        assert "Accuracy" not in mlperf.table([failed], 0.8)
 
 
 def test_read_summary(tmp_path):
@@ -150,9 +179,10 @@ class TestShareCorrect:
             mlperf.share_correct(tmp_path, np.array([1, 1]))
 
 
+@pytest.mark.parametrize("value", ["0", "nan"])
 @pytest.mark.parametrize("option", ["--qps", "--seconds"])
-def test_nothing_a_second_is_wrong_usage(monkeypatch, capsys, option):
-    monkeypatch.setattr(sys, "argv", ["mlperf.py", option, "0"])
+def test_nothing_a_second_is_wrong_usage(monkeypatch, capsys, option, value):
+    monkeypatch.setattr(sys, "argv", ["mlperf.py", option, value])
     with pytest.raises(SystemExit) as ended:
         mlperf.main()
     assert ended.value.code == 2

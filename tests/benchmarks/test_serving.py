@@ -172,9 +172,9 @@ class TestTurns:
             ]
             return serving.row_of(name, "JSON", [serving.Load(one, 0.5, 80.0, 1.0) for one in outcomes])
 
-        ours, other = row("ours", 200), row("other", 100)
-        assert ours["requests"] == 420
-        assert ours["requests_per_second"] == pytest.approx(140)
+        ours, other = row("ours", 2_000), row("other", 1_000)
+        assert ours["requests"] == 4_200
+        assert ours["requests_per_second"] == pytest.approx(1_400)
         assert serving.ratio(ours, other, "requests_per_second") == pytest.approx({"median": 2, "low": 2, "high": 2})
         assert serving.ratio(ours, other, "p99")["median"] == pytest.approx(0.5)
 
