@@ -118,7 +118,8 @@ function scale(picture, width, height, { filter: { a, reducing_gap: gap } }) {
 
 /** Decode a picture and make it the model's input. */
 function prepare(file, { input, preprocessing: steps }) {
-  if (steps.decoding !== 1 || steps.fit !== "crop") throw new Error("this example does not know the bundle's preprocessing");
+  const known = steps.decoding === 1 && steps.fit === "crop" && steps.filter.name === "bicubic";
+  if (!known) throw new Error("this example does not know the bundle's preprocessing");
   const whole = decode(file, steps.transparency);
   const side = Math.min(whole.width, whole.height);
   const [left, top] = [(whole.width - side) >> 1, (whole.height - side) >> 1];
@@ -128,7 +129,8 @@ function prepare(file, { input, preprocessing: steps }) {
 
 const [bundle = refuse("usage: node classify.mjs BUNDLE [PICTURE.png...]"), ...files] = process.argv.slice(2);
 const json = (name) => JSON.parse(fs.readFileSync(path.join(bundle, name), "utf8"));
-const { contract, variants, default_variant: chosen } = json("manifest.json");
+const { schema, contract, variants, default_variant: chosen } = json("manifest.json");
+if (schema !== 2) refuse(`This example reads bundles of schema 2, not ${schema}.`);
 const variant = variants.find(({ name }) => name === chosen);
 const session = await ort.InferenceSession.create(fs.readFileSync(path.join(bundle, variant.file)));
 const largest = (one, other) => one.reduce((most, value, at) => Math.max(most, Math.abs(value - other[at])), 0);

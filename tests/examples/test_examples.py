@@ -148,7 +148,7 @@ class TestNode:
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
-def test_node_refuses_what_it_would_read_wrongly(tmp_path):
+def test_node_refuses_what_it_would_read_wrongly(tmp_path, bundle):
     shutil.copy(EXAMPLES / "classify.mjs", tmp_path)
     runtime = tmp_path / "node_modules" / "onnxruntime-web"  # that never runs: it comes to no model
     runtime.mkdir(parents=True)
@@ -163,6 +163,15 @@ def test_node_refuses_what_it_would_read_wrongly(tmp_path):
         assert ran.returncode == 1
         assert ran.stdout == ""
         assert file.name in ran.stderr
+        assert len(ran.stderr.splitlines()) == 1
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    filtered = json.loads((bundle / "manifest.json").read_text())
+    filtered["contract"]["preprocessing"]["filter"]["name"] = "lanczos"
+    for changed, named in (({**manifest, "schema": 3}, "schema"), (filtered, "preprocessing")):
+        (bundle / "manifest.json").write_text(json.dumps(changed))
+        ran = run("node", tmp_path / "classify.mjs", bundle, SAMPLES / "cat.png")
+        assert ran.returncode == 1
+        assert named in ran.stderr
         assert len(ran.stderr.splitlines()) == 1
     for arguments in ((), (tmp_path,), (DEFAULT, tmp_path / "cut.png")):
         ran = run("node", tmp_path / "classify.mjs", *arguments)
