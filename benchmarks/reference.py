@@ -113,8 +113,8 @@ def comparison(run: Run, dataset: Dataset | None = None) -> dict[str, Any]:
     record, metrics = run.record, run.metrics
     if not metrics:
         raise DataError(f"{run.folder} has no complete epoch yet: train it first.")
-    if dataset and (differs := record.differs(dataset.name, dataset.digest, dataset.contract.labels)):
-        raise DataError(f"{run.folder} {differs}", option="data")
+    if dataset:
+        run.check_data(dataset)
     test = record.as_json().get("test") or (tested(classify_with(run.net()), dataset) if dataset else None)
     return {
         "recipe": record.recipe.name,

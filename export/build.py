@@ -81,8 +81,7 @@ def export(
             option="without_data",
         )
     if dataset is not None:
-        if differs := run.record.differs(dataset.name, dataset.digest, dataset.contract.labels):
-            raise DataError(f"{run.folder} {differs}", option="data")
+        run.check_data(dataset)
         inside = dataset.pictures is not None and dataset.pictures.would_hold(out)
         if inside and not out.is_relative_to(run.folder.resolve()):  # what lies in a run is no class
             raise OutputError(

@@ -130,14 +130,14 @@ def resume(run: Run, dataset: Dataset, options: TrainingOptions | None = None) -
     add in an order that changes. Each process needs the run folder.
 
     Raises:
-        RunError: there is nothing to resume, it is damaged, another process trains it, or `dataset` is another one.
+        RunError: there is nothing to resume, it is damaged, or another process trains it.
+        DataError: `dataset` is another one.
     """
     options = options or TrainingOptions()
     recipe = recipe_of(run)
     with _alone(run, options), _enough_memory(recipe), flushed_denormals(options.device):
         state, record = run.resume_state(), run.record
-        if differs := record.differs(dataset.name, dataset.digest, dataset.contract.labels):
-            raise RunError(f"{run.folder} {differs}", option="data")
+        run.check_data(dataset)
         if options.group.is_main and not (run.folder / keepsakes.DATA).exists():  # it was stopped that early
             keepsakes.keep_data(dataset, run.folder, recipe.held_out)
         training = _Training(dataset, run, record, options)

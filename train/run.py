@@ -10,18 +10,21 @@ import logging
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ..runtime.errors import RunError
+from ..runtime.errors import DataError, RunError
 from ..runtime.files import STAGING, lock, make_folder, remove_leftovers, sha256, write_file
 from ..runtime.paths import RUN_RECORD
 from .nets import is_teacher, make_net
 from .record import RUNNING, RecordError, RunRecord
+
+if TYPE_CHECKING:
+    from .data import Dataset
 
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
@@ -91,6 +94,15 @@ class Run:
             yield
         finally:
             let_go()
+
+    def check_data(self, dataset: Dataset) -> None:
+        """Make sure that `dataset` is what the run was trained on.
+
+        Raises:
+            DataError: it is another one, has changed since, or its classes were renamed.
+        """
+        if differs := self.record.differs(dataset.name, dataset.digest, dataset.contract.labels):
+            raise DataError(f"{self.folder} {differs}", option="data")
 
     @classmethod
     def newest(cls, unfinished: bool = False, under: Path = RUNS, without_teachers: bool = False) -> Run:

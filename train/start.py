@@ -147,6 +147,8 @@ def start(
             refuse_own_options(request.pictures, kind)
         with group.main_process_first():
             dataset = datasets.load(data, options=pictures, progress=reading)
+        if earlier:  # before the display says what will be trained
+            earlier.check_data(dataset)
         if not request.resume:
             _check_place(run, dataset)
         if not earlier:

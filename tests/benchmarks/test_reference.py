@@ -18,6 +18,7 @@ from edgecifar.runtime.errors import DataError
 from edgecifar.train.inference import classify_with
 from edgecifar.train.recipes import RECIPES
 from edgecifar.train.record import DatasetRecord, RunRecord
+from edgecifar.train.run import Run
 
 
 def line(epoch: int, windows: list[float], accuracy: float) -> dict:
@@ -48,7 +49,9 @@ def run(tmp_path, net, small):
             differs=lambda *given: RunRecord.differs(record, *given),
             as_json=lambda: {"test": test},
         )
-        return SimpleNamespace(folder=tmp_path, record=record, metrics=metrics, net=lambda: copy.deepcopy(net))
+        run = SimpleNamespace(folder=tmp_path, record=record, metrics=metrics, net=lambda: copy.deepcopy(net))
+        run.check_data = lambda dataset: Run.check_data(run, dataset)
+        return run
 
     return make
 

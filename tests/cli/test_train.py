@@ -257,6 +257,21 @@ def test_resume_takes_the_newest_unfinished_run(small, monkeypatch):
     assert "no unfinished run under runs/" in result.stderr
 
 
+@pytest.mark.parametrize("go_on", [("--resume", "--out", "run"), ("--final", "run", "--out", "all")])
+def test_other_data_are_refused_before_anything_is_announced(small, monkeypatch, go_on):
+    with monkeypatch.context() as context:
+        if "--resume" in go_on:
+            interrupt(context, 1)
+        train("--epochs", 1, "--held-out", 0.2, "--out", "run")
+    other = replace(data.synthetic(), digest="0" * 64)
+    monkeypatch.setattr(data, "synthetic", lambda: other)
+    result = train(*go_on)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "run was trained on synthetic as it was then" in result.stderr
+    assert not Path("all").exists()
+
+
 def test_resume_of_what_cannot_be_resumed(small):
     result = train("--resume", "--out", "absent")
     assert (result.exit_code, result.stdout) == (1, "")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from edgecifar.runtime import machine
-from edgecifar.runtime.errors import OutputError, RunError
+from edgecifar.runtime.errors import DataError, OutputError, RunError
 from edgecifar.runtime.files import sha256
 from edgecifar.train import data, loop, plots
 from edgecifar.train.listeners import Silent
@@ -113,7 +113,7 @@ def test_resume_says_what_it_cannot_do(whole, tmp_path, recipe, tiny, no_plots, 
     before = digest(run.folder)
     changed = data.synthetic(40, 20, seed=1)
     for other, said in ((changed, "changed since"), (replace(changed, name="lab"), r"other data \(synthetic\)")):
-        with pytest.raises(RunError, match=said) as caught:
+        with pytest.raises(DataError, match=said) as caught:
             loop.resume(run, other)
         assert caught.value.option == "data"
     assert digest(run.folder) == before
