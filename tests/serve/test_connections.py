@@ -25,8 +25,20 @@ class Live:
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=lambda: asyncio.run(self.server.serve(sockets=[self._listener])))
         self._thread.start()
-        while not self.server.started:
-            time.sleep(0.005)
+        wait_until(lambda: self.server.started)
+
+    @property
+    def connections(self) -> list:
+        return list(self.server.server_state.connections)
+
+    def look(self, later: float) -> None:
+        """Let the server look at its connections as it does when so many seconds have passed."""
+
+        def sweep() -> None:
+            for connection in self.connections:
+                connection.sweep(time.monotonic() + later)
+
+        self.server.servers[0].get_loop().call_soon_threadsafe(sweep)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
@@ -39,11 +51,11 @@ class Live:
 
 @pytest.fixture
 def live(tiny, monkeypatch):
-    """Serve the tiny bundle: `live(Settings(...))`."""
+    """Serve the tiny bundle: `live(Settings(...))`; it looks for slow clients when it is told to."""
     from edgecifar.serve import App, connections, load_registry
     from edgecifar.serve.models import Source
 
-    monkeypatch.setattr(connections, "SWEEP", 0.05)
+    monkeypatch.setattr(connections, "SWEEP", 3600)
     servers = []
 
     def start(settings) -> Live:
@@ -56,19 +68,31 @@ def live(tiny, monkeypatch):
         server.close()
 
 
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Return what comes next; raises ConnectionError where the connection ends."""
+    part = connection.recv(65536)
+    if not part:
+        raise ConnectionError("the server ended the connection")
+    return part
+
+
 def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
     """Read one answer; raises ConnectionError where the connection ends before."""
     data = b""
     while b"\r\n\r\n" not in data:
-        part = connection.recv(65536)
-        if not part:
-            raise ConnectionError(data)
-        data += part
+        data += receive(connection)
     head, _, body = data.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     while len(body) < int(headers.get("content-length", 0)):
-        body += connection.recv(65536)
+        body += receive(connection)
     return int(status.split()[1]), headers, body
 
 
@@ -82,11 +106,11 @@ def ended(connection: socket.socket) -> bool:
 def settings(**more):
     from edgecifar.serve import Settings
 
-    return Settings(**{"receive_timeout": 0.2, **more})
+    return Settings(**more)
 
 
 def test_requests_in_a_row_and_in_a_pipeline(live, images, ask, classifier):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     with server.connect() as connection:
         bodies = [json.dumps(ask(images[n : n + 1], id=str(n))).encode() for n in range(4)]
         for body in bodies[:2]:
@@ -95,12 +119,12 @@ def test_requests_in_a_row_and_in_a_pipeline(live, images, ask, classifier):
         connection.sendall(b"".join(HEAD % (len(body), b"") + body for body in bodies[2:]))
         data = b""
         while data.count(b'"id"') < 2 or not data.endswith(b"}"):
-            data += connection.recv(65536)
+            data += receive(connection)
         assert data.index(b'"id":"2"') < data.index(b'"id":"3"')
 
 
 def test_whole_or_in_pieces_the_answer_is_the_same(live, images, ask_binary, classifier):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     made = ask_binary(images[3:4], parameters={"binary_data_output": True})
     body = made["content"]
     more = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in made["headers"].items())
@@ -130,19 +154,18 @@ def test_whole_or_in_pieces_the_answer_is_the_same(live, images, ask_binary, cla
 
 
 def test_refusals_in_a_pipeline_and_what_ends_the_connection(live, images, ask):
-    server = live(settings(queue=1, receive_timeout=10, keep_alive=30))
+    server = live(settings(queue=1, keep_alive=30))
     gate = threading.Event()
     run = server.app.registry.default.batcher._run
     server.app.registry.default.batcher._run = lambda batch: (gate.wait(10), run(batch))[1]
     body = json.dumps(ask(images[:1])).encode()
     with server.connect() as first, server.connect() as second:
         first.sendall(HEAD % (len(body), b"") + body)
-        while server.app.registry.default.batcher.requests < 1:
-            time.sleep(0.01)
+        wait_until(lambda: server.app.registry.default.batcher.requests == 1)
         second.sendall((HEAD % (len(body), b"") + body) * 3)
         data = b""
         while data.count(b"}") < 3:
-            data += second.recv(65536)
+            data += receive(second)
         assert data.count(b"HTTP/1.1 429") == data.count(b"retry-after") == 3
         gate.set()
         assert read_answer(first)[0] == 200
@@ -155,8 +178,9 @@ def test_refusals_in_a_pipeline_and_what_ends_the_connection(live, images, ask):
     assert server.app.metrics.requests.labels("infer", 200)._value.get() == 2
 
 
-def test_who_sends_nothing_or_too_slowly_is_ended(live):
-    server = live(settings())
+def test_who_sends_nothing_or_too_slowly_is_ended(live, monkeypatch):
+    monkeypatch.setattr("edgecifar.serve.connections.SWEEP", 0.05)
+    server = live(settings(receive_timeout=0.2))
     with server.connect() as silent, server.connect() as header, server.connect() as body:
         header.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n")
         body.sendall(HEAD % (100, b"") + b"x")
@@ -175,12 +199,16 @@ def test_who_waits_behind_another_request_is_not_slow(live, images, ask):
     request = HEAD % (len(body), b"") + body
     with server.connect() as connection:
         connection.sendall(request + request[:-10])
-        time.sleep(0.5)
+        wait_until(lambda: any(one.pipeline for one in server.connections))
+        server.look(later=100)
         gate.set()
         assert read_answer(connection)[0] == 200
+        server.look(later=105)
         connection.sendall(request[-10:])
         assert read_answer(connection)[0] == 200
         connection.sendall(request[:-10])  # in its turn, it is
+        wait_until(lambda: any(one._received for one in server.connections))
+        server.look(later=100)
         assert read_answer(connection)[0] == 408
 
 
@@ -190,7 +218,7 @@ def test_who_is_idle_between_requests_is_not_slow(live):
         for _ in range(2):
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
             assert read_answer(connection)[0] == 200
-            time.sleep(0.5)
+            server.look(later=100)
 
 
 LONG = b"y" * 40_000
@@ -198,7 +226,7 @@ CHUNKED = b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n
 
 
 def test_a_header_or_a_trailer_that_is_too_long(live):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     for data in (
         b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + LONG,  # without end
         b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + LONG + b"\r\n\r\n",
@@ -209,10 +237,10 @@ def test_a_header_or_a_trailer_that_is_too_long(live):
         CHUNKED + b"a:b\r\n" * 7000,
         CHUNKED + b"a:\r\n" * 9000 + b"\r\n",
     ):
-        with server.connect() as whole:
+        # It may be ended before all is sent.
+        with server.connect() as whole, contextlib.suppress(ConnectionResetError, BrokenPipeError):
             whole.sendall(data)
-            with contextlib.suppress(ConnectionResetError):  # it was ended before all was sent
-                assert read_answer(whole)[0] == 431, data[:80]
+            assert read_answer(whole)[0] == 431, data[:80]
             assert ended(whole)
         with server.connect() as pieces, contextlib.suppress(ConnectionResetError, BrokenPipeError):
             for start in range(0, len(data), 9000):
@@ -225,7 +253,7 @@ def test_a_header_or_a_trailer_that_is_too_long(live):
 
 
 def test_a_long_body_is_no_long_header(live):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     with server.connect() as connection:
         for size in (1, 100_000):
             chunks = b"%x\r\n%s\r\n" % (size, b"x" * size) * (100_000 // size)
@@ -234,7 +262,7 @@ def test_a_long_body_is_no_long_header(live):
 
 
 def test_a_trailer_is_dropped(live):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     with server.connect() as connection:
         connection.sendall(CHUNKED + b"X-API-Key: late\r\n\r\n")
         assert read_answer(connection)[0] == 400  # no picture
@@ -253,7 +281,7 @@ def test_what_is_not_http(live, data):
 
 
 def test_more_connections_than_allowed(live):
-    server = live(settings(max_connections=2, receive_timeout=10))
+    server = live(settings(max_connections=2))
     with server.connect() as one, server.connect() as two:
         for connection in (one, two):
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -263,7 +291,7 @@ def test_more_connections_than_allowed(live):
 
 
 def test_a_body_that_is_too_long_is_answered_and_drained(live):
-    server = live(settings(max_body=100_000, receive_timeout=10))
+    server = live(settings(max_body=100_000))
     with server.connect() as connection:
         connection.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 150000\r\n\r\n" + b"x" * 150_000)
         assert read_answer(connection)[0] == 413
@@ -283,16 +311,13 @@ def test_who_does_not_take_answers_is_ended(live):
     with server.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)  # 10 kB each
-        deadline = time.monotonic() + 10
-        while not server.server.server_state.connections and time.monotonic() < deadline:
-            time.sleep(0.01)
-        while server.server.server_state.connections and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not server.server.server_state.connections
+        wait_until(lambda: any(one._blocked_since for one in server.connections))
+        server.look(later=100)
+        wait_until(lambda: not server.connections)
 
 
 def test_who_leaves_costs_nothing(live, images, ask):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     model = server.app.registry.default
     entered, gate = threading.Event(), threading.Event()
     run, ran = model.batcher._run, []
@@ -309,11 +334,9 @@ def test_who_leaves_costs_nothing(live, images, ask):
         stays.sendall(HEAD % (len(body), b"") + body)
         assert entered.wait(10)
         leaves.sendall(HEAD % (len(body), b"") + body)
-        while model.batcher.requests < 2:
-            time.sleep(0.01)
+        wait_until(lambda: model.batcher.requests == 2)
         leaves.close()
-        while model.batcher.requests > 1:
-            time.sleep(0.01)
+        wait_until(lambda: model.batcher.requests == 1)
         gate.set()
         assert read_answer(stays)[0] == 200
     assert ran == [1]
@@ -340,16 +363,9 @@ def held(monkeypatch):
     found.gate.set()
 
 
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("more", [0, 400_000, 600_000])
 def test_pictures_of_who_leaves_are_not_decoded(live, held, images, png, more):
-    server = live(settings(receive_timeout=10, decoders=1))
+    server = live(settings(decoders=1))
     body = png(images[0]) + bytes(more)
     request = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     left = server.app.metrics.left._value
@@ -373,7 +389,7 @@ def test_pictures_of_who_leaves_are_not_decoded(live, held, images, png, more):
 
 
 def test_the_end_does_not_wait_for_pictures_that_nobody_wants(live, held, images, png):
-    server = live(settings(receive_timeout=10, decoders=1))
+    server = live(settings(decoders=1))
     body = png(images[0])
     with server.connect() as leaves:
         leaves.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -384,7 +400,7 @@ def test_the_end_does_not_wait_for_pictures_that_nobody_wants(live, held, images
 
 
 def test_an_end_that_does_not_wait_for_all_says_so(live, caplog):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     server.server.config.timeout_graceful_shutdown = 0.1
     with server.connect() as slow:
         slow.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
@@ -397,7 +413,7 @@ def test_an_end_that_does_not_wait_for_all_says_so(live, caplog):
 
 
 def test_what_was_begun_is_answered_at_the_end(live, images, ask):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     body = json.dumps(ask(images)).encode()
     with server.connect() as begun, server.connect() as idle:
         idle.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -419,13 +435,11 @@ def test_a_request_that_stops_behind_another_in_the_same_data_is_ended(live, ima
     with server.connect() as connection:
         connection.sendall(HEAD % (len(body), b"") + body + HEAD % (100, b"") + b"x")
         assert read_answer(connection)[0] == 200
+        wait_until(lambda: any(one._received for one in server.connections))
+        server.look(later=100)
         assert read_answer(connection)[0] == 408
         assert ended(connection)
-    model = server.app.registry.default
-    deadline = time.monotonic() + 5
-    while model._leases and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert model._leases == 0
+    wait_until(lambda: not server.app.registry.default._leases)
 
 
 def test_refusals_that_nobody_takes_do_not_pile_up(live):
@@ -471,7 +485,7 @@ def test_refusals_that_nobody_takes_do_not_pile_up(live):
 
 
 def test_an_answered_request_keeps_no_pixels(live, images, ask_binary):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     made = ask_binary(images)
     more = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in made["headers"].items())
     with server.connect() as connection:
@@ -483,7 +497,7 @@ def test_an_answered_request_keeps_no_pixels(live, images, ask_binary):
 
 @pytest.mark.parametrize("place", [0, 5, -5])
 def test_who_asks_for_another_protocol_is_answered_in_this_one(live, images, ask, place):
-    server = live(settings(receive_timeout=10))
+    server = live(settings())
     body = json.dumps(ask(images[3:4], id="7")).encode()
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"  # Java's default
     request = HEAD % (len(body), upgrade) + body
