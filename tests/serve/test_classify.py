@@ -79,7 +79,7 @@ def test_the_deadline_covers_the_decoding(open_client, png, images, monkeypatch)
         return load(content, *arguments, name=name, **options)
 
     monkeypatch.setattr(pictures, "load_picture", held)
-    client = open_client(Settings(timeout=0.1, decoders=1))
+    client = open_client(Settings(timeout=0.5, decoders=1))
     files = [("a", (name, png(images[0]))) for name in ("first", "second")]
     assert client.post("/classify", files=files).status_code == 504  # while the picture is held
     assert client.post("/classify", content=png(images[0])).status_code == 504  # it never got a thread

@@ -38,6 +38,11 @@ def source(bundles: dict, **more) -> Source:
     return Source(bundles, **{"provider": "cpu", "threads": 1, **more})
 
 
+async def retired(app: App) -> None:
+    """Wait until no registry is left whose place another took."""
+    await asyncio.wait_for(asyncio.gather(*app._retiring), 30)
+
+
 def test_bundles_are_named_by_their_folders_or_by_hand(tmp_path):
     parsed = Source.parse([str(tmp_path / "one"), f"two={tmp_path}"])
     assert parsed == {"one": tmp_path / "one", "two": tmp_path}
@@ -143,10 +148,7 @@ def test_a_new_registry_takes_over_and_the_old_answers_what_it_has(tiny, own_tin
                 rows = await leased.batcher.submit(images, 5)
                 assert rows[0].argmax(1).tolist() == list(range(10))
                 assert old.batcher.healthy
-            for _ in range(100):
-                await asyncio.sleep(0.01)
-                if not old.batcher.healthy:
-                    break
+            await retired(app)
             assert not old.batcher.healthy
             assert app.ready
             assert (await new.batcher.submit(images, 5))[0].argmax(1).tolist() == list(range(10))
@@ -181,11 +183,8 @@ def test_a_new_registry_whose_threads_cannot_be_started_changes_nothing(tiny, mo
             assert app.registry is old
             assert app.ready
             assert app.metrics.updates.labels("failed")._value.get() == 1
-            for _ in range(200):
-                await asyncio.sleep(0.01)
-                if len(inference()) == models:
-                    return
-            raise AssertionError("threads were left behind")
+            await retired(app)
+            assert len(inference()) == models
 
     asyncio.run(scenario())
 
@@ -218,7 +217,7 @@ def test_a_model_that_was_replaced_is_let_go_of_at_once(tiny, images):
             await app.registry.default.batcher.submit(images, 5)
             old = weakref.ref(app.registry.default.session)
             app.replace(load_registry(source({"a": tiny}, variants=("edge",))))
-            await asyncio.gather(*app._retiring)
+            await retired(app)
             await asyncio.sleep(0)
             return old()
 
