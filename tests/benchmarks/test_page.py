@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 
 import page
 import pytest
@@ -25,6 +26,22 @@ def test_without_the_npm_packages_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(page, "MODULES", tmp_path)
     with pytest.raises(EdgecifarError, match="scripts/web"):
         page.main([])
+
+
+def test_a_server_that_starts_slowly_is_waited_for(monkeypatch, tmp_path):
+    """After ten seconds the browser was sent to it all the same."""
+    tried = []
+
+    def connect(*_, **__):
+        tried.append(0)
+        if len(tried) < 500:
+            raise ConnectionRefusedError
+        return types.SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(page.socket, "create_connection", connect)
+    monkeypatch.setattr(page.time, "sleep", lambda _: None)
+    with page.served(tmp_path):
+        assert len(tried) == 500
 
 
 @pytest.mark.browser
