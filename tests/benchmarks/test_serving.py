@@ -60,7 +60,7 @@ def server():
         thread.join(10)
 
 
-def drive(server, *replies: bytes, seconds: float = 0.2, pause: float = 0.0):
+def drive(server, *replies: bytes, seconds: float = 0.5, pause: float = 0.0):
     port, given = server
     given += replies
     request = serving_load.Request(serving_load.post("/", b"{}"), ROW)
@@ -86,7 +86,7 @@ def test_wrong_answers_refusals_and_failures(server):
 
 def test_connections_that_end_in_a_pause_are_made_anew(server):
     """Nothing was asked on them, so nothing is lost; it ended the long run with a traceback."""
-    outcome = drive(server, answer().replace(b"\r\n\r\n", b"\r\nThen: close\r\n\r\n"), pause=0.02)
+    outcome = drive(server, answer().replace(b"\r\n\r\n", b"\r\nThen: close\r\n\r\n"), pause=0.3)
     assert len(outcome.latencies) > 2
     assert (outcome.wrong, outcome.broken, outcome.statuses) == (0, 0, {})
 
