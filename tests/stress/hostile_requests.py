@@ -137,18 +137,21 @@ def start(*arguments: str) -> tuple[subprocess.Popen[str], list[dict], int]:
 
     def read() -> None:
         assert process.stderr
-        for line in process.stderr:
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                events.append({"event": "not JSON", "message": line})
-            ready.set()
+        with process.stderr as lines:
+            for line in lines:
+                try:
+                    events.append(json.loads(line))
+                except ValueError:
+                    events.append({"event": "not JSON", "message": line})
+                ready.set()
 
     threading.Thread(target=read, daemon=True).start()
     if not ready.wait(60):
         process.kill()
         raise SystemExit("The server does not start.")
     while not any(event.get("event") == "ready" for event in events):
+        if process.poll() is not None:
+            raise SystemExit(f"The server does not start: {events[0].get('message')}")
         time.sleep(0.01)
     return process, events, next(event["port"] for event in events if event.get("event") == "ready")
 
