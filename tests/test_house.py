@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -59,11 +60,11 @@ def named(path: Path) -> str:
 
 def documents() -> list[Path]:
     # The last two hold cards that exports wrote.
-    skipped = {"data", "runs", "node_modules", "default_bundle", "fixtures"}
-    found = ROOT.rglob("*.md")
-    return sorted(
-        p for p in found if not any(part in skipped or part.startswith(".") for part in p.parts[len(ROOT.parts) :])
-    )
+    skipped, found = {"data", "runs", "node_modules", "default_bundle", "fixtures"}, []
+    for folder, within, files in os.walk(ROOT):  # not into .venv, nor into a run that another process is writing
+        within[:] = [name for name in within if name not in skipped and not name.startswith(".")]
+        found += [Path(folder, name) for name in files if name.endswith(".md") and not name.startswith(".")]
+    return sorted(found)
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:

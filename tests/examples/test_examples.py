@@ -31,7 +31,7 @@ SHORT = 150
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".mjs")], ids=lambda p: p.name
+    "path", [path for path in sorted(EXAMPLES.iterdir()) if path.suffix in (".py", ".mjs")], ids=lambda p: p.name
 )
 def test_short(path):
     assert len(path.read_text().splitlines()) < SHORT
@@ -262,6 +262,7 @@ class TestCamera:
             assert process.poll() is None
         finally:
             process.send_signal(signal.SIGINT)
+            reader.join(30)  # before `communicate` closes what it reads
             _, errors = process.communicate(timeout=30)
         assert process.returncode == 0
         assert "is back" in errors
