@@ -76,8 +76,7 @@ const pixel = ({ width, data }, x, y, band) => data[(y * width + x) * 3 + band];
 /** Average blocks of columns x rows pixels; those over an edge average the pixels that they have. */
 function average(picture, columns, rows) {
   return make(Math.ceil(picture.width / columns), Math.ceil(picture.height / rows), (x, y, band) => {
-    const right = Math.min((x + 1) * columns, picture.width);
-    const bottom = Math.min((y + 1) * rows, picture.height);
+    const [right, bottom] = [Math.min((x + 1) * columns, picture.width), Math.min((y + 1) * rows, picture.height)];
     const count = (right - x * columns) * (bottom - y * rows);
     let sum = count >> 1;
     for (let v = y * rows; v < bottom; v++) for (let u = x * columns; u < right; u++) sum += pixel(picture, u, v, band);
@@ -104,8 +103,7 @@ function weights(length, extent, out, a) {
 
 /** Scale by the contract's filter: blocks first, then across, then down, each rounded to 8 bits. */
 function scale(picture, width, height, { filter: { a, reducing_gap: gap } }) {
-  const columns = Math.floor(picture.width / width / gap) || 1;
-  const rows = Math.floor(picture.height / height / gap) || 1;
+  const [columns, rows] = [picture.width / width, picture.height / height].map((ratio) => Math.floor(ratio / gap) || 1);
   const small = average(picture, columns, rows);
   const across = weights(small.width, picture.width / columns, width, a);
   const down = weights(small.height, picture.height / rows, height, a);
