@@ -263,7 +263,18 @@ class _Pool:
             ) from None
 
     def stop(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """End the processes: at once where one died, as `kill_workers` of Python 3.14 does, else when they are done.
+
+        A pool of Python 3.11 in which one dies forgets the one that is being started at that moment, and waits for it
+        at the program's end for ever. One that is whole must not be killed: it may be reading the half of an answer.
+        """
+        executor: Any = self._executor
+        if executor._broken:
+            processes: dict[int, Any] = executor._processes or {}
+            for process in list(processes.values()):
+                if process.is_alive():
+                    process.kill()
+        executor.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
         from concurrent.futures import ProcessPoolExecutor

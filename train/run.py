@@ -204,7 +204,10 @@ class Run:
             net = make_net(record.recipe.net, record.contract)
         load_state(net, state, path, assign=True)
         if record.weights_sha256 != sha256(path):
-            remedy = f"{'' if record.is_finished else again + ', or '}restore it or train again"
+            if self.record != record:  # a process that trains it has completed an epoch meanwhile
+                return self.net()
+            going = f"where it is being trained, try again; else {again}, or "
+            remedy = f"{'' if record.is_finished else going}restore it or train again"
             raise RunError(f"{path} is not the file that {RECORD} describes: {remedy}.")
         return net.eval()
 

@@ -113,6 +113,12 @@ class TestOut:
         else:
             assert out.read_text() == predict(*many, "--jsonl" if name.endswith("jsonl") else "--csv").stdout
 
+    def test_a_clock_of_windows_costs_nothing(self, predict, pictures, tmp_path, monkeypatch):
+        """The rate was a division by zero, after the last picture, where less than one of its ticks had gone by."""
+        monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+        result = predict(*pictures, "--out", tmp_path / "rows.jsonl")
+        assert (result.exit_code, "5 pictures" in result.stderr) == (0, True)
+
     def test_going_on(self, predict, refused, tiny, many, tmp_path):
         out = tmp_path / "rows.jsonl"
         many[7].rename(tmp_path / "seven.png")
@@ -239,7 +245,7 @@ class TestProgress:
         from edgecifar.cli import progress
 
         now = [100.0]
-        monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
         return now
 
     def test_a_line_now_and_then_where_stderr_is_a_file(self, clock, capsys):

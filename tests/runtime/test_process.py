@@ -49,7 +49,8 @@ class TestFork:
 
     def run(self, threads: int, end: str) -> list[str]:
         command = [sys.executable, "-c", FORK, str(TINY), str(threads), end]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)  # a hang is a failure
+        return done.stdout.splitlines()
 
     def test_a_prediction_says_what_to_do(self, threads):
         sentence, parent = self.run(threads, "predict")
@@ -105,7 +106,7 @@ def interrupt(process: subprocess.Popen) -> str:
     """Send the signal of Ctrl-C, see that the process ends by itself, and return what it says."""
     process.send_signal(signal.SIGINT)
     try:
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=300)  # a hang is a failure
     finally:
         process.kill()
     assert process.returncode == 130, said

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_net import SmallNet
 
 from edgecifar.runtime.errors import OutputError, RunError
+from edgecifar.train import run as runs
 from edgecifar.train.following import follow
 from edgecifar.train.recipes import Recipe
 from edgecifar.train.record import FINISHED, Conditions, DatasetRecord, RunRecord
@@ -213,7 +214,21 @@ def test_checkpoint_of_another_net(run, edit, reason):
 
 def test_weights_that_changed_after_the_fact(run):
     change(run, lambda state: state["7.bias"].add_(1e-6))
-    assert "weights.safetensors is not the file that run.json describes" in refusal(run.net)
+    assert "weights.safetensors is not the file that run.json describes: where it is being trained" in refusal(run.net)
+
+
+def test_an_epoch_that_is_completed_while_the_net_is_read(run, monkeypatch):
+    """Its weights were called another file than the record describes."""
+    later = SmallNet(10)
+
+    def late(path):
+        monkeypatch.setattr(runs, "load_file", load_file)
+        run.write(later, replace(run.record, epochs_done=2), [], {})
+        return load_file(path)
+
+    monkeypatch.setattr(runs, "load_file", late)
+    found = run.net().state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in later.state_dict().items())
 
 
 def test_run_without_a_complete_epoch_resumes_from_its_start(tmp_path, begin):
