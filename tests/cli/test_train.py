@@ -356,7 +356,7 @@ def test_without_a_package_the_extra_is_named(tmp_path, name):
 def test_a_real_ctrl_c(tmp_path):
     """The whole program, as a shell starts it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgecifar.cli", "train", "--data", "synthetic", "--out", "run"],
+        [sys.executable, "-m", "edgecifar.cli", "train", "--data", "synthetic", "--device", "cpu", "--out", "run"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -374,7 +374,7 @@ def test_a_real_ctrl_c(tmp_path):
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
     assert err.splitlines() == [
-        "To go on from the last checkpoint: edgecifar train --resume --out run --data synthetic",
+        "To go on from the last checkpoint: edgecifar train --resume --out run --data synthetic --device cpu",
         "Stopped.",
     ]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
