@@ -307,7 +307,7 @@ def main() -> None:
         "batch": given.batch,
         "server_latency_ms": given.latency,
         "quality": quality,
-        "logs": str(given.logs),
+        "logs": given.logs.name,
     }
     versions = {"mlcommons-loadgen": metadata.version("mlcommons-loadgen")}
     found = report.document("mlperf", settings, rows, versions=versions)
