@@ -202,6 +202,7 @@ def _png(data: bytes, max_pixels: int, background: Colour) -> Image.Image:
 
 _NOISE = b"\x5a\x33\x96\x69\xa5\x0f\x3c\xc3" * 8
 _END = b"\xff\xd9"
+_SCAN = b"\xff\xda"  # what begins a scan
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # what begins a segment, or ends the picture
 
 
@@ -248,6 +249,19 @@ def _scans(data: bytes, place: int) -> int:
     return sum(marker == 0xDA for marker, _, _ in _segments(data, place))
 
 
+def _count_pairs(data: bytes, pair: bytes, place: int) -> int:
+    """Return how often two different bytes follow one another from `place`: as `data.count`, in an eighth of its time.
+
+    Of a photograph that is a tenth of the time that decoding at a fraction of its size takes.
+    """
+    found, rest, wanted = 0, np.frombuffer(data, np.uint8)[place:], int.from_bytes(pair, "little")
+    for part in (rest, rest[1:]):  # from even places, and from odd ones
+        pairs = part[: len(part) // 2 * 2].view("<u2")
+        for start in range(0, len(pairs), 2**20):  # in blocks: what is compared takes memory of its own
+            found += int(np.count_nonzero(pairs[start : start + 2**20] == wanted))
+    return found
+
+
 def _refuse_jpeg(data: bytes) -> None:
     """Refuse the kinds of JPEG that Pillow or libjpeg does not read."""
     marker, segment, end = _frame(data)
@@ -267,7 +281,7 @@ def _refuse_jpeg(data: bytes) -> None:
         why = "with two channels"
     elif height == 0:
         why = "whose height follows the picture"
-    elif data.count(b"\xff\xda", end) > MAX_SCANS and _scans(data, end) > MAX_SCANS:
+    elif _count_pairs(data, _SCAN, end) > MAX_SCANS and _scans(data, end) > MAX_SCANS:
         why = f"of more than {MAX_SCANS} scans"
     if why:
         raise Unsupported(f"this kind of JPEG ({why}) is not read; {CONVERT}")

@@ -526,6 +526,13 @@ def test_a_jpeg_of_too_many_scans():
     assert_is_picture(load(data + 300 * last))  # what is behind the end is not the picture
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 50, 51, 2**21 + 3])
+def test_pairs_are_counted_as_bytes_count_does(length):
+    data = np.random.default_rng(length).choice(np.frombuffer(b"\xff\xda\x00", np.uint8), length).tobytes()
+    for place in (0, 1, 2, length, length + 5):
+        assert decoding._count_pairs(data, b"\xff\xda", place) == data.count(b"\xff\xda", place)
+
+
 def test_a_png_that_was_cut_is_right_or_refused():
     pixels = noise(40, 40)
     data = encoded(Image.fromarray(pixels), "PNG")
