@@ -111,31 +111,33 @@ class Fake(types.SimpleNamespace):
         self.options: list[Fake.SessionOptions] = []
         fails = fails or {}
 
+        outer = self
+
         class InferenceSession:
-            def __init__(fake, model, options, providers, **others) -> None:  # noqa: N805
+            def __init__(self, model, options, providers, **others) -> None:
                 assert len(providers) == 1
                 (provider,) = providers
                 name, settings = (provider, {}) if isinstance(provider, str) else provider
                 if model == PROBE:
-                    self.probed.append(name)
+                    outer.probed.append(name)
                 else:
-                    self.tried.append((name, {**others, **settings}))
-                    self.options.append(options)
+                    outer.tried.append((name, {**others, **settings}))
+                    outer.options.append(options)
                 if name in fails and (probe_fails or model != PROBE):
                     raise fails[name]
-                fake.get_providers = lambda: [starts_as or name, "CPUExecutionProvider"]
+                self.get_providers = lambda: [starts_as or name, "CPUExecutionProvider"]
 
-            def run(fake, names, given, options=None):  # noqa: N805
-                self.runs.append(options and options.entries)
+            def run(self, names, given, options=None):
+                outer.runs.append(options and options.entries)
                 return [np.zeros((len(given["images"]), 10), np.float32) for _ in names]
 
-            def get_inputs(fake):  # noqa: N805
+            def get_inputs(self):
                 return [types.SimpleNamespace(name="images", type="tensor(uint8)", shape=["batch", 32, 32, 3])]
 
-            def get_modelmeta(fake):  # noqa: N805
+            def get_modelmeta(self):
                 return types.SimpleNamespace(custom_metadata_map={"io.github.edgecifar.contract": CONTRACT})
 
-            def get_outputs(fake):  # noqa: N805
+            def get_outputs(self):
                 names = ("probabilities", "logits")
                 return [types.SimpleNamespace(name=n, type="tensor(float)", shape=["batch", 10]) for n in names]
 
