@@ -50,7 +50,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         source = Bundle.open(options.bundle)
-        self.options, self.log = options, folder / "log"
+        self.options, self.log, self.name = options, folder / "log", source.folder.name
         self.bundle = folder / "bench"
         shutil.copytree(source.folder, self.bundle, copy_function=shutil.copyfile)
         variant = self.variant = source.variant(options.variant)
@@ -216,7 +216,7 @@ def main() -> None:
         bench = Bench(options, Path(temporary))
         rows = KINDS[options.kind](bench)
     settings: dict[str, Any] = {name: str(value) for name, value in vars(options).items() if name != "save"}
-    settings |= {"models": report.digests([bench.variant])}
+    settings |= {"bundle": bench.name, "models": report.digests([bench.variant])}
     found = report.document(f"serving_{options.kind}", settings, rows)
     shown = [{name: value for name, value in entry.items() if name != "series"} for entry in rows]
     save = options.save and options.save.with_name(options.save.name.replace("KIND", options.kind))

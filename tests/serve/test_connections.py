@@ -51,16 +51,16 @@ class Live:
 
 @pytest.fixture
 def live(tiny, monkeypatch):
-    """Serve the tiny bundle: `live(Settings(...))`; it looks for slow clients when it is told to."""
-    from edgecifar.serve import App, connections, load_registry
+    """Serve the tiny bundle with settings: `live(queue=1)`; it looks for slow clients when it is told to."""
+    from edgecifar.serve import App, Settings, connections, load_registry
     from edgecifar.serve.models import Source
 
     monkeypatch.setattr(connections, "SWEEP", 3600)
     servers = []
 
-    def start(settings) -> Live:
+    def start(**settings) -> Live:
         registry = load_registry(Source({"tiny": tiny}, provider="cpu", threads=1, variants=("edge",)))
-        servers.append(Live(App(registry, settings)))
+        servers.append(Live(App(registry, Settings(**settings))))
         return servers[-1]
 
     yield start
@@ -103,14 +103,8 @@ def ended(connection: socket.socket) -> bool:
         return True
 
 
-def settings(**more):
-    from edgecifar.serve import Settings
-
-    return Settings(**more)
-
-
 def test_requests_in_a_row_and_in_a_pipeline(live, images, ask, classifier):
-    server = live(settings())
+    server = live()
     with server.connect() as connection:
         bodies = [json.dumps(ask(images[n : n + 1], id=str(n))).encode() for n in range(4)]
         for body in bodies[:2]:
@@ -124,7 +118,7 @@ def test_requests_in_a_row_and_in_a_pipeline(live, images, ask, classifier):
 
 
 def test_whole_or_in_pieces_the_answer_is_the_same(live, images, ask_binary, classifier):
-    server = live(settings())
+    server = live()
     made = ask_binary(images[3:4], parameters={"binary_data_output": True})
     body = made["content"]
     more = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in made["headers"].items())
@@ -154,7 +148,7 @@ def test_whole_or_in_pieces_the_answer_is_the_same(live, images, ask_binary, cla
 
 
 def test_refusals_in_a_pipeline_and_what_ends_the_connection(live, images, ask):
-    server = live(settings(queue=1, keep_alive=30))
+    server = live(queue=1, keep_alive=30)
     gate = threading.Event()
     run = server.app.registry.default.batcher._run
     server.app.registry.default.batcher._run = lambda batch: (gate.wait(10), run(batch))[1]
@@ -180,7 +174,7 @@ def test_refusals_in_a_pipeline_and_what_ends_the_connection(live, images, ask):
 
 def test_who_sends_nothing_or_too_slowly_is_ended(live, monkeypatch):
     monkeypatch.setattr("edgecifar.serve.connections.SWEEP", 0.05)
-    server = live(settings(receive_timeout=0.2))
+    server = live(receive_timeout=0.2)
     with server.connect() as silent, server.connect() as header, server.connect() as body:
         header.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n")
         body.sendall(HEAD % (100, b"") + b"x")
@@ -191,7 +185,7 @@ def test_who_sends_nothing_or_too_slowly_is_ended(live, monkeypatch):
 
 
 def test_who_waits_behind_another_request_is_not_slow(live, images, ask):
-    server = live(settings())
+    server = live()
     batcher, gate = server.app.registry.default.batcher, threading.Event()
     run = batcher._run
     batcher._run = lambda batch: (gate.wait(10), run(batch))[1]
@@ -213,7 +207,7 @@ def test_who_waits_behind_another_request_is_not_slow(live, images, ask):
 
 
 def test_who_is_idle_between_requests_is_not_slow(live):
-    server = live(settings(keep_alive=30))
+    server = live(keep_alive=30)
     with server.connect() as connection:
         for _ in range(2):
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -226,7 +220,7 @@ CHUNKED = b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n
 
 
 def test_a_header_or_a_trailer_that_is_too_long(live):
-    server = live(settings())
+    server = live()
     for data in (
         b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + LONG,  # without end
         b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: " + LONG + b"\r\n\r\n",
@@ -253,7 +247,7 @@ def test_a_header_or_a_trailer_that_is_too_long(live):
 
 
 def test_a_long_body_is_no_long_header(live):
-    server = live(settings())
+    server = live()
     with server.connect() as connection:
         for size in (1, 100_000):
             chunks = b"%x\r\n%s\r\n" % (size, b"x" * size) * (100_000 // size)
@@ -262,7 +256,7 @@ def test_a_long_body_is_no_long_header(live):
 
 
 def test_a_trailer_is_dropped(live):
-    server = live(settings())
+    server = live()
     with server.connect() as connection:
         connection.sendall(CHUNKED + b"X-API-Key: late\r\n\r\n")
         assert read_answer(connection)[0] == 400  # no picture
@@ -272,7 +266,7 @@ def test_a_trailer_is_dropped(live):
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01 no http \r\n\r\n", b"GET\r\n\r\n", b"\0" * 100])
 def test_what_is_not_http(live, data):
-    server = live(settings())
+    server = live()
     with server.connect() as connection:
         connection.sendall(data)
         status, _, body = read_answer(connection)
@@ -281,7 +275,7 @@ def test_what_is_not_http(live, data):
 
 
 def test_more_connections_than_allowed(live):
-    server = live(settings(max_connections=2))
+    server = live(max_connections=2)
     with server.connect() as one, server.connect() as two:
         for connection in (one, two):
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -291,7 +285,7 @@ def test_more_connections_than_allowed(live):
 
 
 def test_a_body_that_is_too_long_is_answered_and_drained(live):
-    server = live(settings(max_body=100_000))
+    server = live(max_body=100_000)
     with server.connect() as connection:
         connection.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 150000\r\n\r\n" + b"x" * 150_000)
         assert read_answer(connection)[0] == 413
@@ -307,7 +301,7 @@ def test_a_body_that_is_too_long_is_answered_and_drained(live):
 
 
 def test_who_does_not_take_answers_is_ended(live):
-    server = live(settings())
+    server = live()
     with server.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)  # 10 kB each
@@ -317,7 +311,7 @@ def test_who_does_not_take_answers_is_ended(live):
 
 
 def test_who_leaves_costs_nothing(live, images, ask):
-    server = live(settings())
+    server = live()
     model = server.app.registry.default
     entered, gate = threading.Event(), threading.Event()
     run, ran = model.batcher._run, []
@@ -365,7 +359,7 @@ def held(monkeypatch):
 
 @pytest.mark.parametrize("more", [0, 400_000, 600_000])
 def test_pictures_of_who_leaves_are_not_decoded(live, held, images, png, more):
-    server = live(settings(decoders=1))
+    server = live(decoders=1)
     body = png(images[0]) + bytes(more)
     request = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     left = server.app.metrics.left._value
@@ -389,7 +383,7 @@ def test_pictures_of_who_leaves_are_not_decoded(live, held, images, png, more):
 
 
 def test_the_end_does_not_wait_for_pictures_that_nobody_wants(live, held, images, png):
-    server = live(settings(decoders=1))
+    server = live(decoders=1)
     body = png(images[0])
     with server.connect() as leaves:
         leaves.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -400,7 +394,7 @@ def test_the_end_does_not_wait_for_pictures_that_nobody_wants(live, held, images
 
 
 def test_an_end_that_does_not_wait_for_all_says_so(live, caplog):
-    server = live(settings())
+    server = live()
     server.server.config.timeout_graceful_shutdown = 0.1
     with server.connect() as slow:
         slow.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
@@ -413,7 +407,7 @@ def test_an_end_that_does_not_wait_for_all_says_so(live, caplog):
 
 
 def test_what_was_begun_is_answered_at_the_end(live, images, ask):
-    server = live(settings())
+    server = live()
     body = json.dumps(ask(images)).encode()
     with server.connect() as begun, server.connect() as idle:
         idle.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -430,7 +424,7 @@ def test_what_was_begun_is_answered_at_the_end(live, images, ask):
 
 
 def test_a_request_that_stops_behind_another_in_the_same_data_is_ended(live, images, ask):
-    server = live(settings())
+    server = live()
     body = json.dumps(ask(images[:1])).encode()
     with server.connect() as connection:
         connection.sendall(HEAD % (len(body), b"") + body + HEAD % (100, b"") + b"x")
@@ -445,7 +439,7 @@ def test_a_request_that_stops_behind_another_in_the_same_data_is_ended(live, ima
 def test_refusals_that_nobody_takes_do_not_pile_up(live):
     import uvicorn
 
-    server = live(settings())
+    server = live()
 
     class Transport(asyncio.Transport):
         """A client that takes nothing after the first answer."""
@@ -485,7 +479,7 @@ def test_refusals_that_nobody_takes_do_not_pile_up(live):
 
 
 def test_an_answered_request_keeps_no_pixels(live, images, ask_binary):
-    server = live(settings())
+    server = live()
     made = ask_binary(images)
     more = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in made["headers"].items())
     with server.connect() as connection:
@@ -497,7 +491,7 @@ def test_an_answered_request_keeps_no_pixels(live, images, ask_binary):
 
 @pytest.mark.parametrize("place", [0, 5, -5])
 def test_who_asks_for_another_protocol_is_answered_in_this_one(live, images, ask, place):
-    server = live(settings())
+    server = live()
     body = json.dumps(ask(images[3:4], id="7")).encode()
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"  # Java's default
     request = HEAD % (len(body), upgrade) + body
